@@ -1,0 +1,21 @@
+// JSON with strict reading: duplicate keys, trailing text, deep nesting and invalid UTF-8 are errors that name the
+// place. This header is heavy: include it from .cpp files, never from another header.
+#pragma once
+#include <nlohmann/json.hpp>
+
+#include <string>
+#include <string_view>
+
+namespace furlong {
+
+using Json = nlohmann::json;                 // keys sorted
+using OrderedJson = nlohmann::ordered_json;  // keys in file order
+
+// Parses one JSON value. `where` names the source in errors ("file.json" or "data.jsonl:12").
+// Throws Error(Exit::input) with where:line:column, the reason and an excerpt.
+Json parse_json(std::string_view text, const std::string& where);
+OrderedJson parse_ordered_json(std::string_view text, const std::string& where);
+// Reads and parses a whole file. Throws Error(Exit::input) naming the file.
+Json read_json_file(const std::string& path);
+
+}  // namespace furlong

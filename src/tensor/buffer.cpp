@@ -1,0 +1,94 @@
+#include "tensor/buffer.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <cstring>
+#include <limits>
+#include <utility>
+
+#include "base/error.h"
+
+namespace furlong {
+namespace {
+
+constexpr size_t alignment = 64;
+
+size_t aligned(size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+
+size_t bytes_of(DType dtype, std::initializer_list<int64_t> shape) {
+  int64_t n = static_cast<int64_t>(size_of(dtype));
+  for (const int64_t d : shape) {
+    CHECK(d >= 0 && (d == 0 || n <= std::numeric_limits<int64_t>::max() / d), "tensor size overflows");
+    n *= d;
+  }
+  return static_cast<size_t>(n);
+}
+
+}  // namespace
+
+Buffer::Buffer(size_t bytes, Device device) : bytes_(aligned(bytes)) {
+  CHECK(device == Device::cpu, "this build has no CUDA");
+  if (bytes_ == 0) return;
+  // Anonymous pages come zeroed and are only backed once touched.
+  void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    fail(Exit::resources, "cannot allocate {:.1f} MiB of host memory: {}", static_cast<double>(bytes_) / 1048576.0,
+         std::strerror(errno));
+  }
+  madvise(p, bytes_, MADV_HUGEPAGE);
+  data_ = p;
+}
+
+Buffer::~Buffer() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+Buffer::Buffer(Buffer&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Buffer& Buffer::operator=(Buffer&& other) noexcept {
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+OwnedTensor::OwnedTensor(DType dtype, std::initializer_list<int64_t> shape, Device device)
+    : buffer_(bytes_of(dtype, shape), device), view_(buffer_.data(), dtype, shape, device) {}
+
+Arena::Arena(size_t capacity, Device device) : buffer_(capacity, device), device_(device), capacity_(capacity) {}
+
+Arena Arena::measuring(Device device) {
+  Arena arena(0, device);
+  arena.measuring_ = true;
+  arena.capacity_ = std::numeric_limits<size_t>::max() / 2;
+  return arena;
+}
+
+Tensor Arena::make(std::string_view name, DType dtype, std::initializer_list<int64_t> shape) {
+  const size_t bytes = aligned(bytes_of(dtype, shape));
+  if (bytes > capacity_ - used_) {
+    fail(Exit::resources, "the working memory is too small for {}: {} bytes wanted, {} of {} left", name, bytes,
+         capacity_ - used_, capacity_);
+  }
+  uint8_t* base = measuring_ ? reinterpret_cast<uint8_t*>(alignment) : static_cast<uint8_t*>(buffer_.data());
+  void* p = base + used_;
+  used_ += bytes;
+  blocks_.push_back({name, bytes});
+  if (used_ > high_) {
+    high_ = used_;
+    if (measuring_) {
+      at_high_.clear();
+      for (const auto& block : blocks_) at_high_[std::string(block.name)] += block.bytes;
+    }
+  }
+  return {p, dtype, shape.begin(), static_cast<int>(shape.size()), device_};
+}
+
+Tensor Arena::make_zero(std::string_view name, DType dtype, std::initializer_list<int64_t> shape) {
+  const Tensor t = make(name, dtype, shape);
+  if (!measuring_ && t.bytes() > 0) std::memset(t.data(), 0, t.bytes());
+  return t;
+}
+
+}  // namespace furlong

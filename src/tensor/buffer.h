@@ -1,0 +1,96 @@
+// Owners of memory. Buffer owns one block; Arena hands out named blocks in stack order and remembers its high mark.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "tensor/tensor.h"
+
+namespace furlong {
+
+// One block of memory, 64-byte aligned, zeroed. Throws Error(Exit::resources) when it cannot be had.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(size_t bytes, Device device = Device::cpu);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept;
+  Buffer& operator=(Buffer&& other) noexcept;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+
+ private:
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// A tensor with its own memory.
+class OwnedTensor {
+ public:
+  OwnedTensor() = default;
+  OwnedTensor(DType dtype, std::initializer_list<int64_t> shape, Device device = Device::cpu);
+  const Tensor& view() const { return view_; }
+  operator const Tensor&() const { return view_; }
+
+ private:
+  Buffer buffer_;
+  Tensor view_;
+};
+
+// Stack-like memory for the intermediates of a step. A measuring arena hands out addresses that must not be touched and
+// only counts: run the step on it first (with a dry stream), then make the real arena of high_mark() bytes.
+class Arena {
+ public:
+  explicit Arena(size_t capacity, Device device = Device::cpu);
+  static Arena measuring(Device device = Device::cpu);
+
+  bool is_measuring() const { return measuring_; }
+  Device device() const { return device_; }
+  // Contents are undefined. Throws Error(Exit::resources) when the capacity is exceeded.
+  Tensor make(std::string_view name, DType dtype, std::initializer_list<int64_t> shape);
+  Tensor make_zero(std::string_view name, DType dtype, std::initializer_list<int64_t> shape);
+
+  size_t capacity() const { return capacity_; }
+  size_t used() const { return used_; }
+  size_t high_mark() const { return high_; }
+  // Bytes per name at the moment of the high mark, for the memory table.
+  const std::map<std::string, size_t, std::less<>>& at_high_mark() const { return at_high_; }
+
+  // Everything made after a Scope began is given back at its end.
+  class Scope {
+   public:
+    explicit Scope(Arena& arena) : arena_(arena), used_(arena.used_), blocks_(arena.blocks_.size()) {}
+    ~Scope() {
+      arena_.used_ = used_;
+      arena_.blocks_.resize(blocks_);
+    }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Arena& arena_;
+    size_t used_;
+    size_t blocks_;
+  };
+
+ private:
+  struct Block {
+    std::string_view name;  // names are string literals
+    size_t bytes;
+  };
+  Buffer buffer_;
+  Device device_ = Device::cpu;
+  bool measuring_ = false;
+  size_t capacity_ = 0;
+  size_t used_ = 0;
+  size_t high_ = 0;
+  std::vector<Block> blocks_;
+  std::map<std::string, size_t, std::less<>> at_high_;
+};
+
+}  // namespace furlong
