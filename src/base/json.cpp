@@ -12,8 +12,10 @@ namespace {
 
 constexpr int max_depth = 64;
 
-std::string place(std::string_view text, size_t byte) {
+// only_line > 0: the text is that one line of a longer file.
+std::string place(std::string_view text, size_t byte, int64_t only_line) {
   byte = std::min(byte, text.size());
+  if (only_line > 0) return fmt::format("{}:{}", only_line, byte + 1);
   size_t line = 1, column = 1;
   for (size_t i = 0; i < byte; i++) {
     if (text[i] == '\n') {
@@ -37,7 +39,13 @@ std::string excerpt(std::string_view text, size_t byte) {
 }
 
 template <class J>
-J parse(std::string_view text, const std::string& where) {
+J parse(std::string_view text, const std::string& path, int64_t line = 0) {
+  const std::string where = line > 0 ? fmt::format("{}:{}", path, line) : path;
+  // The parser would take a NUL byte for the end of its input.
+  if (const size_t nul = text.find('\0'); nul != text.npos) {
+    fail(Exit::input, "{}:{}: a NUL byte, which JSON text cannot hold; the file is damaged or is not text", path,
+         place(text, nul, line));
+  }
   std::vector<std::set<std::string>> keys;
   std::string duplicate;
   int depth_seen = 0;
@@ -63,7 +71,10 @@ J parse(std::string_view text, const std::string& where) {
         }));
   } catch (const nlohmann::json::parse_error& e) {
     const size_t byte = e.byte > 0 ? e.byte - 1 : 0;
-    fail(Exit::input, "{}:{}: not valid JSON, near `{}`", where, place(text, byte), excerpt(text, byte));
+    fail(Exit::input, "{}:{}: not valid JSON, near `{}`{}", path, place(text, byte, line), excerpt(text, byte),
+         line > 0 ? "; expected one whole JSON value on this line" : "");
+  } catch (const nlohmann::json::out_of_range&) {
+    fail(Exit::input, "{}: a number is too large for a 64-bit float", where);
   }
   if (!duplicate.empty()) fail(Exit::input, "{}: the JSON key \"{}\" occurs twice in one object", where, duplicate);
   return result;
@@ -74,6 +85,9 @@ J parse(std::string_view text, const std::string& where) {
 Json parse_json(std::string_view text, const std::string& where) { return parse<Json>(text, where); }
 OrderedJson parse_ordered_json(std::string_view text, const std::string& where) {
   return parse<OrderedJson>(text, where);
+}
+Json parse_json_line(std::string_view text, const std::string& path, int64_t line) {
+  return parse<Json>(text, path, line);
 }
 Json read_json_file(const std::string& path) { return parse_json(read_file(path), path); }
 

@@ -48,6 +48,11 @@ void open_file(const std::string& path) {
   }
 }
 
+void set_color(bool on) {
+  auto& terminal = static_cast<spdlog::sinks::stderr_color_sink_mt&>(*logger().sinks().front());
+  terminal.set_color_mode(on ? spdlog::color_mode::automatic : spdlog::color_mode::never);
+}
+
 void set_level(Level level) { logger().set_level(to_spdlog(level)); }
 
 }  // namespace furlong::log

@@ -47,11 +47,15 @@ inline std::array<uint32_t, 4> random_block(const RngKey& key, uint32_t index) {
 // The i-th word of a key's stream.
 inline uint32_t random_word(const RngKey& key, uint32_t i) { return random_block(key, i / 4)[i % 4]; }
 
-// Uniform in the open interval (0, 1), on a grid of 2^-24, never 0 or 1.
-inline float open_uniform(uint32_t word) { return (static_cast<float>(word >> 8) + 0.5f) * (1.0f / 16777216.0f); }
+// Uniform in the open interval (0, 1): the middles of 2^23 equal cells, each exact in a float, so never 0 or 1.
+inline float open_uniform(uint32_t word) { return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
-// Standard Gumbel noise -log(-log u); |result| < 17.4.
-inline float gumbel(uint32_t word) { return -std::log(-std::log(open_uniform(word))); }
+// Standard Gumbel noise -log(-log(1 - v)), v uniform on the grid (word + 1/2) / 2^32: the tail that wins draws, where v is
+// small, keeps all 32 bits. -2.82 < result < 22.9, and result <= -log(v).
+inline float gumbel(uint32_t word) {
+  const float v = (static_cast<float>(word) + 0.5f) * (1.0f / 4294967296.0f);
+  return -std::log(-std::log1p(-(v < 0.99999994f ? v : 0.99999994f)));
+}
 
 // Standard normal by Box-Muller from the i-th pair of words.
 inline float normal(const RngKey& key, uint32_t i) {

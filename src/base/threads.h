@@ -1,6 +1,7 @@
 // A pool of threads with a fixed partition of work: task i always computes the same thing, whoever runs it, so that
 // results do not depend on the number of threads.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -33,6 +34,18 @@ class ThreadPool {
       auto& f = *static_cast<std::remove_reference_t<F>*>(context);
       for (int64_t i = begin; i < end; i++) f(i);
     }, &task);
+  }
+
+  // The same with tasks handed out one by one to whichever thread is free: for tasks of unequal size.
+  template <class F>
+  void parallel_uneven(int64_t n, F&& task) {
+    std::atomic<int64_t> next{0};
+    parallel(std::min<int64_t>(n, size_), [&](int64_t) {
+      for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < n;
+           i = next.fetch_add(1, std::memory_order_relaxed)) {
+        task(i);
+      }
+    });
   }
 
  private:

@@ -1,0 +1,51 @@
+// A packed batch: rows of several sequences one after another, never padded, and the memory they may continue from.
+#pragma once
+#include <vector>
+
+#include "ops/segments.h"
+#include "tensor/buffer.h"
+#include "tensor/stream.h"
+
+namespace furlong {
+
+// Where the earlier rows of each segment are kept, layer by layer.
+struct MemoryView {
+  std::vector<KvPages> attention;  // one per full-attention layer, in order
+  std::vector<DeltaSlots> delta;   // one per delta-net layer, in order
+  KvPages mtp;                     // of the MTP layer
+};
+
+// Training and scoring: segments are whole sequences, memory is null. Prefill: chunks with memory. Decode: one row per
+// sequence plus drafts, with memory.
+struct Batch {
+  Tensor tokens;  // (T) i32
+  Segments segments;
+  const MemoryView* memory = nullptr;
+  int64_t rows() const { return tokens.rows(); }
+};
+
+// Host-side owner of a batch's integers.
+class BatchBuilder {
+ public:
+  // Appends a segment of tokens whose first row stands at `position`.
+  void add(const int32_t* tokens, int64_t count, int64_t position = 0);
+  void clear();
+  int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
+  int64_t segments() const { return static_cast<int64_t>(starts_.size()) - 1; }
+  // A view; valid until the builder changes.
+  Batch batch(const MemoryView* memory = nullptr);
+
+ private:
+  std::vector<int32_t> tokens_, positions_, starts_ = {0};
+};
+
+// What a computation runs in: the stream, and the arena that holds its intermediates until the caller's scope closes.
+struct Exec {
+  Stream& stream;
+  Arena& arena;
+};
+
+// The dtype of statistics, router logits and gradients beside activations of `t`.
+constexpr DType accumulate_dtype(DType t) { return t == DType::f64 ? DType::f64 : DType::f32; }
+
+}  // namespace furlong

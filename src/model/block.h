@@ -1,0 +1,31 @@
+// One layer: norm, mixer, residual; norm, MoE, residual (model-spec 3.0).
+#pragma once
+#include "model/attention.h"
+#include "model/delta_net.h"
+#include "model/moe.h"
+
+namespace furlong {
+
+struct LayerSaved {
+  Tensor input;  // (T,H) residual stream entering the layer
+  Tensor normed, r, mid, mid_normed, mid_r;
+  AttentionSaved attention;
+  DeltaNetSaved delta;
+  MoeSaved moe;
+};
+
+// The memory of one layer; both undefined in training.
+struct LayerMemory {
+  KvPages pages;
+  DeltaSlots slots;
+};
+
+// out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set; routed:
+// its ids and weights are given.
+void layer_forward(Exec&, const ModelConfig&, const LayerWeights&, Tensor out, Tensor x, const Batch&, const LayerMemory&,
+                   bool keep, bool routed, LayerSaved& saved);
+// d (T,H): the gradient of the layer's output on entry, of its input on return.
+void layer_backward(Exec&, const ModelConfig&, const LayerWeights&, const LayerSaved&, Tensor d, const Batch&,
+                    LayerWeights& grads);
+
+}  // namespace furlong

@@ -1,0 +1,27 @@
+// Mixture of experts with a gated shared expert (model-spec 3.5). The routing weight multiplies after the down
+// projection, in fp32, in the trainer and in the rollout alike.
+#pragma once
+#include "model/batch.h"
+#include "model/weights.h"
+#include "ops/moe.h"
+
+namespace furlong {
+
+struct MoeSaved {
+  Routing routing;
+  Tensor x;              // (T,H) the normalised input
+  Tensor rows;           // (T·k, H) x gathered by expert
+  Tensor gate_up, act;   // (T·k, 2F), (T·k, F)
+  Tensor shared_gate_up, shared_act, shared;  // (T,2Fs), (T,Fs), (T,H)
+  Tensor shared_logit;   // (T,1)
+};
+
+// Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.
+Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
+
+// y (T,H) overwritten. routed: take ids and weights from saved.routing as they are.
+void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, bool routed, MoeSaved&);
+// Returns dx (T,H); adds to the gradients.
+Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
+
+}  // namespace furlong

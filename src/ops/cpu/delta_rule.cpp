@@ -1,0 +1,308 @@
+#include <algorithm>
+#include <vector>
+
+#include "ops/cpu/bodies.h"
+#include "ops/cpu/delta_chunk.h"
+
+namespace furlong::cpu::FURLONG_ISA {
+namespace {
+
+constexpr double l2_eps = 1e-6;
+
+// y = x / sqrt(Σx² + eps); returns the inverse root.
+template <class T, class S>
+S l2_normalise(S* y, const T* x, int64_t n) {
+  const S r = S(1) / std::sqrt(dot(x, x, n) + S(l2_eps));
+  for (int64_t i = 0; i < n; i++) y[i] = widen(x[i]) * r;
+  return r;
+}
+
+template <class S>
+S softplus(S x) {
+  return x > S(20) ? x : std::log1p(std::exp(x));
+}
+
+// One value head over one segment, chunk by chunk.
+template <class T>
+struct Head {
+  using S = Acc<T>;
+  const DeltaShape& shape;
+  const DeltaSaved& saved;
+  const DeltaSlots& slots;
+  const Tensor &x, &g, &beta, &o;
+  int64_t value_head, slot;
+  std::vector<S> hk, hq, kk, qk, sum;
+
+  int64_t key_head() const { return value_head / (shape.value_heads / shape.key_heads); }
+
+  // The batch rows [t, t + n) as a run.
+  ChunkRun<S> run(int64_t t, int64_t n) const {
+    return {saved.k.as<S>() + (t * shape.key_heads + key_head()) * shape.key_dim,
+            saved.u.as<S>() + (t * shape.value_heads + value_head) * shape.value_dim,
+            saved.gamma.as<S>() + t * shape.value_heads + value_head,
+            shape.key_heads * shape.key_dim,
+            shape.value_heads * shape.value_dim,
+            shape.value_heads,
+            n};
+  }
+
+  // Solves rows [t, t + n) of the batch, which lie in one chunk after the rows of `before`, from the state entering it.
+  void solve(int64_t t, int64_t n, const S* state, const ChunkRows<S>& before) {
+    const int64_t dk = shape.key_dim, dv = shape.value_dim, earlier = before.rows(), all = earlier + n;
+    const ChunkRun<S> own = run(t, n);
+    const S* q = saved.q.as<S>() + (t * shape.key_heads + key_head()) * dk;
+    hk.resize(static_cast<size_t>(n * dv));
+    hq.resize(static_cast<size_t>(n * dv));
+    kk.resize(static_cast<size_t>(n * all));
+    qk.resize(static_cast<size_t>(n * all));
+    sum.resize(static_cast<size_t>(std::max(n, int64_t{1}) * dv));
+    gemm_nn(n, dv, dk, own.k, own.k_stride, 1, state, dv, hk.data(), dv);
+    gemm_nn(n, dv, dk, q, own.k_stride, 1, state, dv, hq.data(), dv);
+    ChunkRows<S> rows = before;
+    rows.push(own);
+    int64_t column = 0;
+    for (int r = 0; r < rows.count; r++) {
+      const auto& part = rows.runs[static_cast<size_t>(r)];
+      gemm_nt(n, part.rows, dk, own.k, own.k_stride, part.k, part.k_stride, kk.data() + column, all);
+      gemm_nt(n, part.rows, dk, q, own.k_stride, part.k, part.k_stride, qk.data() + column, all);
+      column += part.rows;
+    }
+    decays(t, n, before);
+    corrections(t, n, before, all);
+    outputs(t, n, before, all);
+  }
+
+ private:
+  // γ of the rows, and γ_i - γ_j folded into the products as e^{γ_i-γ_j}; entries above the diagonal become zero.
+  void decays(int64_t t, int64_t n, const ChunkRows<S>& before) {
+    S* gamma = saved.gamma.as<S>() + t * shape.value_heads + value_head;
+    S last = 0;
+    if (before.count > 0) {
+      const auto& run = before.runs[static_cast<size_t>(before.count - 1)];
+      last = run.gamma[(run.rows - 1) * run.gamma_stride];
+    }
+    for (int64_t i = 0; i < n; i++) {
+      last += g.as<S>()[(t + i) * shape.value_heads + value_head];
+      gamma[i * shape.value_heads] = last;
+    }
+    const int64_t earlier = before.rows(), all = earlier + n;
+    S chunk_gamma[delta_chunk];
+    int64_t j = 0;
+    for (int r = 0; r < before.count; r++) {
+      const auto& run = before.runs[static_cast<size_t>(r)];
+      for (int64_t i = 0; i < run.rows; i++) chunk_gamma[j++] = run.gamma[i * run.gamma_stride];
+    }
+    for (int64_t i = 0; i < n; i++) chunk_gamma[j++] = gamma[i * shape.value_heads];
+    for (int64_t i = 0; i < n; i++) {
+      S* a = kk.data() + i * all;
+      S* b = qk.data() + i * all;
+      const S own = chunk_gamma[earlier + i];
+      for (int64_t c = 0; c <= earlier + i; c++) {
+        const S decay = exp_fast(own - chunk_gamma[c]);
+        a[c] *= decay;
+        b[c] *= decay;
+      }
+      for (int64_t c = earlier + i + 1; c < all; c++) b[c] = 0;
+    }
+  }
+
+  // u_i = β_i (v_i - e^{γ_i} Sᵀk_i - Σ_{j<i} e^{γ_i-γ_j} ⟨k_i,k_j⟩ u_j), row after row.
+  void corrections(int64_t t, int64_t n, const ChunkRows<S>& before, int64_t all) {
+    const int64_t dv = shape.value_dim;
+    const int64_t v_at = 2 * shape.key_heads * shape.key_dim + value_head * dv;
+    for (int64_t i = 0; i < n; i++) {
+      ChunkRows<S> rows = before;
+      rows.push(run(t, i));
+      std::fill_n(sum.data(), dv, S(0));
+      int64_t column = 0;
+      for (int r = 0; r < rows.count; r++) {
+        const auto& part = rows.runs[static_cast<size_t>(r)];
+        gemm_nn(1, dv, part.rows, kk.data() + i * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
+        column += part.rows;
+      }
+      const int64_t at = (t + i) * shape.value_heads + value_head;
+      const S b = beta.as<S>()[at], decay = exp_fast(saved.gamma.as<S>()[at]);
+      S* u = saved.u.as<S>() + at * dv;
+      const T* v = x.as<T>() + (t + i) * x.row_stride() + v_at;
+      for (int64_t c = 0; c < dv; c++) {
+        u[c] = b * ((widen(v[c]) - decay * hk[static_cast<size_t>(i * dv + c)]) - sum[static_cast<size_t>(c)]);
+      }
+    }
+  }
+
+  // o_i = (e^{γ_i} Sᵀq_i + Σ_{j≤i} e^{γ_i-γ_j} ⟨q_i,k_j⟩ u_j) / sqrt(Dk)
+  void outputs(int64_t t, int64_t n, const ChunkRows<S>& before, int64_t all) {
+    const int64_t dv = shape.value_dim;
+    ChunkRows<S> rows = before;
+    rows.push(run(t, n));
+    std::fill(sum.begin(), sum.end(), S(0));
+    int64_t column = 0;
+    for (int r = 0; r < rows.count; r++) {
+      const auto& part = rows.runs[static_cast<size_t>(r)];
+      gemm_nn(n, dv, part.rows, qk.data() + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
+      column += part.rows;
+    }
+    const S scale = S(1) / std::sqrt(static_cast<S>(shape.key_dim));
+    for (int64_t i = 0; i < n; i++) {
+      const S decay = exp_fast(saved.gamma.as<S>()[(t + i) * shape.value_heads + value_head]);
+      T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
+      for (int64_t c = 0; c < dv; c++) {
+        out[c] = narrow<T>(scale * (decay * hq[static_cast<size_t>(i * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
+      }
+    }
+  }
+};
+
+template <class T>
+void normalise(Stream& stream, const Tensor& x, const DeltaSaved& saved, const DeltaShape& shape) {
+  using S = Acc<T>;
+  const int64_t heads = shape.key_heads, dk = shape.key_dim;
+  const int64_t block = std::max<int64_t>(1, serial_work / (8 * heads * dk));
+  stream.threads().parallel((x.rows() + block - 1) / block, [&](int64_t task) {
+    for (int64_t t = task * block; t < std::min(x.rows(), (task + 1) * block); t++) {
+      const T* row = x.as<T>() + t * x.row_stride();
+      for (int64_t h = 0; h < heads; h++) {
+        const int64_t at = t * heads + h;
+        saved.q_r.as<S>()[at] = l2_normalise(saved.q.as<S>() + at * dk, row + h * dk, dk);
+        saved.k_r.as<S>()[at] = l2_normalise(saved.k.as<S>() + at * dk, row + (heads + h) * dk, dk);
+      }
+    }
+  });
+}
+
+// Puts the rows that are still needed into the rings.
+template <class S>
+void write_rings(const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved) {
+  const int64_t ring = slots.ring_k.dim(1);
+  for (int64_t s = 0; s < segments.count(); s++) {
+    const int32_t* starts = segments.starts.as<int32_t>() + s;
+    if (starts[0] == starts[1]) continue;
+    const int64_t slot = slots.slots.as<int32_t>()[s];
+    const int32_t* positions = segments.positions.as<int32_t>();
+    const bool speculative = slots.speculative.as<int32_t>()[s] != 0;
+    const int64_t end = positions[starts[1] - 1] + 1;
+    for (int64_t t = starts[0]; t < starts[1]; t++) {
+      const int64_t p = positions[t];
+      if (!speculative && p < end / delta_chunk * delta_chunk) continue;
+      const Tensor k = slots.ring_k.at(slot).at(p % ring), u = slots.ring_u.at(slot).at(p % ring);
+      std::copy_n(saved.k.as<S>() + t * k.numel(), k.numel(), k.as<S>());
+      std::copy_n(saved.u.as<S>() + t * u.numel(), u.numel(), u.as<S>());
+      const int64_t heads = slots.ring_g.dim(2);
+      std::copy_n(saved.gamma.as<S>() + t * heads, heads, slots.ring_g.at(slot).as<S>() + p % ring * heads);
+    }
+  }
+}
+
+}  // namespace
+
+void delta_gates(Stream&, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_log, Tensor dt_bias) {
+  dispatch(a.dtype(), [&]<class T>() {
+    using S = Acc<T>;
+    const int64_t heads = g.dim(1);
+    for (int64_t h = 0; h < heads; h++) {
+      const S rate = -std::exp(A_log.as<S>()[h]), bias = widen(dt_bias.as<T>()[h]);
+      for (int64_t t = 0; t < g.rows(); t++) {
+        g.as<S>()[t * heads + h] = rate * softplus<S>(widen(a.as<T>()[t * a.row_stride() + h]) + bias);
+        beta.as<S>()[t * heads + h] = sigmoid<S>(widen(b.as<T>()[t * b.row_stride() + h]));
+      }
+    }
+  });
+}
+
+void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta, Tensor g,
+                          Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias) {
+  dispatch(a.dtype(), [&]<class T>() {
+    using S = Acc<T>;
+    const int64_t heads = g.dim(1);
+    for (int64_t h = 0; h < heads; h++) {
+      const S rate = -std::exp(A_log.as<S>()[h]), bias = widen(dt_bias.as<T>()[h]);
+      for (int64_t t = 0; t < g.rows(); t++) {
+        const int64_t i = t * heads + h;
+        const S grad = dg.as<S>()[i], p = beta.as<S>()[i];
+        const S d = rate * grad * sigmoid<S>(widen(a.as<T>()[t * a.row_stride() + h]) + bias);
+        da.as<T>()[t * da.row_stride() + h] = narrow<T>(d);
+        db.as<T>()[t * db.row_stride() + h] = narrow<T>(dbeta.as<S>()[i] * p * (S(1) - p));
+        ddt_bias.as<S>()[h] += d;
+        dA_log.as<S>()[h] += grad * g.as<S>()[i];
+      }
+    }
+  });
+}
+
+void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1,
+                const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved, const DeltaShape& shape) {
+  dispatch(x.dtype(), [&]<class T>() {
+    using S = Acc<T>;
+    normalise<T>(stream, x, saved, shape);
+    const int64_t state_size = shape.key_dim * shape.value_dim;
+    std::vector<int64_t> first_chunk(static_cast<size_t>(segments.count()) + 1, 0);
+    const int32_t* starts = segments.starts.as<int32_t>();
+    const int32_t* positions = segments.positions.as<int32_t>();
+    for (int64_t s = 0; s < segments.count(); s++) {
+      const int64_t chunks = starts[s] == starts[s + 1] ? 0
+          : positions[starts[s + 1] - 1] / delta_chunk - positions[starts[s]] / delta_chunk + 1;
+      first_chunk[static_cast<size_t>(s) + 1] = first_chunk[static_cast<size_t>(s)] + chunks;
+    }
+    stream.threads().parallel_uneven(segments.count() * shape.value_heads, [&](int64_t task) {
+      const int64_t s = task / shape.value_heads, vh = task % shape.value_heads;
+      if (starts[s] == starts[s + 1]) return;
+      const int64_t slot = slots.defined() ? slots.slots.as<int32_t>()[s] : 0;
+      const bool keep = slots.defined() && slots.speculative.as<int32_t>()[s] == 0;
+      Head<T> head{shape, saved, slots, x, g, beta, o, vh, slot, {}, {}, {}, {}, {}};
+      std::vector<S> own;
+      S* state = nullptr;
+      if (slots.defined()) state = slots.state.as<S>() + (slot * shape.value_heads + vh) * state_size;
+      const auto make_own = [&](const S* from) {
+        own.assign(static_cast<size_t>(state_size), S(0));
+        if (from != nullptr) std::copy_n(from, state_size, own.data());
+        state = own.data();
+      };
+      if (!slots.defined()) {
+        make_own(state0.defined() ? state0.as<S>() + (s * shape.value_heads + vh) * state_size : nullptr);
+      }
+      int64_t chunk = first_chunk[static_cast<size_t>(s)];
+      for (int64_t t = starts[s]; t < starts[s + 1]; chunk++) {
+        const int64_t p = positions[t], begin = p / delta_chunk * delta_chunk;
+        const int64_t n = std::min<int64_t>(starts[s + 1] - t, begin + delta_chunk - p);
+        if (saved.states.defined()) {
+          std::copy_n(state, state_size, saved.states.as<S>() + (chunk * shape.value_heads + vh) * state_size);
+        }
+        ChunkRows<S> rows;
+        if (slots.defined() && t == starts[s]) push_ring(rows, slots, slot, head.key_head(), vh, begin, p);
+        head.solve(t, n, state, rows);
+        const bool complete = p + n == begin + delta_chunk;
+        if (complete || (t + n == starts[s + 1] && state1.defined())) {
+          if (slots.defined() && !keep && own.empty()) make_own(state);
+          rows.push(head.run(t, n));
+          advance_state(state, shape.key_dim, shape.value_dim, rows);
+        }
+        t += n;
+      }
+      if (state1.defined()) std::copy_n(state, state_size, state1.as<S>() + (s * shape.value_heads + vh) * state_size);
+    });
+    if (slots.defined()) write_rings<S>(segments, slots, saved);
+  });
+}
+
+void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {
+  dispatch(slots.state.dtype(), [&]<class S>() {
+    if constexpr (std::is_same_v<S, bf16>) {
+      CHECK(false, "a recurrent state is never bf16");
+    } else {
+      stream.threads().parallel_uneven(before.rows() * shape.value_heads, [&](int64_t task) {
+        const int64_t s = task / shape.value_heads, vh = task % shape.value_heads;
+        const int64_t from = before.as<int32_t>()[s] / delta_chunk, to = after.as<int32_t>()[s] / delta_chunk;
+        if (from == to) return;
+        CHECK(to == from + 1, "a commit from {} to {} completes more than one chunk", before.as<int32_t>()[s],
+              after.as<int32_t>()[s]);
+        const int64_t slot = slots.slots.as<int32_t>()[s];
+        ChunkRows<S> rows;
+        push_ring(rows, slots, slot, vh / (shape.value_heads / shape.key_heads), vh, from * delta_chunk, to * delta_chunk);
+        advance_state(slots.state.as<S>() + (slot * shape.value_heads + vh) * shape.key_dim * shape.value_dim,
+                      shape.key_dim, shape.value_dim, rows);
+      });
+    }
+  });
+}
+
+}  // namespace furlong::cpu::FURLONG_ISA

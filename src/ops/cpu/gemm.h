@@ -1,0 +1,19 @@
+// Single-threaded matrix kernels on raw pointers. Each output element is one fixed chain of operations over its own row
+// and column, whatever the block it was computed in: a row's result is the same alone, batched, or on several threads.
+#pragma once
+#include "ops/cpu/simd.h"
+
+namespace furlong::cpu::FURLONG_ISA {
+
+// C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: lanes over K, then sum_lanes.
+template <class A, class B, class C>
+void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
+             bool accumulate = false);
+
+// C (M,N) [+]= A (M,K) · B (K,N) with contiguous N; element (i,p) of A at a[i·row + p·column], so that Aᵀ works too.
+// Per element: one chain of multiply-adds over p = 0, 1, …, starting from 0 or from C.
+template <class A, class B, class C>
+void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
+             int64_t ldc, bool accumulate = false);
+
+}  // namespace furlong::cpu::FURLONG_ISA

@@ -1,0 +1,134 @@
+#include <algorithm>
+
+#include "ops/cpu/bodies.h"
+#include "ops/cpu/gemm.h"
+
+namespace furlong::cpu::FURLONG_ISA {
+namespace {
+
+constexpr int64_t row_block = 64, column_block = 64;
+
+// Runs tile(row begin, row end, column begin, column end) over the output, on several threads where it pays.
+template <class F>
+void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& tile) {
+  if (rows * columns * depth < serial_work || stream.threads().size() == 1) {
+    tile(0, rows, 0, columns);
+    return;
+  }
+  // Many rows: split them, so that each thread reads its own. Few rows (decode): split the columns.
+  const bool by_rows = rows >= 2 * row_block || columns < 2 * column_block;
+  if (by_rows) {
+    const int64_t block = std::min<int64_t>(row_block, std::max<int64_t>(4, (rows / stream.threads().size() + 3) / 4 * 4));
+    const int64_t n = (rows + block - 1) / block;
+    stream.threads().parallel(n, [&](int64_t i) { tile(i * block, std::min(rows, (i + 1) * block), 0, columns); });
+  } else {
+    const int64_t n = (columns + column_block - 1) / column_block;
+    stream.threads().parallel(n, [&](int64_t i) {
+      tile(0, rows, i * column_block, std::min(columns, (i + 1) * column_block));
+    });
+  }
+}
+
+template <class A, class B, class C>
+void nt(Stream& stream, const Tensor& y, const Tensor& x, const B* w, int64_t n, int64_t k) {
+  const A* xp = x.as<A>();
+  C* yp = y.as<C>();
+  tiles(stream, x.rows(), n, k, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), w + c0 * k, k, yp + r0 * y.row_stride() + c0,
+            y.row_stride());
+  });
+}
+
+template <class A, class B, class C>
+void nn(Stream& stream, const Tensor& dx, const Tensor& dy, const B* w, int64_t n, int64_t k, bool accumulate) {
+  const A* a = dy.as<A>();
+  C* c = dx.as<C>();
+  tiles(stream, dy.rows(), k, n, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    gemm_nn(r1 - r0, c1 - c0, n, a + r0 * dy.row_stride(), dy.row_stride(), 1, w + c0, k, c + r0 * dx.row_stride() + c0,
+            dx.row_stride(), accumulate);
+  });
+}
+
+template <class A, class B>
+void tn(Stream& stream, Acc<B>* dw, const Tensor& dy, const Tensor& x) {
+  const int64_t n = dy.dim(1), k = x.dim(1);
+  const A* a = dy.as<A>();
+  const B* b = x.as<B>();
+  tiles(stream, n, k, dy.rows(), [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+    gemm_nn(r1 - r0, c1 - c0, dy.rows(), a + r0, 1, dy.row_stride(), b + c0, x.row_stride(), dw + r0 * k + c0, k, true);
+  });
+}
+
+// The three products by the dtype of the model and whether the other side is kept in fp32.
+void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t n, int64_t k, int64_t expert) {
+  dispatch(w.dtype(), [&]<class T>() {
+    const T* wp = w.as<T>() + expert * n * k;
+    if (y.dtype() == dtype_of<T>) {
+      nt<T, T, T>(stream, y, x, wp, n, k);
+    } else {
+      nt<T, T, Acc<T>>(stream, y, x, wp, n, k);
+    }
+  });
+}
+
+void product_dx(Stream& stream, const Tensor& dx, const Tensor& dy, const Tensor& w, int64_t n, int64_t k, int64_t expert,
+                bool accumulate) {
+  dispatch(w.dtype(), [&]<class T>() {
+    const T* wp = w.as<T>() + expert * n * k;
+    if (dy.dtype() == dtype_of<T>) {
+      nn<T, T, T>(stream, dx, dy, wp, n, k, accumulate);
+    } else {
+      nn<Acc<T>, T, T>(stream, dx, dy, wp, n, k, accumulate);
+    }
+  });
+}
+
+void product_dw(Stream& stream, const Tensor& dw, const Tensor& dy, const Tensor& x, int64_t expert) {
+  dispatch(x.dtype(), [&]<class T>() {
+    Acc<T>* out = dw.as<Acc<T>>() + expert * dy.dim(1) * x.dim(1);
+    if (dy.dtype() == dtype_of<T>) {
+      tn<T, T>(stream, out, dy, x);
+    } else {
+      tn<Acc<T>, T>(stream, out, dy, x);
+    }
+  });
+}
+
+// Calls f(serial stream, expert, row begin, row end) for every expert that has rows, experts spread over the threads.
+template <class F>
+void each_expert(Stream& stream, const Tensor& offsets, F&& f) {
+  const int32_t* at = offsets.as<int32_t>();
+  stream.threads().parallel_uneven(offsets.rows() - 1, [&](int64_t e) {
+    if (at[e] < at[e + 1]) f(stream, e, at[e], at[e + 1]);
+  });
+}
+
+}  // namespace
+
+void linear(Stream& stream, Tensor y, Tensor x, Tensor w) { product(stream, y, x, w, w.rows(), w.dim(1), 0); }
+
+void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
+  product_dx(stream, dx, dy, w, w.rows(), w.dim(1), 0, accumulate);
+}
+
+void linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x) { product_dw(stream, dw, dy, x, 0); }
+
+void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets) {
+  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
+    product(s, y.rows(r0, r1), x.rows(r0, r1), w, w.dim(1), w.dim(2), e);
+  });
+}
+
+void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
+  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
+    product_dx(s, dx.rows(r0, r1), dy.rows(r0, r1), w, w.dim(1), w.dim(2), e, false);
+  });
+}
+
+void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
+  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
+    product_dw(s, dw, dy.rows(r0, r1), x.rows(r0, r1), e);
+  });
+}
+
+}  // namespace furlong::cpu::FURLONG_ISA

@@ -1,0 +1,74 @@
+// The CPU bodies of the ops, one table per instruction set. A front door checks its arguments and calls through the table
+// that cpu::ops(dtype) gives.
+#pragma once
+#include "ops/adamw.h"
+#include "ops/attention.h"
+#include "ops/conv.h"
+#include "ops/delta_rule.h"
+#include "ops/embed.h"
+#include "ops/linear.h"
+#include "ops/loss.h"
+#include "ops/moe.h"
+#include "ops/norm.h"
+#include "ops/reduce.h"
+#include "ops/rope.h"
+#include "ops/sample.h"
+#include "ops/swiglu.h"
+
+namespace furlong::cpu {
+
+struct Ops {
+  const char* isa;
+  decltype(&furlong::rms_norm) rms_norm;
+  decltype(&furlong::rms_norm_backward) rms_norm_backward;
+  decltype(&furlong::gated_rms_norm) gated_rms_norm;
+  decltype(&furlong::gated_rms_norm_backward) gated_rms_norm_backward;
+  decltype(&furlong::linear) linear;
+  decltype(&furlong::linear_dx) linear_dx;
+  decltype(&furlong::linear_dw) linear_dw;
+  decltype(&furlong::grouped_linear) grouped_linear;
+  decltype(&furlong::grouped_linear_dx) grouped_linear_dx;
+  decltype(&furlong::grouped_linear_dw) grouped_linear_dw;
+  decltype(&furlong::norm_rope) norm_rope;
+  decltype(&furlong::norm_rope_backward) norm_rope_backward;
+  decltype(&furlong::attention) attention;
+  decltype(&furlong::attention_backward) attention_backward;
+  decltype(&furlong::attention_gate) attention_gate;
+  decltype(&furlong::attention_gate_backward) attention_gate_backward;
+  decltype(&furlong::conv_silu) conv_silu;
+  decltype(&furlong::conv_silu_backward) conv_silu_backward;
+  decltype(&furlong::delta_gates) delta_gates;
+  decltype(&furlong::delta_gates_backward) delta_gates_backward;
+  decltype(&furlong::delta_rule) delta_rule;
+  decltype(&furlong::delta_rule_backward) delta_rule_backward;
+  decltype(&furlong::delta_commit) delta_commit;
+  decltype(&furlong::route) route;
+  decltype(&furlong::sort_by_expert) sort_by_expert;
+  decltype(&furlong::route_backward) route_backward;
+  decltype(&furlong::gather_rows) gather_rows;
+  decltype(&furlong::gather_rows_backward) gather_rows_backward;
+  decltype(&furlong::combine) combine;
+  decltype(&furlong::combine_backward) combine_backward;
+  decltype(&furlong::routing_weight_gradient) routing_weight_gradient;
+  decltype(&furlong::scale_rows) scale_rows;
+  decltype(&furlong::swiglu) swiglu;
+  decltype(&furlong::swiglu_backward) swiglu_backward;
+  decltype(&furlong::embed) embed;
+  decltype(&furlong::embed_backward) embed_backward;
+  decltype(&furlong::scatter_rows) scatter_rows;
+  decltype(&furlong::log_prob) log_prob;
+  decltype(&furlong::log_prob_backward) log_prob_backward;
+  decltype(&furlong::add) add;
+  decltype(&furlong::convert) convert;
+  decltype(&furlong::sum_of_squares) sum_of_squares;
+  decltype(&furlong::all_finite) all_finite;
+  decltype(&furlong::adamw) adamw;
+  decltype(&furlong::sample) sample;
+};
+
+// The table for tensors of this dtype: the best set this machine runs; float64 (gradient checks) has one of its own.
+const Ops& ops(DType dtype);
+// Every table this machine can run, best first, for parity tests.
+const std::vector<const Ops*>& all_ops();
+
+}  // namespace furlong::cpu

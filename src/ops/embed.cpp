@@ -1,0 +1,31 @@
+#include "ops/embed.h"
+
+#include "ops/front.h"
+
+namespace furlong {
+
+void embed(Stream& stream, Tensor x, Tensor tokens, Tensor table) {
+  front::expect(x.rank() == 2 && table.rank() == 2 && x.dim(1) == table.dim(1) && tokens.numel() == x.rows() &&
+                    tokens.dtype() == DType::i32 && x.dtype() == table.dtype(),
+                "embed", "x (T,C), tokens (T) i32, table (V,C) wanted", {x, tokens, table});
+  if (front::skip(stream, x)) return;
+  cpu::ops(table.dtype()).embed(stream, x, tokens, table);
+}
+
+void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
+  front::expect(dx.rank() == 2 && dtable.rank() == 2 && dx.dim(1) == dtable.dim(1) && tokens.numel() == dx.rows() &&
+                    tokens.dtype() == DType::i32 && dtable.dtype() == front::acc(dx.dtype()),
+                "embed_backward", "dtable (V,C) in fp32, dx (T,C), tokens (T) i32 wanted", {dtable, dx, tokens});
+  if (front::skip(stream, dx)) return;
+  cpu::ops(dx.dtype()).embed_backward(stream, dtable, dx, tokens);
+}
+
+void scatter_rows(Stream& stream, Tensor x, Tensor rows, Tensor index) {
+  front::expect(x.rank() == 2 && rows.rank() == 2 && x.dim(1) == rows.dim(1) && index.numel() == rows.rows() &&
+                    index.dtype() == DType::i32 && x.dtype() == rows.dtype(),
+                "scatter_rows", "x (T,C), rows (R,C), index (R) i32 wanted", {x, rows, index});
+  if (front::skip(stream, rows)) return;
+  cpu::ops(x.dtype()).scatter_rows(stream, x, rows, index);
+}
+
+}  // namespace furlong

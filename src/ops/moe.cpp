@@ -1,0 +1,110 @@
+#include "ops/moe.h"
+
+#include "ops/front.h"
+
+namespace furlong {
+namespace {
+
+void check_routing(const char* op, const Routing& r) {
+  front::expect(r.ids.rank() == 2 && r.ids.dtype() == DType::i32 && r.ids.contiguous() && r.weights.same_shape(r.ids) &&
+                    r.weights.contiguous() && r.row_of.same_shape(r.ids) && r.row_of.contiguous() &&
+                    r.token_of.numel() == r.ids.numel(),
+                op, "ids, weights, row_of (T,k), token_of (T·k) wanted", {r.ids, r.weights, r.row_of, r.token_of});
+}
+
+// x (T,C) beside the rows (T·k, C) of its choices.
+void check_rows(const char* op, const Tensor& x, const Tensor& rows, const Routing& r) {
+  check_routing(op, r);
+  front::expect(x.rank() == 2 && rows.rank() == 2 && x.rows() == r.ids.rows() && rows.rows() == r.ids.numel() &&
+                    x.dim(1) == rows.dim(1) && x.dtype() == rows.dtype(),
+                op, "tokens (T,C) and rows (T·k,C) of one dtype wanted", {x, rows, r.ids});
+}
+
+void check_weights(const char* op, const Tensor& rows, const Routing& r) {
+  front::expect(r.weights.dtype() == front::acc(rows.dtype()), op, "routing weights in fp32 wanted", {rows, r.weights});
+}
+
+void check_shared(const char* op, const Tensor& y, const Tensor& shared, const Tensor& logit) {
+  front::expect(y.rank() == 2 && shared.same_shape(y) && shared.dtype() == y.dtype() && logit.numel() == y.rows(), op,
+                "shared (T,C) as y, shared_logit (T,1) wanted", {y, shared, logit});
+}
+
+}  // namespace
+
+void route(Stream& stream, const Routing& routing, Tensor logits) {
+  front::expect(logits.rank() == 2 && routing.ids.rank() == 2 && logits.rows() == routing.ids.rows() &&
+                    routing.ids.dim(1) <= logits.dim(1) && routing.weights.same_shape(routing.ids) &&
+                    routing.ids.contiguous() && routing.weights.contiguous() && routing.weights.dtype() == logits.dtype() &&
+                    (logits.dtype() == DType::f32 || logits.dtype() == DType::f64),
+                "route", "logits (T,E) in fp32, ids and weights (T,k) with k <= E wanted",
+                {logits, routing.ids, routing.weights});
+  if (front::skip(stream, routing.ids)) return;
+  cpu::ops(logits.dtype()).route(stream, routing, logits);
+}
+
+void sort_by_expert(Stream& stream, const Routing& routing) {
+  check_routing("sort_by_expert", routing);
+  front::expect(routing.offsets.rank() == 1 && routing.offsets.rows() >= 2, "sort_by_expert", "offsets (E+1) wanted",
+                {routing.offsets});
+  if (stream.is_dry()) return;
+  cpu::ops(DType::f32).sort_by_expert(stream, routing);
+}
+
+void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routing& routing) {
+  front::expect(dlogits.rank() == 2 && dlogits.rows() == routing.ids.rows() && dweights.same_shape(routing.ids) &&
+                    routing.weights.same_shape(routing.ids) && dweights.contiguous() && routing.weights.contiguous() &&
+                    dweights.dtype() == dlogits.dtype() && routing.weights.dtype() == dlogits.dtype(),
+                "route_backward", "dlogits (T,E), dweights (T,k) as the weights wanted",
+                {dlogits, dweights, routing.ids, routing.weights});
+  if (front::skip(stream, dlogits)) return;
+  cpu::ops(dlogits.dtype()).route_backward(stream, dlogits, dweights, routing);
+}
+
+void gather_rows(Stream& stream, Tensor rows, Tensor x, const Routing& routing) {
+  check_rows("gather_rows", x, rows, routing);
+  if (front::skip(stream, rows)) return;
+  cpu::ops(x.dtype()).gather_rows(stream, rows, x, routing);
+}
+
+void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing& routing) {
+  check_rows("gather_rows_backward", dx, drows, routing);
+  if (front::skip(stream, dx)) return;
+  cpu::ops(dx.dtype()).gather_rows_backward(stream, dx, drows, routing);
+}
+
+void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing& routing) {
+  check_rows("combine", y, rows, routing);
+  check_weights("combine", rows, routing);
+  check_shared("combine", y, shared, shared_logit);
+  if (front::skip(stream, y)) return;
+  cpu::ops(y.dtype()).combine(stream, y, rows, shared, shared_logit, routing);
+}
+
+void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,
+                      Tensor shared_logit) {
+  check_shared("combine_backward", dy, shared, shared_logit);
+  check_shared("combine_backward", dy, dshared, dshared_logit);
+  if (front::skip(stream, dy)) return;
+  cpu::ops(dy.dtype()).combine_backward(stream, dshared, dshared_logit, dy, shared, shared_logit);
+}
+
+void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor a, const Routing& routing) {
+  front::expect(da.same_shape(a) && a.rank() == 2 && a.rows() == routing.row_of.numel() && a.dtype() == da.dtype() &&
+                    dweights.same_shape(routing.row_of) && dweights.dtype() == front::acc(a.dtype()) &&
+                    dweights.contiguous() && routing.row_of.contiguous(),
+                "routing_weight_gradient", "dweights (T,k) in fp32, da and a (T·k,F) wanted",
+                {dweights, da, a, routing.row_of});
+  if (front::skip(stream, dweights)) return;
+  cpu::ops(a.dtype()).routing_weight_gradient(stream, dweights, da, a, routing);
+}
+
+void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
+  check_routing("scale_rows", routing);
+  check_weights("scale_rows", rows, routing);
+  front::expect(rows.rank() == 2 && rows.rows() == routing.row_of.numel(), "scale_rows", "rows (T·k,C) wanted",
+                {rows, routing.row_of});
+  if (front::skip(stream, rows)) return;
+  cpu::ops(rows.dtype()).scale_rows(stream, rows, routing);
+}
+
+}  // namespace furlong

@@ -1,0 +1,54 @@
+#include "ops/ops.h"
+
+#include "ops/cpu/table.h"
+
+namespace furlong {
+namespace cpu {
+
+namespace portable {
+extern const Ops table;
+}
+#ifdef FURLONG_X86
+namespace avx2 {
+extern const Ops table;
+}
+namespace avx512 {
+extern const Ops table;
+}
+#endif
+
+const std::vector<const Ops*>& all_ops() {
+  static const std::vector<const Ops*> tables = [] {
+    std::vector<const Ops*> found;
+#ifdef FURLONG_X86
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      found.push_back(&avx512::table);
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) found.push_back(&avx2::table);
+#endif
+    found.push_back(&portable::table);
+    return found;
+  }();
+  return tables;
+}
+
+const Ops& ops(DType dtype) { return dtype == DType::f64 ? portable::table : *all_ops().front(); }
+
+}  // namespace cpu
+
+namespace ops {
+
+std::string isa_name() { return cpu::all_ops().front()->isa; }
+
+std::vector<std::string> compiled_isas() {
+#ifdef FURLONG_X86
+  return {"avx512", "avx2", "portable"};
+#else
+  return {"portable"};
+#endif
+}
+
+}  // namespace ops
+}  // namespace furlong

@@ -1,0 +1,133 @@
+#include "rl/packing.h"
+
+#include <algorithm>
+#include <numeric>
+#include <queue>
+
+namespace furlong {
+namespace {
+
+void sort_bins(std::vector<std::vector<size_t>>& bins) {
+  for (auto& bin : bins) std::sort(bin.begin(), bin.end());
+  std::sort(bins.begin(), bins.end(), [](const auto& a, const auto& b) { return a.front() < b.front(); });
+}
+
+int64_t mask_sum(const Trajectory& t) {
+  return std::accumulate(t.loss_mask.begin(), t.loss_mask.end(), int64_t{0});
+}
+
+}  // namespace
+
+std::vector<std::vector<size_t>> karmarkar_karp(std::span<const int64_t> sizes, size_t k) {
+  // A state is k sets with their sums, largest first; two states of the largest spread are merged, large with small.
+  struct State {
+    std::vector<std::pair<int64_t, std::vector<size_t>>> sets;
+    int64_t spread() const { return sets.front().first - sets.back().first; }
+  };
+  const auto less = [](const State& a, const State& b) {
+    return a.spread() != b.spread() ? a.spread() < b.spread() : a.sets.front().second > b.sets.front().second;
+  };
+  std::priority_queue<State, std::vector<State>, decltype(less)> queue(less);
+  for (size_t i = 0; i < sizes.size(); i++) {
+    State state;
+    state.sets.resize(k);
+    state.sets[0] = {sizes[i], {i}};
+    queue.push(std::move(state));
+  }
+  while (queue.size() > 1) {
+    State a = queue.top();
+    queue.pop();
+    const State b = queue.top();
+    queue.pop();
+    for (size_t j = 0; j < k; j++) {
+      auto& into = a.sets[j];
+      const auto& from = b.sets[k - 1 - j];
+      into.first += from.first;
+      into.second.insert(into.second.end(), from.second.begin(), from.second.end());
+    }
+    std::stable_sort(a.sets.begin(), a.sets.end(), [](const auto& x, const auto& y) { return x.first > y.first; });
+    queue.push(std::move(a));
+  }
+  std::vector<std::vector<size_t>> result;
+  if (!queue.empty()) {
+    for (const auto& set : queue.top().sets) {
+      if (!set.second.empty()) result.push_back(set.second);
+    }
+  }
+  sort_bins(result);
+  return result;
+}
+
+std::vector<std::vector<size_t>> make_bins(std::span<const int64_t> lengths, const PackOptions& options) {
+  std::vector<std::vector<size_t>> bins;
+  if (!options.dynamic) {
+    for (size_t i = 0; i < lengths.size(); i++) {
+      if (i % static_cast<size_t>(options.micro_batch_size) == 0) bins.emplace_back();
+      bins.back().push_back(i);
+    }
+    return bins;
+  }
+  std::vector<size_t> order(lengths.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lengths[a] > lengths[b]; });
+  std::vector<int64_t> sums;
+  for (const size_t i : order) {
+    size_t b = 0;
+    while (b < bins.size() && sums[b] + lengths[i] > options.max_tokens) b++;
+    if (b == bins.size()) {
+      bins.emplace_back();
+      sums.push_back(0);
+    }
+    bins[b].push_back(i);
+    sums[b] += lengths[i];
+  }
+  sort_bins(bins);
+  if (options.balance && bins.size() > 1) {
+    auto balanced = karmarkar_karp(lengths, bins.size());
+    const bool fits = std::all_of(balanced.begin(), balanced.end(), [&](const auto& bin) {
+      int64_t sum = 0;
+      for (const size_t i : bin) sum += lengths[i];
+      return sum <= options.max_tokens || bin.size() == 1;
+    });
+    if (fits) return balanced;
+  }
+  return bins;
+}
+
+std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,
+                            bool mtp) {
+  std::vector<int64_t> lengths;
+  int64_t total_masked = 0, mtp_total = 0;
+  for (const Trajectory* t : trajectories) {
+    lengths.push_back(static_cast<int64_t>(t->tokens.size()));
+    total_masked += std::max<int64_t>(1, mask_sum(*t));
+    for (int32_t i = 0; i < t->response_length; i++) mtp_total += t->prompt_length() + i >= 2 && t->loss_mask[static_cast<size_t>(i)] != 0;
+  }
+  std::vector<Pack> packs;
+  for (auto& bin : make_bins(lengths, options)) {
+    Pack& pack = packs.emplace_back();
+    for (const size_t s : bin) {
+      const Trajectory& t = *trajectories[s];
+      const auto base = static_cast<int32_t>(pack.batch.rows());
+      pack.batch.add(t.tokens.data(), static_cast<int64_t>(t.tokens.size()));
+      pack.next_tokens.insert(pack.next_tokens.end(), t.tokens.begin() + 1, t.tokens.end());
+      pack.next_tokens.push_back(0);
+      const double sample_weight = 1.0 / (static_cast<double>(std::max<int64_t>(1, mask_sum(t))) *
+                                          static_cast<double>(trajectories.size()));
+      const double weight = per_token ? 1.0 / static_cast<double>(total_masked) : sample_weight;
+      for (int32_t i = 0; i < t.response_length; i++) {
+        if (t.loss_mask[static_cast<size_t>(i)] == 0) continue;
+        const auto position = static_cast<int32_t>(t.prompt_length()) + i;
+        const int32_t target = t.tokens[static_cast<size_t>(position)];
+        if (position >= 1) pack.rows.push_back({base + position - 1, target, static_cast<int32_t>(s), i, weight});
+        if (mtp && position >= 2) {
+          pack.mtp_rows.push_back({base + position - 2, target, static_cast<int32_t>(s), i, 1.0 / static_cast<double>(mtp_total)});
+        }
+      }
+    }
+    pack.samples = std::move(bin);
+  }
+  return packs;
+}
+
+}  // namespace furlong
