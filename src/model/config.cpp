@@ -85,8 +85,10 @@ class Section {
 void check_model_type(const Section& root) {
   const std::string type = root.text("model_type", "");
   if (type != "qwen3_5_moe" && type != "qwen3_5_moe_text") {
-    root.refuse("model_type", fmt::format("\"{}\" is not read by this version; it reads \"qwen3_5_moe\" and \"qwen3_5_moe_text\" "
-                                          "(Qwen3.5 and 3.6 mixture-of-experts checkpoints)", type));
+    root.refuse("model_type",
+                fmt::format("\"{}\" is not read by this version; it reads \"qwen3_5_moe\" and \"qwen3_5_moe_text\" "
+                            "(Qwen3.5 and 3.6 mixture-of-experts checkpoints)",
+                            type));
   }
   if (root.find("quantization_config") != nullptr) {
     root.refuse("quantization_config", "quantised checkpoints are not read; use the bfloat16 checkpoint of the model");
@@ -95,23 +97,30 @@ void check_model_type(const Section& root) {
 
 void check_unsupported(const Section& text) {
   if (text.flag("tie_word_embeddings", false)) {
-    text.refuse("tie_word_embeddings", "true is not supported: this version reads mixture-of-experts models with an untied lm_head only");
+    text.refuse("tie_word_embeddings",
+                "true is not supported: this version reads mixture-of-experts models with an untied lm_head only");
   }
-  if (text.flag("attention_bias", false)) text.refuse("attention_bias", "true is not supported (no such checkpoint is known)");
-  if (!text.flag("attn_output_gate", true)) text.refuse("attn_output_gate", "false is not supported: attention is always gated");
+  if (text.flag("attention_bias", false))
+    text.refuse("attention_bias", "true is not supported (no such checkpoint is known)");
+  if (!text.flag("attn_output_gate", true))
+    text.refuse("attn_output_gate", "false is not supported: attention is always gated");
   if (!text.flag("norm_topk_prob", true)) {
-    text.refuse("norm_topk_prob", "false is not supported: router weights are always renormalised over the chosen experts");
+    text.refuse("norm_topk_prob",
+                "false is not supported: router weights are always renormalised over the chosen experts");
   }
   if (text.flag("mtp_use_dedicated_embeddings", false)) {
     text.refuse("mtp_use_dedicated_embeddings", "true is not supported: the MTP head shares the model's embedding");
   }
-  if (const Json* layers = text.find("mlp_only_layers"); layers != nullptr && !(layers->is_array() && layers->empty())) {
+  if (const Json* layers = text.find("mlp_only_layers");
+      layers != nullptr && !(layers->is_array() && layers->empty())) {
     text.refuse("mlp_only_layers", "must be empty: every layer is a mixture of experts");
   }
-  if (text.size("decoder_sparse_step", 1) != 1) text.refuse("decoder_sparse_step", "must be 1: every layer is a mixture of experts");
+  if (text.size("decoder_sparse_step", 1) != 1)
+    text.refuse("decoder_sparse_step", "must be 1: every layer is a mixture of experts");
   for (const char* key : {"output_gate_type", "hidden_act"}) {
     const std::string value = text.text(key, "silu");
-    if (value != "silu" && value != "swish") text.refuse(key, fmt::format("\"{}\" is not supported, only \"silu\"", value));
+    if (value != "silu" && value != "swish")
+      text.refuse(key, fmt::format("\"{}\" is not supported, only \"silu\"", value));
   }
 }
 
@@ -138,14 +147,16 @@ void read_rope(const Section& text, ModelConfig& c) {
     const std::string type = rope.text(key, "default");
     if (type != "default") rope.refuse(key, fmt::format("\"{}\" is not supported, only \"default\"", type));
   }
-  if (!(theta > 0) || !std::isfinite(theta)) text.refuse("rope_theta", "a positive number is expected here or in rope_parameters");
+  if (!(theta > 0) || !std::isfinite(theta))
+    text.refuse("rope_theta", "a positive number is expected here or in rope_parameters");
   c.rope_theta = theta;
   // The product is rounded only to undo the rounding of the factor itself (44 / 64 has no exact decimal).
   const double dims = static_cast<double>(c.head_dim) * factor;
   const double rounded = std::abs(dims - std::round(dims)) < 1e-6 ? std::round(dims) : std::floor(dims);
   if (!(rounded >= 2) || rounded > static_cast<double>(c.head_dim) || std::fmod(rounded, 2) != 0) {
-    text.refuse("partial_rotary_factor", fmt::format("{} of head_dim {} gives {} rotary dimensions; an even number from 2 to head_dim is needed",
-                                                     factor, c.head_dim, rounded));
+    text.refuse("partial_rotary_factor",
+                fmt::format("{} of head_dim {} gives {} rotary dimensions; an even number from 2 to head_dim is needed",
+                            factor, c.head_dim, rounded));
   }
   c.rotary_dim = static_cast<int64_t>(rounded);
   if (const Json* section = rope.find("mrope_section")) {
@@ -153,7 +164,8 @@ void read_rope(const Section& text, ModelConfig& c) {
     int64_t sum = 0;
     for (const auto& part : *section) sum += rope.integer("mrope_section", part, 0, max_size);
     if (sum != c.rotary_dim / 2) {
-      rope.refuse("mrope_section", fmt::format("its sum is {}, but half the rotary dimensions is {}", sum, c.rotary_dim / 2));
+      rope.refuse("mrope_section",
+                  fmt::format("its sum is {}, but half the rotary dimensions is {}", sum, c.rotary_dim / 2));
     }
   }
 }
@@ -172,8 +184,8 @@ void read_layer_types(const Section& text, ModelConfig& c) {
   for (size_t i = 0; i < c.full_attention.size(); i++) {
     const Json& type = (*types)[i];
     if (type != linear_layer && type != full_layer) {
-      text.refuse(fmt::format("layer_types[{}]", i),
-                  fmt::format("{} is not known, only \"{}\" and \"{}\"", Section::shown(type), linear_layer, full_layer));
+      text.refuse(fmt::format("layer_types[{}]", i), fmt::format("{} is not known, only \"{}\" and \"{}\"",
+                                                                 Section::shown(type), linear_layer, full_layer));
     }
     c.full_attention[i] = type == full_layer;
   }
@@ -217,7 +229,8 @@ void check_parameters(const Section& text, const ModelConfig& c) {
   add({delta, c.linear_num_value_heads, 2 * h + 2});
   add({c.mtp_num_layers, 2, h, h});
   if (overflow || total > max_parameters) {
-    fail(Exit::input, "{}: these sizes give more than {} parameters; the file seems to be damaged", text.where(), max_parameters);
+    fail(Exit::input, "{}: these sizes give more than {} parameters; the file seems to be damaged", text.where(),
+         max_parameters);
   }
 }
 
@@ -240,11 +253,14 @@ void read_sizes(const Section& text, ModelConfig& c) {
   c.mtp_num_layers = text.size("mtp_num_hidden_layers", 0, 1, 0);
   c.max_position_embeddings = text.size("max_position_embeddings", 32768, int64_t{1} << 31);
   if (const Json* eps = text.find("rms_norm_eps")) c.rms_norm_eps = text.real("rms_norm_eps", *eps);
-  if (!(c.rms_norm_eps > 0) || !std::isfinite(c.rms_norm_eps)) text.refuse("rms_norm_eps", "a positive number is expected");
+  if (!(c.rms_norm_eps > 0) || !std::isfinite(c.rms_norm_eps))
+    text.refuse("rms_norm_eps", "a positive number is expected");
   check_divisible(text, "num_attention_heads", c.num_heads, "num_key_value_heads", c.num_kv_heads);
-  check_divisible(text, "linear_num_value_heads", c.linear_num_value_heads, "linear_num_key_heads", c.linear_num_key_heads);
+  check_divisible(text, "linear_num_value_heads", c.linear_num_value_heads, "linear_num_key_heads",
+                  c.linear_num_key_heads);
   if (c.experts_per_token > c.num_experts) {
-    text.refuse("num_experts_per_tok", fmt::format("{} is more than num_experts = {}", c.experts_per_token, c.num_experts));
+    text.refuse("num_experts_per_tok",
+                fmt::format("{} is more than num_experts = {}", c.experts_per_token, c.num_experts));
   }
 }
 
@@ -305,11 +321,12 @@ std::string config_json(const ModelConfig& c) {
   std::vector<std::string> types;
   for (const bool full : c.full_attention) types.emplace_back(full ? full_layer : linear_layer);
   const int64_t half = c.rotary_dim / 2;
-  const OrderedJson rope = {{"rope_type", "default"},
-                            {"rope_theta", c.rope_theta},
-                            {"partial_rotary_factor", static_cast<double>(c.rotary_dim) / static_cast<double>(c.head_dim)},
-                            {"mrope_section", {(half + 2) / 3, (half + 1) / 3, half / 3}},
-                            {"mrope_interleaved", true}};
+  const OrderedJson rope = {
+      {"rope_type", "default"},
+      {"rope_theta", c.rope_theta},
+      {"partial_rotary_factor", static_cast<double>(c.rotary_dim) / static_cast<double>(c.head_dim)},
+      {"mrope_section", {(half + 2) / 3, (half + 1) / 3, half / 3}},
+      {"mrope_interleaved", true}};
   const OrderedJson text = {{"model_type", "qwen3_5_moe_text"},
                             {"dtype", c.checkpoint_dtype},
                             {"vocab_size", c.vocab_size},

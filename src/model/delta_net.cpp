@@ -36,7 +36,7 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   rule.q_r = arena.make("delta.q_r", acc, {rows, kh});
   rule.k_r = arena.make("delta.k_r", acc, {rows, kh});
   rule.u = arena.make("delta.u", acc, {rows, vh, dv});
-  rule.gamma = arena.make("delta.gamma", acc, {rows, vh});
+  rule.gamma = arena.make("delta.gamma", DType::f64, {rows, vh});
   rule.states = keep_states ? arena.make("delta.states", acc, {delta_chunks(batch.segments), vh, dk, dv}) : Tensor();
   saved.o = arena.make("delta.o", t, {rows, c.value_dim()});
   delta_rule(stream, saved.o, saved.mixed, saved.g, saved.beta, {}, {}, batch.segments, slots, rule, delta_shape(c));

@@ -26,8 +26,8 @@ void conv_silu(Stream& stream, Tensor y, Tensor x, Tensor w, const Segments& seg
 
 void conv_silu_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, const Segments& segments) {
   check("conv_silu_backward", dy, x, w, segments);
-  front::expect(dx.same_shape(x) && dx.dtype() == x.dtype() && dw.same_shape(w) && dw.dtype() == front::acc(x.dtype()) &&
-                    dw.contiguous(),
+  front::expect(dx.same_shape(x) && dx.dtype() == x.dtype() && dw.same_shape(w) &&
+                    dw.dtype() == front::acc(x.dtype()) && dw.contiguous(),
                 "conv_silu_backward", "dx as x and dw as w, in fp32, wanted", {dx, x, dw, w});
   if (front::skip(stream, dx)) return;
   cpu::ops(x.dtype()).conv_silu_backward(stream, dx, dw, dy, x, w, segments);

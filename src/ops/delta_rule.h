@@ -15,12 +15,12 @@ struct DeltaShape {
   int64_t value_dim = 0;  // per head
 };
 
-// What the forward keeps for the backward; all f32. NC chunks in all, in segment order.
+// What the forward keeps for the backward; f32 but for gamma. NC chunks in all, in segment order.
 struct DeltaSaved {
   Tensor q, k;      // (T, Kh, Dk) normalised
   Tensor q_r, k_r;  // (T, Kh) inverse norms
   Tensor u;         // (T, Vh, Dv)
-  Tensor gamma;     // (T, Vh) cumulative log decay within the chunk
+  Tensor gamma;     // (T, Vh) f64: cumulative log decay within the chunk
   Tensor states;    // (NC, Vh, Dk, Dv) state entering each chunk
 };
 

@@ -34,7 +34,8 @@ void check_shared(const char* op, const Tensor& y, const Tensor& shared, const T
 void route(Stream& stream, const Routing& routing, Tensor logits) {
   front::expect(logits.rank() == 2 && routing.ids.rank() == 2 && logits.rows() == routing.ids.rows() &&
                     routing.ids.dim(1) <= logits.dim(1) && routing.weights.same_shape(routing.ids) &&
-                    routing.ids.contiguous() && routing.weights.contiguous() && routing.weights.dtype() == logits.dtype() &&
+                    routing.ids.contiguous() && routing.weights.contiguous() &&
+                    routing.weights.dtype() == logits.dtype() &&
                     (logits.dtype() == DType::f32 || logits.dtype() == DType::f64),
                 "route", "logits (T,E) in fp32, ids and weights (T,k) with k <= E wanted",
                 {logits, routing.ids, routing.weights});

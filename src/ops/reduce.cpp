@@ -31,7 +31,8 @@ void set_zero(Stream& stream, Tensor x) {
   const int64_t rows = x.contiguous() ? 1 : x.rows();
   const size_t bytes = x.bytes() / static_cast<size_t>(rows);
   const size_t stride = static_cast<size_t>(x.row_stride()) * size_of(x.dtype());
-  for (int64_t r = 0; r < rows; r++) std::memset(static_cast<char*>(x.data()) + static_cast<size_t>(r) * stride, 0, bytes);
+  for (int64_t r = 0; r < rows; r++)
+    std::memset(static_cast<char*>(x.data()) + static_cast<size_t>(r) * stride, 0, bytes);
 }
 
 double sum_of_squares(Stream& stream, Tensor x) {

@@ -24,7 +24,7 @@ struct DeltaSlots {
   Tensor state;   // (slots, Vh, Dk, Dv) f32
   Tensor ring_k;  // (slots, ring, Kh, Dk) f32: normalised keys, row at position p in entry p % ring
   Tensor ring_u;  // (slots, ring, Vh, Dv) f32: corrections u = beta (v - Sᵀk)
-  Tensor ring_g;  // (slots, ring, Vh) f32: cumulative log decay since the chunk's start
+  Tensor ring_g;  // (slots, ring, Vh) f64: cumulative log decay since the chunk's start
   Tensor window;  // (slots, window, C): convolution inputs, position p in entry p % window
   Tensor slots;   // (S) i32: the slot of each segment
   // Per segment: 1 where its rows are drafts to be verified, so that a state that they complete is not yet kept: the

@@ -22,7 +22,8 @@ struct Inputs {
   const DeltaSlots& slots;
 
   T* window(int64_t segment, int64_t position) const {
-    const int64_t slot = slots.slots.as<int32_t>()[segment], entries = slots.window.dim(1), channels = slots.window.dim(2);
+    const int64_t slot = slots.slots.as<int32_t>()[segment], entries = slots.window.dim(1),
+                  channels = slots.window.dim(2);
     return slots.window.as<T>() + slot * slots.window.row_stride() + position % entries * channels;
   }
   // The input `back` rows before row t of a segment, or null.
@@ -35,16 +36,29 @@ struct Inputs {
   }
 };
 
+// What a row before a sequence's start holds.
+template <class T>
+constexpr T zeros[column_tile] = {};
+
 // Adds w[i] · input over the taps, from 0 and in rising order of tap, for `n` channels from `first`.
 template <class T>
 void taps_sum(Acc<T>* sum, const T* const* input, const Acc<T>* w, int64_t taps, int64_t channels, int64_t first,
               int64_t n) {
+  const auto at = [&](int64_t i) { return input[i] == nullptr ? zeros<T> : input[i] + first; };
+  const auto add = [](const Acc<T>& wc, const T& x, Acc<T> s) { return mul_add(wc, static_cast<Acc<T>>(widen(x)), s); };
+  if (taps == 4) {  // the size of the released models, in one pass
+    const T *x0 = at(0), *x1 = at(1), *x2 = at(2), *x3 = at(3);
+    const Acc<T>*w0 = w + first, *w1 = w0 + channels, *w2 = w1 + channels, *w3 = w2 + channels;
+    for (int64_t c = 0; c < n; c++) {
+      sum[c] = add(w3[c], x3[c], add(w2[c], x2[c], add(w1[c], x1[c], add(w0[c], x0[c], Acc<T>(0)))));
+    }
+    return;
+  }
   std::fill_n(sum, n, Acc<T>(0));
   for (int64_t i = 0; i < taps; i++) {
-    if (input[i] == nullptr) continue;
-    const T* x = input[i] + first;
+    const T* x = at(i);
     const Acc<T>* wi = w + i * channels + first;
-    for (int64_t c = 0; c < n; c++) sum[c] = mul_add(wi[c], static_cast<Acc<T>>(widen(x[c])), sum[c]);
+    for (int64_t c = 0; c < n; c++) sum[c] = add(wi[c], x[c], sum[c]);
   }
 }
 
@@ -60,11 +74,13 @@ void keep_inputs(const Inputs<T>& in) {
   }
 }
 
-// Backward of one segment for channels [first, first + n): rows go forward, so that dw is summed in token order; dp, the
-// gradient before the SiLU, is kept for the last `taps` rows, and dx of a row is written once the rows it feeds are done.
+// Backward of one segment for channels [first, first + n): rows go forward, so that dw is summed in token order; dp,
+// the gradient before the SiLU, is kept for the last `taps` rows, and dx of a row is written once the rows it feeds are
+// done.
 template <class T>
-void segment_backward(T* dx, int64_t dx_stride, Acc<T>* dw, const T* dy, int64_t dy_stride, const T* x, int64_t x_stride,
-                      const Acc<T>* w, int64_t rows, int64_t taps, int64_t channels, int64_t first, int64_t n) {
+void segment_backward(T* dx, int64_t dx_stride, Acc<T>* dw, const T* dy, int64_t dy_stride, const T* x,
+                      int64_t x_stride, const Acc<T>* w, int64_t rows, int64_t taps, int64_t channels, int64_t first,
+                      int64_t n) {
   using S = Acc<T>;
   std::vector<S> ring(static_cast<size_t>(taps * n));
   std::vector<const T*> input(static_cast<size_t>(taps));

@@ -13,7 +13,7 @@ template <class S>
 struct ChunkRun {
   const S* k = nullptr;
   const S* u = nullptr;
-  const S* gamma = nullptr;
+  const double* gamma = nullptr;  // double: a decay is e to a difference of sums
   int64_t k_stride = 0, u_stride = 0, gamma_stride = 0;
   int64_t rows = 0;
 };
@@ -37,15 +37,15 @@ struct ChunkRows {
 template <class S>
 void advance_state(S* state, int64_t dk, int64_t dv, const ChunkRows<S>& rows) {
   const ChunkRun<S>& last = rows.runs[static_cast<size_t>(rows.count - 1)];
-  const S end = last.gamma[(last.rows - 1) * last.gamma_stride];
-  const S decay = exp_fast(end);
+  const double end = last.gamma[(last.rows - 1) * last.gamma_stride];
+  const S decay = exp_fast(static_cast<S>(end));
   for (int64_t i = 0; i < dk * dv; i++) state[i] *= decay;
   std::vector<S> scaled;
   for (int r = 0; r < rows.count; r++) {
     const ChunkRun<S>& run = rows.runs[static_cast<size_t>(r)];
     scaled.resize(static_cast<size_t>(run.rows * dv));
     for (int64_t j = 0; j < run.rows; j++) {
-      const S factor = exp_fast(end - run.gamma[j * run.gamma_stride]);
+      const S factor = exp_fast(static_cast<S>(end - run.gamma[j * run.gamma_stride]));
       for (int64_t c = 0; c < dv; c++) scaled[static_cast<size_t>(j * dv + c)] = factor * run.u[j * run.u_stride + c];
     }
     gemm_nn(dk, dv, run.rows, run.k, 1, run.k_stride, scaled.data(), dv, state, dv, true);
@@ -62,7 +62,7 @@ void push_ring(ChunkRows<S>& rows, const DeltaSlots& slots, int64_t slot, int64_
     const int64_t entry = first % ring, n = std::min(end - first, ring - entry);
     rows.push({ks.as<S>() + entry * ks.row_stride() + key_head * ks.dim(2),
                us.as<S>() + entry * us.row_stride() + value_head * us.dim(2),
-               gs.as<S>() + entry * gs.row_stride() + value_head, ks.row_stride(), us.row_stride(), gs.row_stride(), n});
+               gs.as<double>() + entry * gs.row_stride() + value_head, ks.row_stride(), us.row_stride(), gs.row_stride(), n});
     first += n;
   }
 }

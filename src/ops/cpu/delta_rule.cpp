@@ -39,7 +39,7 @@ struct Head {
   ChunkRun<S> run(int64_t t, int64_t n) const {
     return {saved.k.as<S>() + (t * shape.key_heads + key_head()) * shape.key_dim,
             saved.u.as<S>() + (t * shape.value_heads + value_head) * shape.value_dim,
-            saved.gamma.as<S>() + t * shape.value_heads + value_head,
+            saved.gamma.as<double>() + t * shape.value_heads + value_head,
             shape.key_heads * shape.key_dim,
             shape.value_heads * shape.value_dim,
             shape.value_heads,
@@ -75,8 +75,8 @@ struct Head {
  private:
   // γ of the rows, and γ_i - γ_j folded into the products as e^{γ_i-γ_j}; entries above the diagonal become zero.
   void decays(int64_t t, int64_t n, const ChunkRows<S>& before) {
-    S* gamma = saved.gamma.as<S>() + t * shape.value_heads + value_head;
-    S last = 0;
+    double* gamma = saved.gamma.as<double>() + t * shape.value_heads + value_head;
+    double last = 0;
     if (before.count > 0) {
       const auto& run = before.runs[static_cast<size_t>(before.count - 1)];
       last = run.gamma[(run.rows - 1) * run.gamma_stride];
@@ -86,7 +86,7 @@ struct Head {
       gamma[i * shape.value_heads] = last;
     }
     const int64_t earlier = before.rows(), all = earlier + n;
-    S chunk_gamma[delta_chunk];
+    double chunk_gamma[delta_chunk];
     int64_t j = 0;
     for (int r = 0; r < before.count; r++) {
       const auto& run = before.runs[static_cast<size_t>(r)];
@@ -96,9 +96,9 @@ struct Head {
     for (int64_t i = 0; i < n; i++) {
       S* a = kk.data() + i * all;
       S* b = qk.data() + i * all;
-      const S own = chunk_gamma[earlier + i];
+      const double own = chunk_gamma[earlier + i];
       for (int64_t c = 0; c <= earlier + i; c++) {
-        const S decay = exp_fast(own - chunk_gamma[c]);
+        const S decay = exp_fast(static_cast<S>(own - chunk_gamma[c]));
         a[c] *= decay;
         b[c] *= decay;
       }
@@ -121,7 +121,7 @@ struct Head {
         column += part.rows;
       }
       const int64_t at = (t + i) * shape.value_heads + value_head;
-      const S b = beta.as<S>()[at], decay = exp_fast(saved.gamma.as<S>()[at]);
+      const S b = beta.as<S>()[at], decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[at]));
       S* u = saved.u.as<S>() + at * dv;
       const T* v = x.as<T>() + (t + i) * x.row_stride() + v_at;
       for (int64_t c = 0; c < dv; c++) {
@@ -144,7 +144,7 @@ struct Head {
     }
     const S scale = S(1) / std::sqrt(static_cast<S>(shape.key_dim));
     for (int64_t i = 0; i < n; i++) {
-      const S decay = exp_fast(saved.gamma.as<S>()[(t + i) * shape.value_heads + value_head]);
+      const S decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[(t + i) * shape.value_heads + value_head]));
       T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
       for (int64_t c = 0; c < dv; c++) {
         out[c] = narrow<T>(scale * (decay * hq[static_cast<size_t>(i * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
@@ -188,7 +188,7 @@ void write_rings(const Segments& segments, const DeltaSlots& slots, const DeltaS
       std::copy_n(saved.k.as<S>() + t * k.numel(), k.numel(), k.as<S>());
       std::copy_n(saved.u.as<S>() + t * u.numel(), u.numel(), u.as<S>());
       const int64_t heads = slots.ring_g.dim(2);
-      std::copy_n(saved.gamma.as<S>() + t * heads, heads, slots.ring_g.at(slot).as<S>() + p % ring * heads);
+      std::copy_n(saved.gamma.as<double>() + t * heads, heads, slots.ring_g.at(slot).as<double>() + p % ring * heads);
     }
   }
 }

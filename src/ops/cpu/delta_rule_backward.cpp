@@ -18,10 +18,12 @@ struct ChunkBackward {
   int64_t u_stride;
   const S* state;          // entering the chunk
   const S *v, *grad;       // (n,dv) copies
-  const S *gamma, *beta;   // (n)
+  const double* gamma;     // (n)
+  const S* beta;           // (n)
   S* D;                    // gradient of the state leaving the chunk; becomes that of the state entering it
   S *dq, *dk_sum, *dvalue; // (n,dk) +=, (n,dk) +=, (n,dv) =
-  S *dgamma, *dbeta;       // (n) = 
+  double* dgamma;          // (n) = ; double: it is a sum of differences
+  S* dbeta;                // (n) =
 
   std::vector<S> decay{}, e{}, gk{}, qk{}, xs{}, hk{}, y{}, Du{}, part{}, L{}, dL{};
 
@@ -29,9 +31,9 @@ struct ChunkBackward {
     const auto nn = static_cast<size_t>(n * n);
     decay.assign(nn, S(0));
     for (int64_t i = 0; i < n; i++) {
-      for (int64_t j = 0; j <= i; j++) decay[static_cast<size_t>(i * n + j)] = exp_fast(gamma[i] - gamma[j]);
+      for (int64_t j = 0; j <= i; j++) decay[static_cast<size_t>(i * n + j)] = exp_fast(static_cast<S>(gamma[i] - gamma[j]));
     }
-    std::fill_n(dgamma, n, S(0));
+    std::fill_n(dgamma, n, 0.0);
     std::fill_n(dbeta, n, S(0));
     output_part();
     state_part();
@@ -67,7 +69,7 @@ struct ChunkBackward {
     resize(part, n * dk);
     gemm_nt(n, dk, dv, grad, dv, state, dv, part.data(), dk);
     for (int64_t i = 0; i < n; i++) {
-      const S factor = s * exp_fast(gamma[i]);
+      const S factor = s * exp_fast(static_cast<S>(gamma[i]));
       S* p = part.data() + i * dk;
       for (int64_t c = 0; c < dk; c++) p[c] *= factor;
       dgamma[i] += dot(p, q + i * k_stride, dk);
@@ -82,7 +84,7 @@ struct ChunkBackward {
     gemm_nt(n, dk, dv, u, u_stride, D, dv, Du.data(), dk);
     gemm_nn(n, dv, dk, k, k_stride, 1, D, dv, part.data(), dv);
     for (int64_t j = 0; j < n; j++) {
-      const S factor = exp_fast(gamma[n - 1] - gamma[j]);
+      const S factor = exp_fast(static_cast<S>(gamma[n - 1] - gamma[j]));
       S* d = Du.data() + j * dk;
       for (int64_t c = 0; c < dk; c++) d[c] *= factor;
       const S flow = dot(d, k + j * k_stride, dk);
@@ -91,7 +93,7 @@ struct ChunkBackward {
       for (int64_t c = 0; c < dk; c++) dk_sum[j * dk + c] += d[c];
       for (int64_t c = 0; c < dv; c++) xs[static_cast<size_t>(j * dv + c)] += factor * part[static_cast<size_t>(j * dv + c)];
     }
-    dgamma[n - 1] += exp_fast(gamma[n - 1]) * dot(state, D, dk * dv);
+    dgamma[n - 1] += exp_fast(static_cast<S>(gamma[n - 1])) * dot(state, D, dk * dv);
   }
 
   // xs <- (I + L)⁻ᵀ xs
@@ -124,7 +126,7 @@ struct ChunkBackward {
     for (int64_t i = 0; i < n; i++) {
       const S* x = xs.data() + i * dv;
       const S* h = hk.data() + i * dv;
-      const S decay_i = exp_fast(gamma[i]);
+      const S decay_i = exp_fast(static_cast<S>(gamma[i]));
       S* yi = y.data() + i * dv;
       for (int64_t c = 0; c < dv; c++) {
         dvalue[i * dv + c] = beta[i] * x[c];
@@ -153,11 +155,11 @@ struct ChunkBackward {
 
   // D <- e^{γ_C} D + Σ_i s e^{γ_i} q_i do_iᵀ + Σ_i k_i y_iᵀ
   void finish_state() {
-    const S end = exp_fast(gamma[n - 1]);
+    const S end = exp_fast(static_cast<S>(gamma[n - 1]));
     for (int64_t i = 0; i < dk * dv; i++) D[i] *= end;
     resize(part, n * dv);
     for (int64_t i = 0; i < n; i++) {
-      const S factor = scale() * exp_fast(gamma[i]);
+      const S factor = scale() * exp_fast(static_cast<S>(gamma[i]));
       for (int64_t c = 0; c < dv; c++) part[static_cast<size_t>(i * dv + c)] = factor * grad[i * dv + c];
     }
     gemm_nn(dk, dv, n, q, 1, k_stride, part.data(), dv, D, dv, true);
@@ -199,12 +201,13 @@ struct SegmentBackward {
     std::vector<S> D(static_cast<size_t>(size));
     if (dstate1.defined()) std::copy_n(dstate1.as<S>() + (segment * heads + vh) * size, size, D.data());
     const int64_t v_at = 2 * shape.key_heads * dk + vh * dv;
-    S gamma[delta_chunk], b[delta_chunk], dgamma[delta_chunk], db[delta_chunk];
+    double gamma[delta_chunk], dgamma[delta_chunk];
+    S b[delta_chunk], db[delta_chunk];
     std::vector<S> values(static_cast<size_t>(delta_chunk * dv)), grads(values.size()), dvalue(values.size());
     for (int64_t c = (rows + delta_chunk - 1) / delta_chunk - 1; c >= 0; c--) {
       const int64_t t0 = c * delta_chunk, n = std::min(delta_chunk, rows - t0), row = start + t0;
       for (int64_t i = 0; i < n; i++) {
-        gamma[i] = saved.gamma.as<S>()[(row + i) * heads + vh];
+        gamma[i] = saved.gamma.as<double>()[(row + i) * heads + vh];
         b[i] = beta.as<S>()[(row + i) * heads + vh];
         for (int64_t j = 0; j < dv; j++) {
           values[static_cast<size_t>(i * dv + j)] = widen(x.as<T>()[(row + i) * x.row_stride() + v_at + j]);
@@ -217,10 +220,10 @@ struct SegmentBackward {
                        saved.states.as<S>() + ((first_chunk + c) * heads + vh) * size, values.data(), grads.data(), gamma, b,
                        D.data(), dq + t0 * dk, dkey + t0 * dk, dvalue.data(), dgamma, db}
           .run();
-      S running = 0;
+      double running = 0;
       for (int64_t i = n - 1; i >= 0; i--) {
         running += dgamma[i];
-        dg.as<S>()[(row + i) * heads + vh] = running;
+        dg.as<S>()[(row + i) * heads + vh] = static_cast<S>(running);
         dbeta.as<S>()[(row + i) * heads + vh] = db[i];
         T* out = dx.as<T>() + (row + i) * dx.row_stride() + v_at;
         for (int64_t j = 0; j < dv; j++) out[j] = narrow<T>(dvalue[static_cast<size_t>(i * dv + j)]);

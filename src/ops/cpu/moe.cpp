@@ -3,16 +3,28 @@
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-// The k largest of n logits, falling, ties to the lower index.
+// The k largest of n logits, falling, ties to the lower index. Groups in which nothing beats the k-th are passed over.
 template <class S>
 void top_k(const S* logits, int64_t n, int32_t* ids, int64_t k) {
+  constexpr int64_t group = 16;
   int64_t count = 0;
-  for (int64_t e = 0; e < n; e++) {
-    const S x = logits[e];
-    if (count == k && !(x > logits[ids[k - 1]])) continue;
-    int64_t at = count < k ? count++ : k - 1;
-    for (; at > 0 && x > logits[ids[at - 1]]; at--) ids[at] = ids[at - 1];
-    ids[at] = static_cast<int32_t>(e);
+  for (int64_t g = 0; g < n; g += group) {
+    const int64_t end = std::min(n, g + group);
+    if (count == k && end - g == group) {
+      S largest[group / 2];
+      for (int64_t i = 0; i < group / 2; i++) largest[i] = std::max(logits[g + i], logits[g + group / 2 + i]);
+      for (int64_t half = group / 4; half > 0; half /= 2) {
+        for (int64_t i = 0; i < half; i++) largest[i] = std::max(largest[i], largest[i + half]);
+      }
+      if (!(largest[0] > logits[ids[k - 1]])) continue;
+    }
+    for (int64_t e = g; e < end; e++) {
+      const S x = logits[e];
+      if (count == k && !(x > logits[ids[k - 1]])) continue;
+      int64_t at = count < k ? count++ : k - 1;
+      for (; at > 0 && x > logits[ids[at - 1]]; at--) ids[at] = ids[at - 1];
+      ids[at] = static_cast<int32_t>(e);
+    }
   }
 }
 

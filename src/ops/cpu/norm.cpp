@@ -84,7 +84,8 @@ void gated_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor o, Tensor z, Tens
   });
 }
 
-// With x = o r and n = x w: dz = dy n silu'(z), silu'(z) = σ(z)(1 + z(1 - σ(z))); dn = dy silu(z) goes on as in rms_norm.
+// With x = o r and n = x w: dz = dy n silu'(z), silu'(z) = σ(z)(1 + z(1 - σ(z))); dn = dy silu(z) goes on as in
+// rms_norm.
 void gated_rms_norm_backward(Stream& stream, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w,
                              Tensor r) {
   dispatch(o.dtype(), [&]<class T>() {

@@ -3,8 +3,8 @@
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-// cos and sin of position · theta^(-2j/rotary_dim), the angle formed in fp32. Kept per position where the batch holds fewer
-// positions than rows (many short sequences), else per row.
+// cos and sin of position · theta^(-2j/rotary_dim), the angle formed in fp32. Kept per position where the batch holds
+// fewer positions than rows (many short sequences), else per row.
 template <class S>
 class Angles {
  public:

@@ -7,7 +7,7 @@
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-// Tokens scanned by one task.
+// Fewest tokens worth a task of their own.
 constexpr int64_t scan_block = 8192;
 
 // A token and its value; the better of two is the larger, at equal values the lower id.
@@ -66,45 +66,87 @@ Entry<S> last_kept(const S* l, int64_t n, const SampleParams& params, S temperat
   return order[static_cast<size_t>(kept - 1)];
 }
 
-// The larger of `best` and l/T + G over tokens [begin, end) at least as good as `last`. Noise is computed only where it
-// could win: G <= -log(v) with v >= 2^-(z+1), z the leading zeros of the word.
+// Tokens whose noise is drawn together.
+constexpr int64_t group = 128;
+
+// words[i] = random_word(key, first + i), first a multiple of 4: random_block's rounds over the lanes of a vector.
+void random_words(const RngKey& key, uint32_t first, uint32_t* words) {
+  constexpr int lanes = group / 4;
+  const uint64_t mixed = key.seed * 0x9E3779B97F4A7C15ull + static_cast<uint32_t>(key.purpose);
+  uint32_t k0 = static_cast<uint32_t>(mixed), k1 = static_cast<uint32_t>(mixed >> 32);
+  uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
+  for (int i = 0; i < lanes; i++) {
+    c0[i] = first / 4 + static_cast<uint32_t>(i);
+    c1[i] = key.position;
+    c2[i] = key.sample;
+    c3[i] = key.group;
+  }
+  for (int round = 0; round < 10; round++) {
+#pragma GCC unroll 1  // unrolled, it would not be vectorised
+    for (int i = 0; i < lanes; i++) {
+      const uint64_t p0 = uint64_t{philox::multiplier0} * c0[i], p1 = uint64_t{philox::multiplier1} * c2[i];
+      c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
+      c1[i] = static_cast<uint32_t>(p1);
+      c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
+      c3[i] = static_cast<uint32_t>(p0);
+    }
+    k0 += philox::weyl0;
+    k1 += philox::weyl1;
+  }
+  for (int i = 0; i < lanes; i++) {
+    words[4 * i] = c0[i];
+    words[4 * i + 1] = c1[i];
+    words[4 * i + 2] = c2[i];
+    words[4 * i + 3] = c3[i];
+  }
+}
+
+// No less than gumbel(word), which is <= -log(v) with v >= 2^-(z+1), z the leading zeros of the word.
+template <class S>
+S noise_bound(uint32_t word) {
+  return S(0.694) * static_cast<S>(std::countl_zero(word) + 1);
+}
+
+// The larger of `best` and l/T + G over tokens [begin, end) at least as good as `last`. The bound on the noise passes
+// over groups and tokens that cannot win, so that the result is exact and few logarithms are taken.
 template <class S>
 Entry<S> scan(const S* l, int64_t begin, int64_t end, S temperature, const RngKey& key, const Entry<S>& last,
               Entry<S> best) {
-  constexpr S most_noise = S(22.9), log_2_above = S(0.694);
-  for (int64_t i = begin; i < end; i += 4) {
-    const int64_t stop = std::min(end, i + 4);
-    S largest = l[i];
-    for (int64_t j = i + 1; j < stop; j++) largest = l[j] > largest ? l[j] : largest;
-    if (largest / temperature + most_noise < best.value) continue;
-    const auto words = random_block(key, static_cast<uint32_t>(i / 4));
-    for (int64_t j = i; j < stop; j++) {
-      if (last.better_than({l[j], j})) continue;
-      const S z = l[j] / temperature;
-      const uint32_t word = words[static_cast<size_t>(j - i)];
-      if (z + log_2_above * static_cast<S>(std::countl_zero(word) + 1) < best.value) continue;
-      const Entry<S> entry{z + static_cast<S>(gumbel(word)), j};
+  uint32_t words[group];
+  for (int64_t i = begin; i < end; i += group) {
+    const int64_t count = std::min(group, end - i);
+    const S largest = row_max(l + i, count);
+    if (last.value > largest || largest / temperature + noise_bound<S>(0) < best.value) continue;
+    random_words(key, static_cast<uint32_t>(i), words);
+    uint32_t smallest = words[0];
+    for (int64_t j = 0; j < group; j++) smallest = std::min(smallest, words[j]);
+    if (largest / temperature + noise_bound<S>(smallest) < best.value) continue;
+    for (int64_t j = 0; j < count; j++) {
+      const S z = l[i + j] / temperature;
+      if (last.better_than({l[i + j], i + j}) || z + noise_bound<S>(words[j]) < best.value) continue;
+      const Entry<S> entry{z + static_cast<S>(gumbel(words[j])), i + j};
       if (entry.better_than(best)) best = entry;
     }
   }
   return best;
 }
 
+// The drawn token, found by at most `tasks` tasks.
 template <class S>
-int64_t draw(Stream& stream, const S* l, int64_t n, const SampleRow& row) {
+int64_t draw(Stream& stream, int64_t tasks, const S* l, int64_t n, const SampleRow& row) {
   const auto top = likeliest(l, n);
   if (row.params.temperature == 0) return top.id;
   const S temperature = static_cast<S>(row.params.temperature);
   const bool all = (row.params.top_k <= 0 || row.params.top_k >= n) && row.params.top_p >= 1;
   const Entry<S> last = all ? Entry<S>{-INFINITY, n} : last_kept(l, n, row.params, temperature);
   // The likeliest token is always kept; its noisy value is where the others have to start.
-  const Entry<S> first{top.value / temperature + static_cast<S>(gumbel(random_word(row.key, static_cast<uint32_t>(top.id)))),
-                       top.id};
-  const int64_t parts = (n + scan_block - 1) / scan_block;
+  const Entry<S> first{
+      top.value / temperature + static_cast<S>(gumbel(random_word(row.key, static_cast<uint32_t>(top.id)))), top.id};
+  const int64_t parts = std::clamp<int64_t>(n / scan_block, 1, tasks), groups = (n + group - 1) / group;
   std::vector<Entry<S>> best(static_cast<size_t>(parts));
   stream.threads().parallel(parts, [&](int64_t p) {
-    best[static_cast<size_t>(p)] =
-        scan(l, p * scan_block, std::min(n, (p + 1) * scan_block), temperature, row.key, last, first);
+    const int64_t begin = groups * p / parts * group, end = std::min(n, groups * (p + 1) / parts * group);
+    best[static_cast<size_t>(p)] = scan(l, begin, end, temperature, row.key, last, first);
   });
   Entry<S> winner = first;
   for (const auto& entry : best) {
@@ -121,10 +163,11 @@ void sample(Stream& stream, Tensor tokens, Tensor log_probs, Tensor logits, cons
     const int64_t n = logits.dim(1);
     const S* l = logits.as<S>();
     int32_t* out = tokens.as<int32_t>();
+    const int64_t tasks = logits.rows() < stream.threads().size() ? stream.threads().size() : 1;
     each_row(stream, logits.rows(), [&](int64_t r) {
       const S* row = l + r * logits.row_stride();
       const SampleRow& how = rows[static_cast<size_t>(r)];
-      const int64_t token = draw(stream, row, n, how);
+      const int64_t token = draw(stream, tasks, row, n, how);
       out[r] = static_cast<int32_t>(token);
       if (!log_probs.defined()) return;
       const S temperature = how.params.temperature == 0 ? S(1) : static_cast<S>(how.params.temperature);

@@ -1,6 +1,7 @@
-// One row of logits to its log-sum-exp and entropy, in one fixed order, for the loss and for sampling alike: the log-prob
-// recorded when a token is drawn is bit-equal to the one computed from the same logits later.
+// One row of logits to its log-sum-exp and entropy, in one fixed order, for the loss and for sampling alike: the
+// log-prob recorded when a token is drawn is bit-equal to the one computed from the same logits later.
 #pragma once
+#include <algorithm>
 #include <vector>
 
 #include "ops/cpu/bodies.h"
@@ -24,37 +25,39 @@ struct RowSoftmax {
 template <class S>
 void softmax_part(const S* l, int64_t n, S temperature, S max, S& sum, S& weighted) {
   constexpr int w = width<S>;
-  S lane_sum[w] = {}, lane_weighted[w] = {};
-  int64_t i = 0;
-  const auto lanes = [&](int count) {
-    for (int j = 0; j < count; j++) {
+  constexpr int64_t tile = 16 * w;
+  Vec<S> lane_sum{}, lane_weighted{};
+  for (int64_t i = 0; i < n; i += tile) {
+    const int64_t count = std::min(tile, n - i);
+    S e[tile], ed[tile];
+    for (int64_t j = 0; j < count; j++) {
       const S d = l[i + j] / temperature - max;
-      const S e = exp_fast(d);
-      lane_sum[j] += e;
-      lane_weighted[j] += e == S(0) ? S(0) : e * d;
+      e[j] = exp_fast(d);
+      ed[j] = e[j] == S(0) ? S(0) : e[j] * d;
     }
-  };
-  for (; i + w <= n; i += w) lanes(w);
-  lanes(static_cast<int>(n - i));
-  Vec<S> a, b;
-  std::memcpy(&a, lane_sum, sizeof a);
-  std::memcpy(&b, lane_weighted, sizeof b);
-  sum = sum_lanes<S>(a);
-  weighted = sum_lanes<S>(b);
+    for (int64_t j = count; j < (count + w - 1) / w * w; j++) e[j] = ed[j] = 0;
+    for (int64_t j = 0; j < count; j += w) {
+      lane_sum += load(e + j);
+      lane_weighted += load(ed + j);
+    }
+  }
+  sum = sum_lanes<S>(lane_sum);
+  weighted = sum_lanes<S>(lane_weighted);
 }
 
 template <class S>
 S row_max(const S* l, int64_t n) {
   constexpr int w = width<S>;
-  S lane[w];
-  for (int j = 0; j < w; j++) lane[j] = l[0];
+  Vec<S> lanes = broadcast(l[0]);
   int64_t i = 0;
   for (; i + w <= n; i += w) {
-    for (int j = 0; j < w; j++) lane[j] = l[i + j] > lane[j] ? l[i + j] : lane[j];
+    const Vec<S> v = load(l + i);
+    lanes = v > lanes ? v : lanes;
   }
-  for (; i < n; i++) lane[0] = l[i] > lane[0] ? l[i] : lane[0];
-  for (int j = 1; j < w; j++) lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
-  return lane[0];
+  S top = l[0];
+  for (; i < n; i++) top = l[i] > top ? l[i] : top;
+  for (int j = 0; j < w; j++) top = lanes[j] > top ? lanes[j] : top;
+  return top;
 }
 
 // Called from one task for its own row, or from outside any task, when the parts are spread over the threads.
@@ -67,9 +70,8 @@ RowSoftmax<S> row_softmax(Stream& stream, const S* l, int64_t n, S temperature) 
   stream.threads().parallel(parts, [&](int64_t p) { max[p] = row_max(l + p * softmax_block, length(p)); });
   // Division by a positive temperature keeps the order, so the largest quotient is the quotient of the largest.
   const S top = row_max(max, parts) / temperature;
-  stream.threads().parallel(parts, [&](int64_t p) {
-    softmax_part(l + p * softmax_block, length(p), temperature, top, sum[p], weighted[p]);
-  });
+  stream.threads().parallel(
+      parts, [&](int64_t p) { softmax_part(l + p * softmax_block, length(p), temperature, top, sum[p], weighted[p]); });
   S all = 0, all_weighted = 0;
   for (int64_t p = 0; p < parts; p++) {
     all += sum[p];

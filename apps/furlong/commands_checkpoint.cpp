@@ -1,0 +1,75 @@
+// init and convert: checkpoints out of nothing, and from one packing or dtype to another.
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "checkpoint/hf.h"
+#include "checkpoint/init.h"
+#include "furlong/commands.h"
+#include "furlong/presets.h"
+#include "base/text.h"
+
+namespace furlong {
+namespace {
+
+constexpr double initializer_range = 0.02;
+
+HfDtype parse_hf_dtype(const std::string& name) {
+  if (name == "bf16") return HfDtype::bf16;
+  if (name == "fp32") return HfDtype::f32;
+  return HfDtype::source;
+}
+
+ExpertPacking parse_packing(const std::string& name) {
+  if (name == "fused") return ExpertPacking::fused;
+  if (name == "per-expert") return ExpertPacking::per_expert;
+  return ExpertPacking::source;
+}
+
+}  // namespace
+
+int run_init(const Settings& settings) {
+  if (settings.save.empty()) fail(Exit::usage, "--save DIR is needed: where the new checkpoint goes");
+  const Preset preset = make_preset(settings.preset.empty() ? "tiny" : settings.preset, settings.num_layers);
+  const DType dtype = settings.dtype == "bf16" ? DType::bf16 : DType::f32;
+  ThreadPool threads(static_cast<int>(settings.threads));
+  Weights weights(preset.config, dtype);
+  init_weights(weights, preset.config, static_cast<uint64_t>(settings.seed), initializer_range, &threads);
+  save_hf({.source_dir = {},
+           .output_dir = settings.save,
+           .config_text = config_json(preset.config),
+           .dtype = dtype == DType::bf16 ? HfDtype::bf16 : HfDtype::f32},
+          weights);
+  for (const auto& [name, text] : preset.files) write_file_atomic(settings.save + "/" + name, text);
+  int64_t parameters = 0;
+  for (const auto& spec : weights.specs()) parameters += spec.numel();
+  log::info("{}: {} layers, {} parameters, {}", settings.save, preset.config.num_layers, parameters,
+            human_bytes(weights.bytes()));
+  return 0;
+}
+
+int run_convert(const Settings& settings) {
+  const auto check = [](const std::string& side, const std::string& value) {
+    if (!value.empty() && value != "hf") {
+      fail(Exit::usage, "--{} {}: this build converts between Hugging Face layouts only (--from hf --to hf)", side, value);
+    }
+  };
+  check("from", settings.from);
+  check("to", settings.to);
+  if (settings.hf_checkpoint.empty() || settings.save.empty()) {
+    fail(Exit::usage, "--hf-checkpoint DIR (what to read) and --save DIR (where to write) are needed");
+  }
+  const ModelConfig config = read_model_config(settings.hf_checkpoint);
+  ThreadPool threads(static_cast<int>(settings.threads));
+  // fp32 holds every source dtype exactly.
+  const Weights weights = load_hf(settings.hf_checkpoint, config, DType::f32, {.threads = &threads});
+  save_hf({.source_dir = settings.hf_checkpoint,
+           .output_dir = settings.save,
+           .config_text = {},
+           .dtype = parse_hf_dtype(settings.save_hf_dtype),
+           .experts = parse_packing(settings.expert_packing)},
+          weights);
+  log::info("{} written", settings.save);
+  return 0;
+}
+
+}  // namespace furlong

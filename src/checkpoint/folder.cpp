@@ -1,0 +1,84 @@
+#include "checkpoint/folder.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+
+namespace furlong {
+namespace fs = std::filesystem;
+
+TemporaryFolder::TemporaryFolder(const std::string& final_path) : final_path_(without_trailing_slash(final_path)) {
+  make_directories(parent_folder(final_path_));
+  for (int attempt = 0;; attempt++) {
+    path_ = fmt::format("{}.tmp-{}-{}", final_path_, getpid(), attempt);
+    if (mkdir(path_.c_str(), 0777) == 0) return;
+    if (errno != EEXIST || attempt > 10000)
+      fail(Exit::resources, "cannot create the folder {}: {}", path_, std::strerror(errno));
+  }
+}
+
+TemporaryFolder::~TemporaryFolder() {
+  if (path_.empty()) return;
+  std::error_code code;
+  fs::remove_all(path_, code);
+}
+
+void TemporaryFolder::commit() {
+  sync_directory(path_);
+  std::error_code code;
+  const bool occupied = fs::exists(final_path_, code) && !fs::is_empty(final_path_, code);
+  if (!occupied) {
+    if (rename(path_.c_str(), final_path_.c_str()) != 0) {
+      fail(Exit::resources, "cannot rename {} to {}: {}", path_, final_path_, std::strerror(errno));
+    }
+    path_.clear();
+  } else if (renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path_.c_str(), RENAME_EXCHANGE) != 0) {
+    // A file system without exchange: the old folder steps aside first.
+    const std::string aside = path_ + "-old";
+    const bool moved = rename(final_path_.c_str(), aside.c_str()) == 0;
+    if (!moved || rename(path_.c_str(), final_path_.c_str()) != 0) {
+      const std::string why = std::strerror(errno);
+      if (moved) rename(aside.c_str(), final_path_.c_str());
+      fail(Exit::resources, "cannot replace {}: {}", final_path_, why);
+    }
+    path_ = aside;
+  }
+  sync_directory(parent_folder(final_path_));
+  if (!path_.empty()) fs::remove_all(path_, code);
+  path_.clear();
+}
+
+void check_free_space(const std::string& path, uint64_t bytes, const std::string& what) {
+  constexpr uint64_t slack = 1 << 20;
+  fs::path probe = fs::absolute(path);
+  std::error_code code;
+  while (!fs::exists(probe, code) && probe.has_parent_path() && probe != probe.parent_path())
+    probe = probe.parent_path();
+  const auto space = fs::space(probe, code);
+  if (code || space.available >= bytes + slack) return;
+  const double gib = 1 << 30;
+  fail(Exit::resources,
+       "{}: {} needs {:.3f} GiB, but {:.3f} GiB are free. Free some space or choose another folder; nothing was "
+       "written.",
+       path, what, static_cast<double>(bytes) / gib, static_cast<double>(space.available) / gib);
+}
+
+std::string without_trailing_slash(std::string path) {
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path;
+}
+
+std::string parent_folder(const std::string& path) {
+  const std::string parent = fs::path(path).parent_path().string();
+  return parent.empty() ? "." : parent;
+}
+
+}  // namespace furlong

@@ -1,0 +1,275 @@
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <optional>
+#include <set>
+#include <unordered_set>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "checkpoint/folder.h"
+#include "checkpoint/hf.h"
+#include "checkpoint/hf_names.h"
+#include "checkpoint/safetensors.h"
+#include "checkpoint/values.h"
+
+namespace furlong {
+namespace {
+
+namespace fs = std::filesystem;
+
+TensorSource carried(const TensorEntry& entry) {
+  return {.name = entry.name,
+          .dtype = entry.dtype,
+          .shape = entry.shape,
+          .emit =
+              [bytes = entry.bytes](const ByteSink& sink) {
+                if (!bytes.empty()) sink(bytes.data(), bytes.size());
+              },
+          .raw_bytes = entry.bytes.size()};
+}
+
+// The list of tensors to write, each with the file it stood in, if any.
+class SavePlan {
+ public:
+  SavePlan(const SaveHfOptions& options, const Weights& weights, const SafetensorsDirectory* source)
+      : options_(options), source_(source) {
+    if (source_ != nullptr) layout_ = detect_layout(weights.specs(), has());
+    for (size_t i = 0; i < weights.specs().size(); i++) add(weights.specs()[i], weights.tensors()[i]);
+    if (source_ == nullptr) return;
+    for (const auto& file : source_->files()) {
+      for (const auto& entry : file.entries()) {
+        if (!replaced_.contains(entry.name)) tensors_.push_back(carried(entry));
+      }
+    }
+  }
+
+  uint64_t bytes() const {
+    uint64_t total = 0;
+    for (const auto& t : tensors_) total += t.bytes();
+    return total;
+  }
+
+  // Files grouped as in the source when nothing about them changes, by size otherwise.
+  std::vector<ShardPlan> shards() {
+    const bool as_source =
+        source_ != nullptr && options_.dtype == HfDtype::source && options_.experts == ExpertPacking::source &&
+        std::all_of(tensors_.begin(), tensors_.end(), [&](const auto& t) { return source_->find(t.name) != nullptr; });
+    if (!as_source) return plan_shards(std::move(tensors_), options_.shard_bytes);
+    std::map<std::string, ShardPlan> by_file;
+    for (auto& t : tensors_) {
+      const std::string file = source_->file_of(t.name);
+      by_file[file].tensors.push_back(std::move(t));
+    }
+    std::vector<ShardPlan> shards;
+    for (auto& [file, plan] : by_file) shards.push_back({file, std::move(plan.tensors)});
+    return shards;
+  }
+
+ private:
+  HasTensor has() const {
+    return [this](const std::string& name) { return source_->find(name) != nullptr; };
+  }
+
+  void add(const TensorSpec& spec, const Tensor& tensor) {
+    const bool was_per_expert = source_ != nullptr && is_per_expert(spec, layout_, has());
+    const TensorEntry* first = nullptr;  // the source's tensor, or its first expert
+    if (source_ != nullptr) {
+      const auto old = pieces_of(spec, was_per_expert);
+      first = source_->find(layout_.translate(old[0].name));
+      if (!tensor.defined()) return require_all(old);
+      for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
+    }
+    CHECK(tensor.defined(), "{} is undefined and there is no source to take it from", spec.name);
+    CHECK(tensor.device() == Device::cpu && tensor.contiguous(), "{} {}", spec.name, tensor.describe());
+    const bool per_expert = options_.experts == ExpertPacking::source
+                                ? was_per_expert
+                                : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
+    const std::string dtype = dtype_of(spec, tensor, first);
+    for (const auto& piece : pieces_of(spec, per_expert)) {
+      const std::string name = layout_.translate(piece.name);
+      check_shape(name, piece);
+      tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
+      const auto* data =
+          static_cast<const uint8_t*>(tensor.data()) + static_cast<size_t>(piece.offset) * size_of(tensor.dtype());
+      tensors_.back().emit = [data, own = tensor.dtype(), n = piece.numel, to = tensors_.back().dtype](
+                                 const ByteSink& sink) { emit_values(own, data, n, to, sink); };
+    }
+    always_f32_ = false;
+  }
+
+  std::string dtype_of(const TensorSpec& spec, const Tensor& tensor, const TensorEntry* first) {
+    always_f32_ = spec.always_f32;
+    if (spec.always_f32 || options_.dtype == HfDtype::f32) return "F32";
+    if (options_.dtype == HfDtype::bf16) return "BF16";
+    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : file_dtype_of(tensor.dtype());
+  }
+
+  // In `source` mode experts stored one by one may differ in dtype.
+  std::string dtype_of_piece(const std::string& name, const std::string& dtype) const {
+    if (always_f32_ || options_.dtype != HfDtype::source || source_ == nullptr) return dtype;
+    const TensorEntry* entry = source_->find(name);
+    return entry != nullptr && is_readable_dtype(entry->dtype) ? entry->dtype : dtype;
+  }
+
+  void check_shape(const std::string& name, const Piece& piece) const {
+    const TensorEntry* entry = source_ != nullptr ? source_->find(name) : nullptr;
+    if (entry == nullptr || entry->shape == piece.shape) return;
+    fail(Exit::input, "{}: {} is {} there, but [{}] in the weights; give the checkpoint that the weights came from",
+         source_->directory(), name, entry->describe(), fmt::join(piece.shape, ","));
+  }
+
+  void require_all(const std::vector<Piece>& pieces) const {
+    for (const auto& piece : pieces) {
+      const std::string name = layout_.translate(piece.name);
+      if (source_->find(name) == nullptr) {
+        fail(Exit::input, "{}: {} is missing; give the checkpoint that the weights came from", source_->directory(),
+             name);
+      }
+    }
+  }
+
+  const SaveHfOptions& options_;
+  const SafetensorsDirectory* source_;
+  HfLayout layout_;
+  bool always_f32_ = false;
+  std::unordered_set<std::string> replaced_;
+  std::vector<TensorSource> tensors_;
+};
+
+// Small files that make a checkpoint folder whole; weights, indexes, code and other people's files stay behind.
+bool is_carried_file(const std::string& name) {
+  if (name.starts_with('.') || name.starts_with("golden_") || name.ends_with(".index.json")) return false;
+  static const std::set<std::string> extensions = {".json", ".txt", ".jinja", ".model", ".tiktoken"};
+  return extensions.contains(fs::path(name).extension().string()) || name == "LICENSE" || name == "NOTICE";
+}
+
+std::vector<std::string> carried_files(const std::string& directory) {
+  std::vector<std::string> names;
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(directory, code)) {
+    const std::string name = entry.path().filename().string();
+    if (is_carried_file(name) && entry.is_regular_file(code)) names.push_back(name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+// config.json with its dtype entries, where there are any, set to what is written.
+std::string config_with_dtype(const std::string& text, const std::string& where, HfDtype dtype) {
+  if (dtype == HfDtype::source) return text;
+  OrderedJson config = parse_ordered_json(text, where);
+  const std::string value = dtype == HfDtype::bf16 ? "bfloat16" : "float32";
+  const auto set = [&](OrderedJson& section) {
+    if (!section.is_object()) return;
+    for (const char* key : {"dtype", "torch_dtype"}) {
+      if (section.contains(key) && section[key].is_string()) section[key] = value;
+    }
+  };
+  set(config);
+  if (config.contains("text_config")) set(config["text_config"]);
+  return config.dump(2) + "\n";
+}
+
+void write_small_files(const SaveHfOptions& options, const std::string& to) {
+  if (options.source_dir.empty()) {
+    write_file_atomic(to + "/config.json", options.config_text);
+    return;
+  }
+  for (const auto& name : carried_files(options.source_dir)) {
+    const std::string from = options.source_dir + "/" + name;
+    std::string content = read_file(from);
+    if (name == "config.json") content = config_with_dtype(content, from, options.dtype);
+    write_file_atomic(to + "/" + name, content);
+  }
+}
+
+void rename_or_fail(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0)
+    fail(Exit::resources, "cannot rename {} to {}: {}", from, to, std::strerror(errno));
+}
+
+void remove_if_there(const std::string& path) {
+  if (unlink(path.c_str()) != 0 && errno != ENOENT)
+    fail(Exit::resources, "cannot remove {}: {}", path, std::strerror(errno));
+}
+
+// The weight files of the checkpoint that lies in a folder, as far as its index can be read.
+std::set<std::string> weight_files(const std::string& directory) {
+  std::set<std::string> names = {single_file_name};
+  try {
+    const Json index = read_json_file(directory + "/" + index_file_name);
+    for (const auto& [tensor, file] : index.at("weight_map").items()) {
+      check_plain_file_name(file.get<std::string>(), directory);
+      names.insert(file.get<std::string>());
+    }
+  } catch (const std::exception&) {
+    // No index, or a damaged one: only the single file is known to be a checkpoint's.
+  }
+  return names;
+}
+
+// Moves the files of `staging` into an existing folder. Between the first and the last step the folder has no index, so
+// that old and new files can never be read together.
+void replace_files(const std::string& staging, const std::string& output) {
+  std::set<std::string> stale = weight_files(output);
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(staging)) names.push_back(entry.path().filename().string());
+  const bool sharded = std::find(names.begin(), names.end(), index_file_name) != names.end();
+  const std::string last = sharded ? index_file_name : single_file_name;
+  std::sort(names.begin(), names.end(),
+            [&](const auto& a, const auto& b) { return std::pair(a == last, a) < std::pair(b == last, b); });
+  remove_if_there(output + "/" + index_file_name);
+  if (sharded) remove_if_there(output + "/" + single_file_name);
+  sync_directory(output);
+  for (const auto& name : names) {
+    if (name == last) sync_directory(output);
+    rename_or_fail(staging + "/" + name, output + "/" + name);
+    stale.erase(name);
+  }
+  sync_directory(output);
+  for (const auto& name : stale) remove_if_there(output + "/" + name);
+}
+
+bool holds_checkpoint(const std::string& directory) {
+  for (const char* name : {"config.json", single_file_name, index_file_name}) {
+    std::error_code code;
+    if (fs::exists(directory + "/" + name, code)) return true;
+  }
+  return false;
+}
+
+}  // namespace
+
+void save_hf(const SaveHfOptions& options, const Weights& weights) {
+  std::error_code code;
+  std::string output = without_trailing_slash(options.output_dir);
+  const bool exists = fs::exists(output, code);
+  if (exists) output = fs::canonical(output, code).string();
+  if (exists && !fs::is_directory(output, code))
+    fail(Exit::input, "{} is not a folder; choose another place to save to", output);
+  const bool replace = exists && !fs::is_empty(output, code);
+  if (replace && !options.source_dir.empty() && fs::equivalent(output, options.source_dir, code)) {
+    fail(Exit::input, "{} is the checkpoint that the weights came from; choose another folder to save to", output);
+  }
+  if (replace && !holds_checkpoint(output)) {
+    fail(Exit::input, "{} holds files that are no checkpoint; choose an empty or a new folder to save to", output);
+  }
+  std::optional<SafetensorsDirectory> source;
+  if (!options.source_dir.empty()) source.emplace(options.source_dir);
+  SavePlan plan(options, weights, source ? &*source : nullptr);
+  check_free_space(output, plan.bytes(), "the checkpoint");
+  TemporaryFolder folder(replace ? output + "/new" : output);
+  write_small_files(options, folder.path());
+  write_shards(folder.path(), plan.shards());
+  if (replace) {
+    replace_files(folder.path(), output);
+  } else {
+    folder.commit();
+  }
+}
+
+}  // namespace furlong

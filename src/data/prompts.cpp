@@ -1,0 +1,112 @@
+#include "data/prompts.h"
+
+#include "base/check.h"
+#include "base/error.h"
+#include "data/json_row.h"
+#include "data/jsonl.h"
+
+namespace furlong {
+namespace {
+
+// Keys that a chat template would render and that ChatMessage does not carry; dropping them would alter the prompt.
+constexpr const char* rendered_keys[] = {"tool_calls", "reasoning_content"};
+
+ChatMessage read_message(const JsonRow& row, const Json& value, const std::string& place) {
+  if (!value.is_object()) row.wrong(place, value, "an object with \"role\" and \"content\"");
+  ChatMessage message;
+  for (const auto& [key, field] : {std::pair{"role", &message.role}, {"content", &message.content}}) {
+    const auto it = value.find(key);
+    if (it == value.end()) fail(Exit::input, "{}: {} has no key \"{}\"", row.where(), place, key);
+    if (!it->is_string()) {
+      row.wrong(place + "." + key, *it,
+                it->is_array() ? "a string (only text content is taken, no parts)" : "a string");
+    }
+    *field = it->get<std::string>();
+  }
+  if (message.role.empty()) fail(Exit::input, "{}: {}.role is empty; expected system, user, ...", row.where(), place);
+  for (const char* key : rendered_keys) {
+    const auto it = value.find(key);
+    if (it == value.end() || it->empty() || *it == "") continue;  // absent, null, an empty list or string
+    fail(Exit::input, "{}: {} has \"{}\", which prompts here cannot carry; remove it from the row", row.where(), place,
+         key);
+  }
+  return message;
+}
+
+void read_input(const JsonRow& row, const PromptOptions& options, Prompt& prompt) {
+  const Json& input = row.at(options.input_key);
+  if (input.is_string()) {
+    prompt.text = input.get<std::string>();
+    if (prompt.text.empty()) fail(Exit::input, "{}: \"{}\" is empty", row.where(), options.input_key);
+    if (options.apply_chat_template) {
+      prompt.messages.push_back({"user", std::move(prompt.text)});
+      prompt.text.clear();
+    }
+    return;
+  }
+  if (!input.is_array()) row.wrong(options.input_key, input, "a string or a list of chat messages");
+  if (input.empty()) fail(Exit::input, "{}: \"{}\" is an empty list of messages", row.where(), options.input_key);
+  for (size_t i = 0; i < input.size(); i++) {
+    prompt.messages.push_back(read_message(row, input[i], fmt::format("{}[{}]", options.input_key, i)));
+  }
+}
+
+std::string read_tools(const JsonRow& row, const std::string& key) {
+  const Json* tools = key.empty() ? nullptr : row.find(key);
+  if (tools == nullptr || tools->is_null()) return "";
+  if (tools->is_array()) return std::string(row.raw(key));
+  if (!tools->is_string()) row.wrong(key, *tools, "a list, or a string holding a JSON list");
+  std::string text = tools->get<std::string>();
+  if (!parse_json(text, row.where() + ": \"" + key + "\"").is_array()) {
+    fail(Exit::input, "{}: the JSON in \"{}\" is not a list", row.where(), key);
+  }
+  return text;
+}
+
+std::string read_metadata(const JsonRow& row, const std::string& key, const std::string& tools) {
+  const Json* value = key.empty() ? nullptr : row.find(key);
+  if (value != nullptr && !value->is_null() && !value->is_object()) row.wrong(key, *value, "an object");
+  std::string text = value == nullptr || value->is_null() ? "{}" : std::string(row.raw(key));
+  if (tools.empty()) return text;
+  OrderedJson metadata = parse_ordered_json(text, row.where());
+  metadata["tools"] = parse_ordered_json(tools, row.where());
+  return metadata.dump();
+}
+
+}  // namespace
+
+PromptSet::PromptSet(const PromptOptions& options) {
+  JsonlReader reader(options.path);
+  name_ = reader.name();
+  while (reader.next()) {
+    const JsonRow row(reader.text(), reader.name(), reader.line());
+    Prompt prompt;
+    prompt.row = reader.row();
+    prompt.line = reader.line();
+    read_input(row, options, prompt);
+    if (!options.label_key.empty()) prompt.label = row.label(options.label_key);
+    prompt.tools = read_tools(row, options.tool_key);
+    prompt.metadata = read_metadata(row, options.metadata_key, prompt.tools);
+    prompts_.push_back(std::move(prompt));
+  }
+  if (prompts_.empty()) {
+    fail(Exit::input, "{}: no prompts{}", options.path,
+         options.path == name_ ? "; the file has no rows" : "; no rows, or none within the slice");
+  }
+}
+
+std::string PromptSet::where(int64_t i) const { return fmt::format("{}:{}", name_, (*this)[i].line); }
+
+int64_t PromptSet::keep(std::span<const uint8_t> kept) {
+  CHECK(kept.size() == prompts_.size(), "{} entries for {} prompts", kept.size(), prompts_.size());
+  size_t n = 0;
+  for (size_t i = 0; i < kept.size(); i++) {
+    if (kept[i] == 0) continue;
+    if (n != i) prompts_[n] = std::move(prompts_[i]);
+    n++;
+  }
+  prompts_.resize(n);
+  return static_cast<int64_t>(kept.size() - n);
+}
+
+}  // namespace furlong

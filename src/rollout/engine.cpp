@@ -1,0 +1,341 @@
+#include "rollout/engine.h"
+
+#include <algorithm>
+
+#include "model/model.h"
+#include "model/mtp.h"
+#include "ops/embed.h"
+#include "ops/linear.h"
+#include "ops/reduce.h"
+
+namespace furlong {
+namespace {
+
+// Rows whose logits are held at once.
+constexpr int64_t sample_chunk = 64;
+
+MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const EngineOptions& o) {
+  MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
+  // Every running sample and the prompts that wait for one.
+  const int64_t per_sequence = (o.max_tokens + o.drafts + o.page - 1) / o.page + 1;
+  m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
+  m.pages = 1 + m.slots * per_sequence;
+  if (o.memory_bytes > 0) {
+    const size_t slots = static_cast<size_t>(m.slots) * RolloutMemory::slot_bytes(c, w.dtype(), m);
+    const size_t page = RolloutMemory::page_bytes(c, w.dtype(), m);
+    const size_t left = o.memory_bytes > slots ? o.memory_bytes - slots : 0;
+    m.pages = std::min(m.pages, std::max<int64_t>(2, static_cast<int64_t>(left / std::max<size_t>(page, 1))));
+  }
+  return m;
+}
+
+// The working memory of the largest step, found by running it dry.
+Arena sized_arena(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
+  Arena measure = Arena::measuring();
+  Stream dry = Stream::dry(threads);
+  Exec exec{dry, measure};
+  BatchBuilder builder;
+  const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
+  builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
+  const Batch batch = builder.batch();
+  Tensor hidden = model_forward(exec, c, w, batch, nullptr);
+  if (o.drafts > 0) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
+  for (const char* name : {"sample.rows", "mtp.hidden", "mtp.rows"}) {
+    measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+  }
+  measure.make("sample.logits", DType::f32, {sample_chunk, c.vocab_size});
+  measure.make("sample.slack", DType::u8, {1 << 20});
+  return Arena(measure.high_mark());
+}
+
+}  // namespace
+
+// One segment per working sequence: chunks of prompts first, then running samples.
+struct Engine::Round {
+  BatchBuilder batch;
+  std::vector<std::shared_ptr<Prefix>> prefixes;
+  std::vector<int64_t> chunks;          // prompt rows of each prefix in this step
+  std::vector<Sample*> decoding;        // samples with a root to run
+  std::vector<int64_t> first_row;       // of each decoding sample in the batch
+  std::vector<Sample*> fresh;           // samples whose first token is drawn from their prefix's last hidden row
+  std::vector<const SequenceMemory*> sequences;
+  std::vector<uint8_t> speculative;
+  // Accepted rows of each decoding sample, after draw.
+  std::vector<int64_t> accepted;
+};
+
+Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads)
+    : config_(config),
+      weights_(weights),
+      options_(options),
+      stream_(threads),
+      memory_(std::make_unique<RolloutMemory>(config, weights.dtype(), memory_options(config, weights, options))),
+      arena_(sized_arena(config, weights, options, threads)) {
+  CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}", options.prefill_budget);
+  CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
+}
+
+Engine::~Engine() = default;
+
+std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
+  Scheduler scheduler(requests, *memory_, options_.max_running, options_.drafts);
+  std::vector<Completion> done;
+  for (scheduler.admit(); !scheduler.finished(); scheduler.admit()) {
+    step(scheduler);
+    for (Sample* sample : scheduler.ended) done.push_back(std::move(sample->out));
+    scheduler.retire();
+    if (progress) progress(done.size(), stats_.emitted);
+  }
+  std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
+    return a.request != b.request ? a.request < b.request : a.sample < b.sample;
+  });
+  return done;
+}
+
+void Engine::step(Scheduler& scheduler) {
+  const Arena::Scope scope(arena_);
+  Round round;
+  build(scheduler, round);
+  stats_.steps++;
+  Exec exec{stream_, arena_};
+  Tensor hidden;
+  if (round.batch.rows() > 0) {
+    const Batch batch = round.batch.batch(&memory_->view(round.sequences, round.speculative));
+    hidden = model_forward(exec, config_, weights_, batch, nullptr);
+  }
+  draw(scheduler, round, hidden);
+  if (options_.drafts > 0) extend_drafts(scheduler, round, hidden);
+  for (Sample* s : round.fresh) s->fresh = nullptr;
+  // Prompt rows are in the memory; a finished prompt keeps its last hidden row for its samples.
+  int64_t row = 0;
+  for (size_t i = 0; i < round.prefixes.size(); i++) {
+    Prefix& prefix = *round.prefixes[i];
+    row += round.chunks[i];
+    prefix.done += round.chunks[i];
+    prefix.memory.length = prefix.done;
+    if (prefix.done == static_cast<int64_t>(scheduler.request(prefix.request).prompt.size())) {
+      prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size});
+      convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
+    }
+  }
+}
+
+void Engine::build(Scheduler& scheduler, Round& round) {
+  int64_t budget = options_.prefill_budget;
+  for (auto& prefix : scheduler.prefixes()) {
+    const auto& prompt = scheduler.request(prefix->request).prompt;
+    const int64_t left = static_cast<int64_t>(prompt.size()) - prefix->done;
+    // A piece that is not the prompt's last ends on a multiple of the chunk.
+    const int64_t rows = left <= budget ? left : budget / delta_chunk * delta_chunk;
+    if (rows == 0) continue;
+    round.prefixes.push_back(prefix);
+    round.chunks.push_back(rows);
+    round.batch.add(prompt.data() + prefix->done, rows, prefix->done);
+    round.sequences.push_back(&prefix->memory);
+    round.speculative.push_back(0);
+    budget -= rows;
+    stats_.prefill_rows += rows;
+  }
+  for (auto& sample : scheduler.running()) {
+    if (sample->fresh != nullptr) {
+      round.fresh.push_back(sample.get());
+      continue;
+    }
+    std::vector<int32_t> rows = {sample->root()};
+    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
+    round.decoding.push_back(sample.get());
+    round.first_row.push_back(round.batch.rows());
+    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
+    round.sequences.push_back(&sample->memory);
+    round.speculative.push_back(1);
+    stats_.decode_rows += static_cast<int64_t>(rows.size());
+  }
+}
+
+void Engine::sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
+                         std::vector<float>* log_probs) {
+  tokens.resize(keys.size());
+  if (log_probs != nullptr) log_probs->resize(keys.size());
+  for (int64_t begin = 0; begin < rows.rows(); begin += sample_chunk) {
+    const Arena::Scope scope(arena_);
+    const int64_t end = std::min(rows.rows(), begin + sample_chunk);
+    Tensor logits = arena_.make("sample.logits", DType::f32, {end - begin, config_.vocab_size});
+    linear(stream_, logits, rows.rows(begin, end), weights_.lm_head);
+    sample(stream_, Tensor(tokens.data() + begin, DType::i32, {end - begin}),
+           log_probs == nullptr ? Tensor() : Tensor(log_probs->data() + begin, DType::f32, {end - begin}), logits,
+           {keys.begin() + begin, keys.begin() + end});
+  }
+}
+
+bool Engine::append(const Request& request, Sample& sample, int32_t token, float log_prob) {
+  sample.out.tokens.push_back(token);
+  sample.out.log_probs.push_back(log_prob);
+  stats_.emitted++;
+  if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end()) {
+    sample.out.reason = FinishReason::stop;
+    return true;
+  }
+  sample.out.reason = FinishReason::length;
+  return static_cast<int64_t>(sample.out.tokens.size()) >= request.max_new_tokens;
+}
+
+// Draws the target's token at every row that has one, accepts drafts that equal it, and appends what was accepted.
+void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
+  std::vector<SampleRow> keys;
+  const auto add_key = [&](const Sample& s, int64_t position) {
+    RngKey key = s.key;
+    key.position = static_cast<uint32_t>(position);
+    keys.push_back({key, scheduler.request(s.request).params});
+  };
+  int64_t count = static_cast<int64_t>(round.fresh.size());
+  for (const Sample* s : round.decoding) count += 1 + static_cast<int64_t>(s->drafts.size());
+  if (count == 0) return;
+  Tensor rows = arena_.make("sample.rows", weights_.dtype(), {count, config_.hidden_size});
+  int64_t row = 0;
+  for (size_t i = 0; i < round.decoding.size(); i++) {
+    const Sample& s = *round.decoding[i];
+    const int64_t n = 1 + static_cast<int64_t>(s.drafts.size());
+    convert(stream_, rows.rows(row, row + n), hidden.rows(round.first_row[i], round.first_row[i] + n));
+    for (int64_t j = 0; j < n; j++) add_key(s, s.memory.length + 1 + j);
+    row += n;
+  }
+  for (const Sample* s : round.fresh) {
+    convert(stream_, rows.rows(row, row + 1), s->fresh->hidden);
+    add_key(*s, s->memory.length);
+    row++;
+  }
+  std::vector<int32_t> tokens;
+  std::vector<float> log_probs;
+  sample_rows(rows, keys, tokens, &log_probs);
+
+  size_t at = 0;
+  std::vector<SequenceMemory*> committed;
+  std::vector<int64_t> lengths;
+  for (Sample* s : round.decoding) {
+    const size_t drafts = s->drafts.size();
+    const Request& request = scheduler.request(s->request);
+    size_t accepted = 0;
+    while (accepted < drafts && s->drafts[accepted] == tokens[at + accepted]) accepted++;
+    if (drafts > 0) {
+      s->out.verify_steps++;
+      s->out.drafted += static_cast<int64_t>(drafts);
+      s->out.accepted += static_cast<int64_t>(accepted);
+      stats_.verify_steps++;
+      stats_.drafted += static_cast<int64_t>(drafts);
+      stats_.accepted += static_cast<int64_t>(accepted);
+    }
+    bool ended = false;
+    for (size_t j = 0; j <= accepted && !ended; j++) ended = append(request, *s, tokens[at + j], log_probs[at + j]);
+    if (ended) {
+      scheduler.ended.push_back(s);
+      round.accepted.push_back(0);
+    } else {
+      committed.push_back(&s->memory);
+      lengths.push_back(s->memory.length + static_cast<int64_t>(accepted) + 1);
+      round.accepted.push_back(static_cast<int64_t>(accepted) + 1);
+    }
+    at += drafts + 1;
+  }
+  memory_->commit(stream_, committed, lengths);
+  for (Sample* s : round.fresh) {
+    if (append(scheduler.request(s->request), *s, tokens[at], log_probs[at])) scheduler.ended.push_back(s);
+    at++;
+  }
+}
+
+// Runs the MTP head over the rows just accepted (and over prompt rows), with the true hidden states, and lets it propose.
+void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
+  BatchBuilder batch;
+  std::vector<int32_t> next, source;  // token t+1 of each row; its row of `hidden`, or -1 - i for fresh sample i
+  std::vector<const SequenceMemory*> sequences;
+  int64_t row = 0;
+  const auto add = [&](const SequenceMemory& memory, int64_t position, const std::vector<int32_t>& following) {
+    batch.add(following.data(), static_cast<int64_t>(following.size()), position);
+    next.insert(next.end(), following.begin(), following.end());
+    sequences.push_back(&memory);
+  };
+  for (size_t i = 0; i < round.prefixes.size(); i++) {
+    const Prefix& prefix = *round.prefixes[i];
+    const auto& prompt = scheduler.request(prefix.request).prompt;
+    // The last prompt row waits for each sample's first token.
+    const int64_t end = std::min(prefix.done + round.chunks[i], static_cast<int64_t>(prompt.size()) - 1);
+    if (end > prefix.done) {
+      add(prefix.memory, prefix.done, {prompt.begin() + prefix.done + 1, prompt.begin() + end + 1});
+      for (int64_t t = prefix.done; t < end; t++) source.push_back(static_cast<int32_t>(row + t - prefix.done));
+    }
+    row += round.chunks[i];
+  }
+  std::vector<Sample*> proposing;
+  std::vector<int64_t> last_row;
+  for (size_t i = 0; i < round.decoding.size(); i++) {
+    Sample& s = *round.decoding[i];
+    const int64_t n = round.accepted[i];
+    s.drafts.clear();
+    if (n == 0) continue;
+    add(s.memory, s.memory.length - n, {s.out.tokens.end() - n, s.out.tokens.end()});
+    for (int64_t j = 0; j < n; j++) source.push_back(static_cast<int32_t>(round.first_row[i] + j));
+    proposing.push_back(&s);
+    last_row.push_back(batch.rows() - 1);
+  }
+  for (size_t i = 0; i < round.fresh.size(); i++) {
+    Sample& s = *round.fresh[i];
+    if (std::find(scheduler.ended.begin(), scheduler.ended.end(), &s) != scheduler.ended.end()) continue;
+    add(s.memory, s.memory.length - 1, {s.root()});
+    source.push_back(-1 - static_cast<int32_t>(i));
+    proposing.push_back(&s);
+    last_row.push_back(batch.rows() - 1);
+  }
+  if (batch.rows() == 0) return;
+  Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+  for (int64_t r = 0; r < batch.rows(); r++) {
+    const int32_t from = source[static_cast<size_t>(r)];
+    convert(stream_, inputs.rows(r, r + 1),
+            from >= 0 ? hidden.rows(from, from + 1) : Tensor(round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden));
+  }
+  Tensor rows = arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
+  {
+    const Arena::Scope scope(arena_);
+    const std::vector<uint8_t> speculative(sequences.size(), 1);
+    const MemoryView& view = memory_->view(sequences, speculative);
+    Exec exec{stream_, arena_};
+    const Tensor next_tokens(next.data(), DType::i32, {batch.rows()});
+    const Tensor m = mtp_forward(exec, config_, weights_, inputs, next_tokens, batch.batch(&view), view.mtp, nullptr);
+    for (size_t i = 0; i < proposing.size(); i++) {
+      const auto r = static_cast<int64_t>(i);
+      convert(stream_, rows.rows(r, r + 1), m.rows(last_row[i], last_row[i] + 1));
+    }
+  }
+  if (!proposing.empty()) propose(proposing, rows);
+}
+
+// Draws the drafts of each sample: the first from the MTP head's rows (R,H), every further one after running the head on
+// the draft before it, with its own output as the hidden state.
+void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
+  for (int64_t ahead = 1;; ahead++) {
+    std::vector<SampleRow> keys;
+    for (const Sample* s : samples) {
+      // The root stands at memory.length; the target will draw position memory.length + ahead with this very key.
+      RngKey key = s->key;
+      key.position = static_cast<uint32_t>(s->memory.length + ahead);
+      keys.push_back({key, {.temperature = options_.greedy_drafts ? 0.0 : s->temperature, .top_k = 0, .top_p = 1}});
+    }
+    std::vector<int32_t> tokens;
+    sample_rows(rows, keys, tokens, nullptr);
+    for (size_t i = 0; i < samples.size(); i++) samples[i]->drafts.push_back(tokens[i]);
+    if (ahead == options_.drafts) return;
+    const Arena::Scope scope(arena_);
+    BatchBuilder batch;
+    std::vector<const SequenceMemory*> sequences;
+    for (size_t i = 0; i < samples.size(); i++) {
+      batch.add(&tokens[i], 1, samples[i]->memory.length + ahead - 1);
+      sequences.push_back(&samples[i]->memory);
+    }
+    const std::vector<uint8_t> speculative(sequences.size(), 1);
+    const MemoryView& view = memory_->view(sequences, speculative);
+    Exec exec{stream_, arena_};
+    const Batch drafted = batch.batch(&view);
+    convert(stream_, rows, mtp_forward(exec, config_, weights_, rows, drafted.tokens, drafted, view.mtp, nullptr));
+  }
+}
+
+}  // namespace furlong

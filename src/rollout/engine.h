@@ -1,0 +1,66 @@
+// The rollout engine: requests in, completions out, on the trainer's own weights. One step runs prefill chunks, decode rows
+// and drafts to be verified as one packed batch through model_forward; tokens are drawn by Gumbel-max on the target, so
+// that they are the same with and without drafts, alone and batched.
+#pragma once
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "model/weights.h"
+#include "rollout/memory.h"
+#include "rollout/request.h"
+#include "rollout/scheduler.h"
+
+namespace furlong {
+
+struct EngineOptions {
+  int64_t max_running = 512;
+  int64_t drafts = 0;             // MTP proposals per round; 0: no speculation
+  int64_t page = 32;              // rows per page
+  int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
+  int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
+  size_t memory_bytes = 0;        // for pages and slots at most; 0: as much as max_running longest requests need
+  bool greedy_drafts = false;     // drafts by the likeliest token instead of the target's own noise (to measure the gain)
+};
+
+struct EngineStats {
+  int64_t steps = 0, prefill_rows = 0, decode_rows = 0, emitted = 0;
+  int64_t drafted = 0, accepted = 0, verify_steps = 0;
+};
+
+class Engine {
+ public:
+  // Borrows the weights; they may change between calls of generate.
+  Engine(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&);
+  ~Engine();
+
+  using Progress = std::function<void(size_t finished, int64_t tokens)>;
+  // Completions in order of (request, sample). Throws Error(Exit::resources) for a request that can never fit.
+  std::vector<Completion> generate(std::span<const Request> requests, const Progress& progress = {});
+
+  const EngineStats& stats() const { return stats_; }
+  void reset_stats() { stats_ = {}; }
+  const RolloutMemory& memory() const { return *memory_; }
+  size_t arena_bytes() const { return arena_.capacity(); }
+
+ private:
+  struct Round;  // what one step works on
+  void step(Scheduler&);
+  void build(Scheduler&, Round&);
+  void draw(Scheduler&, Round&, Tensor hidden);
+  void extend_drafts(Scheduler&, Round&, Tensor hidden);
+  void propose(std::span<Sample* const> samples, Tensor rows);
+  void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens, std::vector<float>* log_probs);
+  bool append(const Request&, Sample&, int32_t token, float log_prob);
+
+  ModelConfig config_;
+  const Weights& weights_;
+  EngineOptions options_;
+  Stream stream_;
+  std::unique_ptr<RolloutMemory> memory_;
+  Arena arena_;
+  EngineStats stats_;
+};
+
+}  // namespace furlong

@@ -1,0 +1,183 @@
+#include "rollout/memory.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "model/delta_net.h"
+
+namespace furlong {
+namespace {
+
+constexpr size_t fp32 = 4;
+
+void copy_entry(const Tensor& t, int32_t to, int32_t from) {
+  std::memcpy(t.rows(to, to + 1).data(), t.rows(from, from + 1).data(),
+              static_cast<size_t>(t.row_size()) * size_of(t.dtype()));
+}
+
+}  // namespace
+
+size_t RolloutMemory::page_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
+  const int64_t layers = c.num_attention_layers() + (o.mtp ? c.mtp_num_layers : 0);
+  return static_cast<size_t>(2 * layers * o.page * c.num_kv_heads * c.head_dim) * size_of(dtype);
+}
+
+size_t RolloutMemory::slot_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
+  const int64_t ring = delta_chunk + o.draft_rows, window = c.conv_kernel - 1 + o.draft_rows;
+  const int64_t recurrent = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim +
+                            ring * (c.key_dim() + c.value_dim() + 2 * c.linear_num_value_heads);
+  return static_cast<size_t>(c.num_delta_layers()) *
+         (static_cast<size_t>(recurrent) * fp32 + static_cast<size_t>(window * c.conv_dim()) * size_of(dtype));
+}
+
+RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
+  return {static_cast<size_t>(o.pages) * page_bytes(c, dtype, o), static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o)};
+}
+
+RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o) : config_(c), options_(o) {
+  CHECK(o.pages >= 2 && o.slots >= 2 && o.draft_rows >= 1, "{} pages, {} slots", o.pages, o.slots);
+  const auto make = [&](DType t, std::initializer_list<int64_t> shape) { return tensors_.emplace_back(t, shape).view(); };
+  const auto make_pages = [&] {
+    const int64_t width = c.num_kv_heads * c.head_dim;
+    return KvPages{make(dtype, {o.pages, o.page, width}), make(dtype, {o.pages, o.page, width}), {}};
+  };
+  const int64_t ring = delta_chunk + o.draft_rows;
+  const int64_t kh = c.linear_num_key_heads, vh = c.linear_num_value_heads;
+  const int64_t dk = c.linear_key_head_dim, dv = c.linear_value_head_dim;
+  for (const bool full : c.full_attention) {
+    if (full) {
+      view_.attention.push_back(make_pages());
+    } else {
+      view_.delta.push_back({.state = make(DType::f32, {o.slots, vh, dk, dv}),
+                             .ring_k = make(DType::f32, {o.slots, ring, kh * dk}),
+                             .ring_u = make(DType::f32, {o.slots, ring, vh * dv}),
+                             .ring_g = make(DType::f64, {o.slots, ring, vh}),
+                             .window = make(dtype, {o.slots, c.conv_kernel - 1 + o.draft_rows, c.conv_dim()}),
+                             .slots = {},
+                             .speculative = {}});
+      // The rule reads ring entries per head.
+      auto& d = view_.delta.back();
+      d.ring_k = d.ring_k.reshape({o.slots, ring, kh, dk});
+      d.ring_u = d.ring_u.reshape({o.slots, ring, vh, dv});
+    }
+  }
+  if (o.mtp) view_.mtp = make_pages();
+  for (int64_t i = 1; i < o.pages; i++) free_pages_.insert(static_cast<int32_t>(i));
+  for (int64_t i = 1; i < o.slots; i++) free_slots_.insert(static_cast<int32_t>(i));
+  references_.assign(static_cast<size_t>(o.pages), 0);
+}
+
+int32_t RolloutMemory::take_page() {
+  CHECK(!free_pages_.empty(), "a page taken from an empty pool");
+  const int32_t page = *free_pages_.begin();
+  free_pages_.erase(free_pages_.begin());
+  references_[static_cast<size_t>(page)] = 1;
+  return page;
+}
+
+void RolloutMemory::drop_page(int32_t page) {
+  if (--references_[static_cast<size_t>(page)] == 0) free_pages_.insert(page);
+}
+
+void RolloutMemory::copy_page(int32_t to, int32_t from) {
+  const auto copy = [&](const KvPages& p) {
+    copy_entry(p.k, to, from);
+    copy_entry(p.v, to, from);
+  };
+  for (const auto& p : view_.attention) copy(p);
+  if (view_.mtp.defined()) copy(view_.mtp);
+}
+
+void RolloutMemory::copy_slot(int32_t to, int32_t from) {
+  for (const auto& d : view_.delta) {
+    for (const auto& t : {d.state, d.ring_k, d.ring_u, d.ring_g, d.window}) copy_entry(t, to, from);
+  }
+}
+
+void RolloutMemory::clear_slot(int32_t slot) {
+  for (const auto& d : view_.delta) {
+    const Tensor state = d.state.rows(slot, slot + 1);
+    std::memset(state.data(), 0, state.bytes());
+  }
+}
+
+SequenceMemory RolloutMemory::reserve(int64_t rows) {
+  CHECK(!free_slots_.empty() && free_pages() >= pages_for(rows), "no room for {} rows", rows);
+  SequenceMemory sequence;
+  sequence.slot = *free_slots_.begin();
+  free_slots_.erase(free_slots_.begin());
+  clear_slot(sequence.slot);
+  for (int64_t i = 0; i < pages_for(rows); i++) sequence.pages.push_back(take_page());
+  return sequence;
+}
+
+SequenceMemory RolloutMemory::fork(const SequenceMemory& parent, int64_t rows) {
+  CHECK(!free_slots_.empty() && free_pages() >= pages_for_fork(parent.length, rows), "no room for a fork of {} rows", rows);
+  SequenceMemory child;
+  child.slot = *free_slots_.begin();
+  free_slots_.erase(free_slots_.begin());
+  child.length = parent.length;
+  copy_slot(child.slot, parent.slot);
+  const auto shared = static_cast<size_t>(shared_pages(parent.length));
+  for (size_t i = 0; i < shared; i++) {
+    child.pages.push_back(parent.pages[i]);
+    references_[static_cast<size_t>(parent.pages[i])]++;
+  }
+  for (auto i = static_cast<int64_t>(shared); i < pages_for(rows); i++) {
+    child.pages.push_back(take_page());
+    if (i < pages_for(parent.length)) copy_page(child.pages.back(), parent.pages[static_cast<size_t>(i)]);
+  }
+  return child;
+}
+
+void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths) {
+  slots_.clear();
+  before_.clear();
+  after_.clear();
+  for (size_t i = 0; i < sequences.size(); i++) {
+    auto& s = *sequences[i];
+    if (s.length / delta_chunk != lengths[i] / delta_chunk) {
+      slots_.push_back(s.slot);
+      before_.push_back(static_cast<int32_t>(s.length));
+      after_.push_back(static_cast<int32_t>(lengths[i]));
+    }
+    s.length = lengths[i];
+  }
+  if (slots_.empty()) return;
+  const auto n = static_cast<int64_t>(slots_.size());
+  for (auto d : view_.delta) {
+    d.slots = Tensor(slots_.data(), DType::i32, {n});
+    delta_commit(stream, d, Tensor(before_.data(), DType::i32, {n}), Tensor(after_.data(), DType::i32, {n}),
+                 delta_shape(config_));
+  }
+}
+
+void RolloutMemory::release(SequenceMemory& sequence) {
+  for (const int32_t page : sequence.pages) drop_page(page);
+  if (sequence.slot != 0) free_slots_.insert(sequence.slot);
+  sequence = {};
+}
+
+const MemoryView& RolloutMemory::view(std::span<const SequenceMemory* const> sequences,
+                                      std::span<const uint8_t> speculative) {
+  size_t widest = 1;
+  for (const auto* s : sequences) widest = std::max(widest, s->pages.size());
+  table_.assign(sequences.size() * widest, 0);
+  slots_.clear();
+  speculative_.assign(speculative.begin(), speculative.end());
+  for (size_t i = 0; i < sequences.size(); i++) {
+    std::copy(sequences[i]->pages.begin(), sequences[i]->pages.end(), table_.begin() + static_cast<int64_t>(i * widest));
+    slots_.push_back(sequences[i]->slot);
+  }
+  const auto n = static_cast<int64_t>(sequences.size());
+  const Tensor table(table_.data(), DType::i32, {n, static_cast<int64_t>(widest)});
+  for (auto& p : view_.attention) p.table = table;
+  if (view_.mtp.defined()) view_.mtp.table = table;
+  for (auto& d : view_.delta) {
+    d.slots = Tensor(slots_.data(), DType::i32, {n});
+    d.speculative = Tensor(speculative_.data(), DType::i32, {n});
+  }
+  return view_;
+}
+
+}  // namespace furlong

@@ -1,0 +1,77 @@
+// The rollout's memory: pages of keys and values, and recurrent slots. Page 0 and slot 0 are scrap. Pools hand out the
+// lowest free index. A sequence reserves what it may need, commits what was accepted, and releases.
+#pragma once
+#include <set>
+#include <span>
+#include <vector>
+
+#include "model/batch.h"
+#include "model/config.h"
+
+namespace furlong {
+
+struct MemoryOptions {
+  int64_t page = 32;        // rows per page
+  int64_t pages = 0;        // scrap included
+  int64_t slots = 0;        // scrap included
+  int64_t draft_rows = 1;   // rows of one decode segment at most: 1 + drafts
+  bool mtp = false;         // keep the MTP layer's keys and values
+};
+
+// What one sequence holds.
+struct SequenceMemory {
+  int32_t slot = 0;
+  std::vector<int32_t> pages;
+  int64_t length = 0;  // committed rows
+};
+
+class RolloutMemory {
+ public:
+  RolloutMemory(const ModelConfig&, DType dtype, const MemoryOptions&);
+
+  // Bytes that these options take, by part.
+  struct Bytes {
+    size_t pages = 0, slots = 0;
+  };
+  static Bytes bytes_of(const ModelConfig&, DType dtype, const MemoryOptions&);
+  static size_t page_bytes(const ModelConfig&, DType dtype, const MemoryOptions&);
+  static size_t slot_bytes(const ModelConfig&, DType dtype, const MemoryOptions&);
+
+  const MemoryOptions& options() const { return options_; }
+  int64_t free_pages() const { return static_cast<int64_t>(free_pages_.size()); }
+  int64_t free_slots() const { return static_cast<int64_t>(free_slots_.size()); }
+  int64_t pages_for(int64_t rows) const { return (rows + options_.page - 1) / options_.page; }
+  // New pages that a fork of a prompt of `prompt` rows needs to hold `rows` rows.
+  int64_t pages_for_fork(int64_t prompt, int64_t rows) const { return pages_for(rows) - shared_pages(prompt); }
+
+  // A slot with an empty state and pages for `rows` rows. There must be room (free_pages, free_slots).
+  SequenceMemory reserve(int64_t rows);
+  // Shares the parent's full pages, copies the page of its last row (the MTP row of the last prompt position depends on
+  // the sample's first token) and its slot, and adds pages for `rows` rows in all.
+  SequenceMemory fork(const SequenceMemory& parent, int64_t rows);
+  // Moves the sequences on to their new lengths: a delta-net state passes the chunk that the accepted rows complete.
+  // Rejected rows are overwritten later.
+  void commit(Stream&, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths);
+  void release(SequenceMemory&);
+
+  // A view for one segment per sequence; valid until the next call. speculative[i]: the segment's rows may be rejected.
+  const MemoryView& view(std::span<const SequenceMemory* const> sequences, std::span<const uint8_t> speculative);
+
+ private:
+  int64_t shared_pages(int64_t prompt) const { return prompt == 0 ? 0 : (prompt - 1) / options_.page; }
+  int32_t take_page();
+  void drop_page(int32_t page);
+  void copy_page(int32_t to, int32_t from);
+  void copy_slot(int32_t to, int32_t from);
+  void clear_slot(int32_t slot);
+
+  ModelConfig config_;
+  MemoryOptions options_;
+  std::vector<OwnedTensor> tensors_;
+  MemoryView view_;  // over the whole pools; the tables are set per view
+  std::set<int32_t> free_pages_, free_slots_;
+  std::vector<int32_t> references_;  // per page
+  std::vector<int32_t> table_, slots_, speculative_, before_, after_;
+};
+
+}  // namespace furlong

@@ -1,0 +1,100 @@
+#include "trainer/options.h"
+
+#include "base/error.h"
+
+namespace furlong {
+
+TrainOptions train_options(const Settings& s, const ModelConfig& config) {
+  TrainOptions o;
+  if (s.advantage_estimator != "grpo") {
+    fail(Exit::usage, "--advantage-estimator {}: this build has grpo", s.advantage_estimator);
+  }
+  o.loss = {.eps_clip = s.eps_clip,
+            .eps_clip_high = s.eps_clip_high.value_or(s.eps_clip),
+            .eps_clip_c = s.eps_clip_c,
+            .kl_loss_coef = s.use_kl_loss ? s.kl_loss_coef : 0,
+            .kl_type = parse_kl_type(s.kl_loss_type),
+            .unbiased_kl = s.use_unbiased_kl,
+            .entropy_coef = s.entropy_coef};
+  o.pack = {.dynamic = s.use_dynamic_batch_size,
+            .max_tokens = s.max_tokens_per_gpu.value_or(0),
+            .micro_batch_size = s.micro_batch_size,
+            .balance = s.balance_data};
+  if (o.pack.dynamic && o.pack.max_tokens <= 0) {
+    fail(Exit::usage, "--use-dynamic-batch-size needs --max-tokens-per-gpu N");
+  }
+  if (s.enable_mtp_training && config.mtp_num_layers == 0) {
+    fail(Exit::usage, "--enable-mtp-training: the checkpoint has no MTP head (mtp_num_hidden_layers is 0)");
+  }
+  if (s.mtp_num_layers && *s.mtp_num_layers != config.mtp_num_layers && s.enable_mtp_training) {
+    fail(Exit::usage, "--mtp-num-layers {}: the checkpoint has {}", *s.mtp_num_layers, config.mtp_num_layers);
+  }
+  o.optim = {.lr = s.lr,
+             .min_lr = s.min_lr,
+             .warmup_steps = s.lr_warmup_iters,
+             .warmup_init = s.lr_warmup_init,
+             .beta1 = s.adam_beta1,
+             .beta2 = s.adam_beta2,
+             .eps = s.adam_eps,
+             .weight_decay = s.weight_decay,
+             .clip_grad = s.clip_grad,
+             .train_mtp = s.enable_mtp_training};
+  o.recompute = s.recompute_granularity == "full" ? Recompute::full : Recompute::none;
+  o.per_token = s.calculate_per_token_loss;
+  o.mtp = s.enable_mtp_training;
+  o.mtp_factor = s.mtp_loss_scaling_factor;
+  o.temperature = s.rollout_temperature > 0 ? s.rollout_temperature : 1;
+  o.head_chunk = s.log_probs_chunk_size;
+  o.entropy = s.entropy_coef != 0 || s.observe_training_entropy;
+  o.dump_grads = s.dump_grads;
+  return o;
+}
+
+PromptOptions prompt_options(const Settings& s) {
+  return {.path = s.prompt_data,
+          .input_key = s.input_key,
+          .label_key = s.label_key,
+          .metadata_key = s.metadata_key,
+          .tool_key = s.tool_key,
+          .apply_chat_template = s.apply_chat_template};
+}
+
+bool needs_reference(const Settings& s) {
+  // With a trajectory file the reference's log-probs may stand there; they are computed only where they do not.
+  return ((s.use_kl_loss && s.kl_loss_coef != 0) || s.observe_kl > 0) && !s.debug_rollout_only;
+}
+
+std::string passes_text(const Settings& s) {
+  if (s.debug_rollout_only) return "passes: rollout only\n";
+  std::string text = "passes of a step: ";
+  text += s.debug_train_only ? "read trajectories" : "rollout";
+  const int64_t samples = s.rollout_batch_size.value_or(0) * s.n_samples_per_prompt;
+  const bool one_step = !s.global_batch_size || *s.global_batch_size >= samples;
+  if (!one_step && !s.use_rollout_logprobs) text += ", old log-probs";
+  if (needs_reference(s)) text += s.kl_loss_coef != 0 ? ", reference log-probs" : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
+  text += ", forward and backward";
+  if (s.enable_mtp_training) text += ", MTP forward and backward";
+  text += ", AdamW\n";
+  if (one_step) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
+  if (s.use_kl_loss && !needs_reference(s)) {
+    text += "left out: the reference model and its forward (--kl-loss-coef 0 changes no gradient; --observe-kl N shows the curve)\n";
+  }
+  if (s.entropy_coef == 0 && !s.observe_training_entropy) text += "left out: entropy (--entropy-coef 0)\n";
+  return text;
+}
+
+void check_trajectories(const std::vector<Trajectory>& trajectories, const ModelConfig& config, const std::string& where) {
+  int64_t scored = 0;
+  for (size_t i = 0; i < trajectories.size(); i++) {
+    const Trajectory& t = trajectories[i];
+    for (const int32_t id : t.tokens) {
+      if (id < 0 || id >= config.vocab_size) {
+        fail(Exit::input, "{}: trajectory {} has the token {}, the model's vocabulary {} tokens", where, i + 1, id, config.vocab_size);
+      }
+    }
+    scored += t.reward.has_value();
+  }
+  if (scored == 0) fail(Exit::input, "{}: no trajectory has a reward, so there is nothing to learn", where);
+}
+
+}  // namespace furlong

@@ -1,0 +1,143 @@
+#include "trainer/run_files.h"
+
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "checkpoint/hf.h"
+#include "checkpoint/resume.h"
+#include "ops/ops.h"
+
+namespace furlong {
+namespace {
+
+constexpr const char* state_format = "furlong.run_state";
+
+std::string to_json(const RunState& s) {
+  Json json = {{"format", state_format},
+               {"version", 1},
+               {"next_rollout", s.next_rollout},
+               {"optimizer_steps", s.optimizer_steps},
+               {"weight_version", s.weight_version},
+               {"skipped_steps", s.skipped_steps},
+               {"skipped_in_a_row", s.skipped_in_a_row},
+               {"isa", ops::isa_name()},
+               {"cursor",
+                {{"prompts", s.cursor.prompts},
+                 {"epoch", s.cursor.epoch},
+                 {"offset", s.cursor.offset},
+                 {"group_index", s.cursor.group_index},
+                 {"index", s.cursor.index}}}};
+  return json.dump(1);
+}
+
+RunState from_json(const std::string& text, const std::string& where) {
+  const Json json = parse_json(text, where);
+  try {
+    if (json.at("format") != state_format || json.at("version") != 1) {
+      fail(Exit::input, "{}: not the state of a furlong run of version 1", where);
+    }
+    RunState s;
+    s.next_rollout = json.at("next_rollout");
+    s.optimizer_steps = json.at("optimizer_steps");
+    s.weight_version = json.at("weight_version");
+    s.skipped_steps = json.at("skipped_steps");
+    s.skipped_in_a_row = json.at("skipped_in_a_row");
+    const Json& c = json.at("cursor");
+    s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
+    if (json.at("isa") != ops::isa_name()) {
+      log::warn("{} was written with the instruction set {}, this machine runs {}: the run goes on, its bits will differ",
+                where, json.at("isa").get<std::string>(), ops::isa_name());
+    }
+    return s;
+  } catch (const nlohmann::json::exception& e) {
+    fail(Exit::input, "{}: a key of the run's state is missing or of the wrong type ({})", where, e.what());
+  }
+}
+
+std::vector<NamedWeights> named_sets(const Session& session, TrainStep& step) {
+  Optimizer& optimizer = step.optimizer();
+  std::vector<NamedWeights> sets = {{"weights", &session.weights}};
+  if (optimizer.has_masters()) sets.push_back({"masters", &optimizer.masters()});
+  sets.push_back({"exp_avg", &optimizer.exp_avg()});
+  sets.push_back({"exp_avg_sq", &optimizer.exp_avg_sq()});
+  return sets;
+}
+
+bool inside(const std::string& path, const std::string& directory) {
+  const auto relative = std::filesystem::weakly_canonical(path).lexically_relative(std::filesystem::weakly_canonical(directory));
+  return !relative.empty() && *relative.begin() != "..";
+}
+
+}  // namespace
+
+std::string numbered(const std::string& pattern, int64_t rollout_id) {
+  std::string out = pattern;
+  const std::string key = "{rollout_id}";
+  for (size_t at = out.find(key); at != std::string::npos; at = out.find(key)) out.replace(at, key.size(), std::to_string(rollout_id));
+  return out;
+}
+
+RunFiles::RunFiles(const Settings& settings, Command command) : settings_(settings), directory_(settings.run_dir) {
+  make_directories(directory_);
+  const std::string lock = directory_ + "/.lock";
+  lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (lock_ < 0) fail(Exit::resources, "cannot write in the run directory {}: {}", directory_, std::strerror(errno));
+  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
+    fail(Exit::usage, "another process is using the run directory {}; wait for it or choose another --run-dir", directory_);
+  }
+  log::open_file(directory_ + "/log.txt");
+  write_file_atomic(directory_ + "/config.toml",
+                    fmt::format("# {} settings; instruction set {}\n{}", name_of(command), ops::isa_name(), to_toml(settings, command)));
+}
+
+RunFiles::~RunFiles() {
+  if (lock_ >= 0) close(lock_);
+}
+
+std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
+  const std::string directory = settings_.load.empty() ? settings_.save : settings_.load;
+  std::optional<LoadedCheckpoint> found;
+  if (std::filesystem::exists(directory)) found = load_latest(directory, named_sets(session, step));
+  if (!found) {
+    const bool own = settings_.load.empty() || settings_.load == settings_.save || inside(settings_.load, directory_);
+    if (!own) {
+      fail(Exit::input,
+           "--load {}: there is no training checkpoint in that folder. Check the path, or leave --load out to start from "
+           "--hf-checkpoint.",
+           settings_.load);
+    }
+    log::info("no checkpoint in {} yet: a fresh start", directory);
+    return std::nullopt;
+  }
+  const RunState state = from_json(found->state, found->path + "/state.json");
+  step.optimizer().set_steps(state.optimizer_steps);
+  step.set_skipped(state.skipped_steps, state.skipped_in_a_row);
+  log::info("resuming {} at rollout {} (optimizer step {})", found->path, state.next_rollout, state.optimizer_steps);
+  return state;
+}
+
+void RunFiles::save(const Session& session, TrainStep& step, const RunState& state) {
+  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step), to_json(state));
+}
+
+std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t rollout_id) {
+  const std::string pattern = settings_.save_hf.empty() ? directory_ + "/hf" : settings_.save_hf;
+  SaveHfOptions options{.source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
+  if (settings_.save_hf_dtype == "bf16") options.dtype = HfDtype::bf16;
+  if (settings_.save_hf_dtype == "fp32") options.dtype = HfDtype::f32;
+  save_hf(options, step.optimizer().masters());
+  return options.output_dir;
+}
+
+void RunFiles::write_plan(const std::string& text) { write_file_atomic(directory_ + "/plan.txt", text); }
+
+}  // namespace furlong

@@ -1,0 +1,46 @@
+// The run directory and the state that a run resumes from.
+#pragma once
+#include <optional>
+#include <string>
+
+#include "data/prompts.h"
+#include "trainer/session.h"
+#include "trainer/train_step.h"
+
+namespace furlong {
+
+// What a training checkpoint holds beside the tensors.
+struct RunState {
+  int64_t next_rollout = 0;
+  int64_t optimizer_steps = 0;
+  int64_t weight_version = 0;
+  int64_t skipped_steps = 0, skipped_in_a_row = 0;
+  PromptCursorState cursor;
+};
+
+class RunFiles {
+ public:
+  // Makes the run directory, takes its lock (a second process is refused with Exit::usage), opens log.txt and writes
+  // config.toml. Settings that differ from the directory's earlier config.toml are listed.
+  RunFiles(const Settings& settings, Command command);
+  ~RunFiles();
+
+  const std::string& directory() const { return directory_; }
+  // Fills session and optimizer from the newest checkpoint of --load (default: the run's own) and returns its state;
+  // nullopt for a fresh start. Throws Error(Exit::input) when --load names a folder without checkpoints.
+  std::optional<RunState> resume(Session&, TrainStep&);
+  void save(const Session&, TrainStep&, const RunState&);
+  // Exports the Hugging Face checkpoint; {rollout_id} in --save-hf is replaced. Returns its folder.
+  std::string export_hf(const Session&, TrainStep&, int64_t rollout_id);
+  void write_plan(const std::string& text);
+
+ private:
+  const Settings& settings_;
+  std::string directory_;
+  int lock_ = -1;
+};
+
+// "{rollout_id}" replaced.
+std::string numbered(const std::string& pattern, int64_t rollout_id);
+
+}  // namespace furlong

@@ -1,0 +1,181 @@
+#include "trainer/session.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/log.h"
+#include "checkpoint/hf.h"
+#include "checkpoint/init.h"
+
+namespace furlong {
+namespace {
+
+constexpr double default_initializer_range = 0.02;
+// Of the memory that is free when no --rollout-mem-fraction-static is given.
+constexpr double default_memory_fraction = 0.5;
+constexpr int64_t default_max_running = 512;
+
+std::vector<int32_t> read_stop_ids(const std::string& directory, const ModelConfig& config) {
+  const std::string path = directory + "/generation_config.json";
+  if (!std::filesystem::exists(path)) return config.eos_token_ids;
+  const Json json = read_json_file(path);
+  if (!json.contains("eos_token_id") || json["eos_token_id"].is_null()) return config.eos_token_ids;
+  const Json& value = json["eos_token_id"];
+  std::vector<int32_t> ids;
+  for (const Json& id : value.is_array() ? value : Json::array({value})) {
+    if (!id.is_number_integer()) fail(Exit::input, "{}: eos_token_id must be an integer or a list of integers", path);
+    ids.push_back(id.get<int32_t>());
+  }
+  return ids;
+}
+
+std::optional<bool> thinking_of(const std::string& kwargs) {
+  if (kwargs.empty()) return std::nullopt;
+  const Json json = parse_json(kwargs, "--apply-chat-template-kwargs");
+  if (!json.contains("enable_thinking")) return std::nullopt;
+  if (!json["enable_thinking"].is_boolean()) {
+    fail(Exit::usage, "--apply-chat-template-kwargs: enable_thinking must be true or false");
+  }
+  return json["enable_thinking"].get<bool>();
+}
+
+}  // namespace
+
+DType parse_dtype(const std::string& name) {
+  if (name == "fp32") return DType::f32;
+  if (name == "bf16") return DType::bf16;
+  fail(Exit::usage, "--dtype {}: fp32 or bf16 wanted", name);
+}
+
+Session open_session(const Settings& settings) {
+  if (settings.hf_checkpoint.empty()) fail(Exit::usage, "--hf-checkpoint DIR is needed: the model to start from");
+  Session session;
+  session.directory = settings.hf_checkpoint;
+  session.config = read_model_config(session.directory);
+  session.threads = std::make_unique<ThreadPool>(static_cast<int>(settings.threads));
+  if (settings.random_init) {
+    session.weights = Weights(session.config, parse_dtype(settings.dtype));
+    init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
+                 session.threads.get());
+  } else {
+    session.weights =
+        load_hf(session.directory, session.config, parse_dtype(settings.dtype), {.threads = session.threads.get()});
+  }
+  if (std::filesystem::exists(session.directory + "/tokenizer.json")) {
+    session.tokenizer = Tokenizer::load(session.directory);
+    if (session.tokenizer->vocab_size() > session.config.vocab_size) {
+      fail(Exit::input, "{}: the tokenizer has ids up to {}, the model only {} tokens", session.directory,
+           session.tokenizer->vocab_size() - 1, session.config.vocab_size);
+    }
+  }
+  if (!settings.chat_template.empty()) {
+    session.chat = parse_chat_template(settings.chat_template);
+  } else {
+    try {
+      session.chat = chat_template_of(session.directory);
+    } catch (const Error& e) {
+      session.chat_error = e.what();
+    }
+  }
+  session.enable_thinking = thinking_of(settings.apply_chat_template_kwargs);
+  session.stop_ids = read_stop_ids(session.directory, session.config);
+  return session;
+}
+
+std::vector<int32_t> encode_text(const Session& session, const std::string& text) {
+  if (!session.tokenizer) {
+    fail(Exit::input, "{} has no tokenizer.json; give token ids, or copy the tokenizer's files there",
+         session.directory);
+  }
+  return session.tokenizer->encode(text);
+}
+
+std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages) {
+  if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
+  return encode_text(session, render_chat(*session.chat, messages, true, session.enable_thinking));
+}
+
+std::string decode_ids(const Session& session, const std::vector<int32_t>& ids) {
+  std::vector<int32_t> known;
+  for (const int32_t id : ids) {
+    if (session.tokenizer->contains(id)) known.push_back(id);
+  }
+  return session.tokenizer->decode(known);
+}
+
+PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
+                                int64_t context) {
+  PreparedPrompts prepared{PromptSet(options), {}, 0};
+  std::vector<uint8_t> kept;
+  std::vector<std::vector<int32_t>> tokens;
+  for (int64_t i = 0; i < prepared.set.size(); i++) {
+    const Prompt& prompt = prepared.set[i];
+    std::vector<Message> messages;
+    for (const auto& m : prompt.messages) messages.push_back({m.role, m.content, std::nullopt});
+    auto ids = prompt.is_chat() ? encode_chat(session, messages) : encode_text(session, prompt.text);
+    if (ids.empty()) fail(Exit::input, "{}: the prompt has no tokens", prepared.set.where(i));
+    const auto length = static_cast<int64_t>(ids.size());
+    kept.push_back(max_prompt_len > 0 && length > max_prompt_len ? 0 : 1);
+    if (kept.back() == 0) continue;
+    if (length >= context) {
+      fail(Exit::input,
+           "{}: the prompt has {} tokens, which leaves no room for a response in a context of {}. Drop such prompts "
+           "with "
+           "--rollout-max-prompt-len N, or shorten them.",
+           prepared.set.where(i), length, context);
+    }
+    prepared.longest = std::max(prepared.longest, length);
+    tokens.push_back(std::move(ids));
+  }
+  const int64_t dropped = prepared.set.keep(kept);
+  if (dropped > 0) log::info("{}: {} prompts of more than {} tokens left out", options.path, dropped, max_prompt_len);
+  if (tokens.empty()) {
+    fail(Exit::input, "{}: every prompt is longer than --rollout-max-prompt-len {}", options.path, max_prompt_len);
+  }
+  prepared.tokens = std::move(tokens);
+  return prepared;
+}
+
+Label label_of(const LabelValue& value) {
+  switch (value.kind) {
+    case LabelValue::Kind::none: return Label::none();
+    case LabelValue::Kind::string: return Label::string(value.text);
+    case LabelValue::Kind::integer: return {Label::Kind::integer, value.text};
+    case LabelValue::Kind::floating: return Label::real(value.number);
+    case LabelValue::Kind::boolean: return Label::boolean(value.number != 0);
+    case LabelValue::Kind::other: break;
+  }
+  return Label::other();
+}
+
+std::optional<double> reward_of(const Score& score, const std::string& reward_key) {
+  if (reward_key == "acc") return score.acc ? std::optional<double>(*score.acc ? 1.0 : 0.0) : std::nullopt;
+  if (!reward_key.empty() && reward_key != "score") {
+    fail(Exit::usage, "--reward-key {}: the rewards here have the keys score and acc", reward_key);
+  }
+  return score.reward;
+}
+
+EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens,
+                             int64_t max_requests) {
+  EngineOptions options;
+  options.max_running = std::min(settings.rollout_max_running_requests.value_or(default_max_running), max_requests);
+  options.max_tokens = max_tokens;
+  if (settings.rollout_speculative_algorithm != "none") {
+    if (session.config.mtp_num_layers == 0) {
+      fail(Exit::usage, "--rollout-speculative-algorithm {}: {} has no MTP head (mtp_num_hidden_layers is 0); use none",
+           settings.rollout_speculative_algorithm, session.directory);
+    }
+    options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
+  }
+  const auto available = static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  options.memory_bytes =
+      static_cast<size_t>(available * settings.rollout_mem_fraction_static.value_or(default_memory_fraction));
+  return options;
+}
+
+}  // namespace furlong

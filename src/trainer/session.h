@@ -1,0 +1,61 @@
+// What every command that runs a model holds: architecture, weights, tokenizer, stop ids, threads.
+#pragma once
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "data/prompts.h"
+#include "model/weights.h"
+#include "reward/scorer.h"
+#include "rollout/engine.h"
+#include "tokenizer/chat.h"
+#include "tokenizer/tokenizer.h"
+#include "trainer/settings.h"
+
+namespace furlong {
+
+struct Session {
+  std::string directory;  // the Hugging Face checkpoint
+  ModelConfig config;
+  std::unique_ptr<ThreadPool> threads;
+  Weights weights;
+  std::optional<Tokenizer> tokenizer;     // absent when the folder has none
+  std::optional<ChatTemplate> chat;       // the checkpoint's own or --chat-template; absent when there is neither
+  std::string chat_error;                 // why it is absent
+  std::optional<bool> enable_thinking;    // from --apply-chat-template-kwargs
+  std::vector<int32_t> stop_ids;          // of generation_config.json, else of config.json
+};
+
+DType parse_dtype(const std::string& name);
+
+// Reads the checkpoint that --hf-checkpoint names. Throws Error(Exit::input) or Error(Exit::usage).
+Session open_session(const Settings& settings);
+
+// The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.
+std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages);
+std::vector<int32_t> encode_text(const Session& session, const std::string& text);
+
+// The text of generated ids. A model may draw ids above the tokenizer's last; they have no text and are left out.
+std::string decode_ids(const Session& session, const std::vector<int32_t>& ids);
+
+// A prompt set with its tokens.
+struct PreparedPrompts {
+  PromptSet set;
+  std::vector<std::vector<int32_t>> tokens;
+  int64_t longest = 0;
+};
+
+// Reads, renders and tokenises; drops prompts of more than max_prompt_len tokens (0: none) and says how many. Throws
+// Error(Exit::input) when nothing is left, or when a prompt cannot fit `context` tokens with one token of response.
+PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len, int64_t context);
+
+// The grader's form of a label.
+Label label_of(const LabelValue& value);
+// The number that a score stands for: --reward-key picks "score" or "acc" of a rule that gives several.
+std::optional<double> reward_of(const Score& score, const std::string& reward_key);
+
+// Engine options from the rollout settings, for requests of at most max_tokens tokens.
+EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens, int64_t max_requests);
+
+}  // namespace furlong

@@ -1,0 +1,342 @@
+// What no single value can show to be wrong: conflicts between settings, and what this build does not do.
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
+#include "trainer/settings.h"
+
+namespace furlong {
+namespace {
+
+// Without the quotation marks of TOML.
+std::string bare(std::string text) {
+  text.erase(std::remove(text.begin(), text.end(), '"'), text.end());
+  return text;
+}
+
+// One pass over the settings of a command, gathering complaints.
+class Validator {
+ public:
+  Validator(Settings& settings, Command command) : s_(settings), command_(command) {}
+
+  Texts run() {
+    refuse_later_work();
+    if (is(Command::train) || is(Command::sft)) {
+      require_inputs();
+      batches();
+      run_length();
+      optimizer();
+    }
+    if (is(Command::train)) {
+      halves();
+      algorithm();
+    }
+    if (is(Command::train) || is(Command::eval)) evaluation();
+    if (is(Command::train) || is(Command::eval) || is(Command::generate)) engine();
+    template_values();
+    commands();
+    folders();
+    return complaints_;
+  }
+
+ private:
+  bool is(Command command) const { return command_ == command; }
+  template <class... Args>
+  void complain(fmt::format_string<Args...> format, Args&&... args) {
+    complaints_.push_back(fmt::format(format, std::forward<Args>(args)...));
+  }
+  void require(const std::string& value, const char* flag, const char* what) {
+    if (value.empty()) complain("`furlong {}` needs {} ({})", name_of(command_), flag, what);
+  }
+
+  // Settings of later work, at any value but the one this build has.
+  void refuse_later_work() {
+    for (const auto& field : fields()) {
+      if (!field.later || !field.takes(command_)) continue;
+      const std::string value = format_value(s_, field);
+      const auto& allowed = field.allowed;
+      if (value.empty() || std::find(allowed.begin(), allowed.end(), value) != allowed.end()) continue;
+      const auto origin = s_.given.find(field.name);
+      const bool from_file = origin != s_.given.end() && origin->second.find(':') != std::string::npos;
+      std::string remedy = "use " + bare(join_or(allowed));
+      if (field.kind == Kind::flag)
+        remedy = from_file ? "leave it out, or give --no-" + field.flag().substr(2) : "leave it out";
+      if (field.kind == Kind::integers)
+        remedy = from_file ? "leave it out, or give " + field.flag() + "=" : "leave it out";
+      const std::string where = from_file ? origin->second + ": " + field.name : field.flag();
+      const std::string shown = field.kind == Kind::flag ? "" : " " + bare(printable(value, 40));
+      complain("{}{}: this build runs one process on the CPU; {}", where, shown, remedy);
+    }
+  }
+
+  void require_inputs() {
+    require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
+    const bool reads_prompts = s_.load_debug_rollout_data.empty();
+    if (reads_prompts && !s_.debug_train_only) require(s_.prompt_data, "--prompt-data", "a jsonl file");
+    if (!s_.rollout_batch_size)
+      complain("`furlong {}` needs --rollout-batch-size (prompts a rollout)", name_of(command_));
+    if (s_.apply_chat_template_kwargs.empty() || s_.apply_chat_template || is(Command::sft)) return;
+    complain("--apply-chat-template-kwargs without --apply-chat-template: add that flag, or leave the values out");
+  }
+
+  // The identity rollout_batch_size x n_samples_per_prompt = global_batch_size x num_steps_per_rollout; the missing
+  // side is filled in.
+  void batches() {
+    if (s_.use_dynamic_batch_size && !s_.max_tokens_per_gpu) {
+      complain("--use-dynamic-batch-size needs --max-tokens-per-gpu (tokens of a micro-batch)");
+    }
+    if (!s_.use_dynamic_batch_size && s_.max_tokens_per_gpu) {
+      complain("--max-tokens-per-gpu {} without --use-dynamic-batch-size: add that flag, or use --micro-batch-size",
+               *s_.max_tokens_per_gpu);
+    }
+    if (s_.log_probs_chunk_size == 0) complain("--log-probs-chunk-size 0: needs -1, or 1 and more");
+    if (s_.recompute_granularity == "none" && (!s_.recompute_method.empty() || s_.recompute_num_layers)) {
+      complain("--recompute-method and --recompute-num-layers need --recompute-granularity full");
+    }
+    if (s_.recompute_granularity == "full") {
+      if (s_.recompute_method.empty()) s_.recompute_method = "uniform";
+      if (!s_.recompute_num_layers) s_.recompute_num_layers = 1;
+    }
+    if (!s_.rollout_batch_size) return;
+    const int64_t group = is(Command::train) ? s_.n_samples_per_prompt : 1;
+    const int64_t samples = *s_.rollout_batch_size * group;
+    const std::string rollout =
+        is(Command::train) ? fmt::format("--rollout-batch-size {} x --n-samples-per-prompt {} = {} samples a rollout",
+                                         *s_.rollout_batch_size, group, samples)
+                           : fmt::format("--rollout-batch-size {}", samples);
+    if (s_.global_batch_size && s_.num_steps_per_rollout) {
+      // Compared by division: the product of two numbers from a user may overflow.
+      if (samples % *s_.global_batch_size != 0 || samples / *s_.global_batch_size != *s_.num_steps_per_rollout) {
+        complain("{}, but --global-batch-size {} x --num-steps-per-rollout {} is not that; leave one of the two out",
+                 rollout, *s_.global_batch_size, *s_.num_steps_per_rollout);
+      }
+    } else if (s_.global_batch_size) {
+      if (samples % *s_.global_batch_size != 0) {
+        complain("{}, which --global-batch-size {} does not divide; {}", rollout, *s_.global_batch_size,
+                 *s_.global_batch_size > samples ? fmt::format("use at most {}", samples)
+                                                 : std::string("the rest of a rollout would be wasted"));
+      }
+      s_.num_steps_per_rollout = std::max<int64_t>(1, samples / *s_.global_batch_size);
+    } else {
+      const int64_t steps = s_.num_steps_per_rollout.value_or(1);
+      if (samples % steps != 0) complain("{}, which --num-steps-per-rollout {} does not divide", rollout, steps);
+      s_.num_steps_per_rollout = steps;
+      s_.global_batch_size = std::max<int64_t>(1, samples / steps);
+    }
+  }
+
+  // The built-in chat formats know one value.
+  void template_values() {
+    if (s_.apply_chat_template_kwargs.empty()) return;
+    const Json values = parse_json(s_.apply_chat_template_kwargs, "--apply-chat-template-kwargs");
+    for (const auto& [key, value] : values.items()) {
+      if (key != "enable_thinking") {
+        complain(
+            "--apply-chat-template-kwargs: the chat formats have no value {}; enable_thinking is the one they have",
+            printable(key));
+      } else if (!value.is_boolean()) {
+        complain("--apply-chat-template-kwargs: enable_thinking needs true or false");
+      }
+    }
+  }
+
+  void run_length() {
+    if (!s_.num_rollout && !s_.num_epoch) {
+      complain("`furlong {}` needs --num-rollout (steps) or --num-epoch", name_of(command_));
+    }
+    if (s_.debug_train_only && !s_.num_rollout && s_.num_epoch) {
+      complain("--debug-train-only with --num-epoch: without prompts there are no epochs; give --num-rollout");
+    }
+  }
+
+  void optimizer() {
+    if (s_.min_lr != 0) complain("--min-lr {} has no meaning with --lr-decay-style constant; leave it out", s_.min_lr);
+    if (s_.lr_warmup_init > s_.lr) complain("--lr-warmup-init {} is above --lr {}", s_.lr_warmup_init, s_.lr);
+    if (s_.lr_warmup_init > 0 && s_.lr_warmup_iters == 0) {
+      complain("--lr-warmup-init {} without --lr-warmup-iters: there is no warm-up to start", s_.lr_warmup_init);
+    }
+  }
+
+  void halves() {
+    if (!s_.load_debug_rollout_data.empty()) s_.debug_train_only = true;
+    if (s_.debug_rollout_only && s_.debug_train_only) {
+      complain("--debug-rollout-only and --debug-train-only (or --load-debug-rollout-data) exclude each other");
+    }
+    if (s_.debug_train_only && s_.load_debug_rollout_data.empty()) {
+      complain("--debug-train-only needs --load-debug-rollout-data (a trajectory file)");
+    }
+    if (!s_.load_debug_rollout_data.empty() && s_.load_debug_rollout_data == s_.save_debug_rollout_data) {
+      complain("--load-debug-rollout-data and --save-debug-rollout-data name the same file {}",
+               s_.load_debug_rollout_data);
+    }
+    if (s_.debug_train_only) return;
+    if (!s_.rollout_max_response_len) {
+      complain("`furlong train` needs --rollout-max-response-len (tokens)");
+    } else if (s_.rollout_max_context_len && *s_.rollout_max_response_len >= *s_.rollout_max_context_len) {
+      complain("--rollout-max-response-len {} leaves no room for a prompt in --rollout-max-context-len {}",
+               *s_.rollout_max_response_len, *s_.rollout_max_context_len);
+    }
+  }
+
+  void algorithm() {
+    if (s_.n_samples_per_prompt == 1 && !s_.disable_rewards_normalization && !s_.debug_rollout_only) {
+      complain(
+          "--n-samples-per-prompt 1: a group of one always has advantage 0; use 2 or more, or "
+          "--disable-rewards-normalization");
+    }
+    if (s_.disable_rewards_normalization && s_.disable_grpo_std_normalization) {
+      complain("--disable-grpo-std-normalization has no meaning with --disable-rewards-normalization; leave one out");
+    }
+    if (s_.kl_coef != 0 && s_.kl_loss_coef != 0) {
+      complain("--kl-coef {} and --kl-loss-coef {} exclude each other; leave --kl-coef out", s_.kl_coef,
+               s_.kl_loss_coef);
+    } else if (s_.kl_coef != 0) {
+      complain("--kl-coef {}: it changes nothing under grpo; use --use-kl-loss --kl-loss-coef {}", s_.kl_coef,
+               s_.kl_coef);
+    }
+    if (!s_.use_kl_loss) {
+      if (s_.kl_loss_coef != 0) complain("--kl-loss-coef {} needs --use-kl-loss", s_.kl_loss_coef);
+      if (s_.use_unbiased_kl) complain("--use-unbiased-kl needs --use-kl-loss");
+    }
+    if (s_.skip_actor_forward_only && s_.use_rollout_logprobs) {
+      complain(
+          "--skip-actor-forward-only and --use-rollout-logprobs both say which log-probs are the old ones; leave one "
+          "out");
+    }
+    if (s_.skip_actor_forward_only && s_.num_steps_per_rollout.value_or(1) != 1) {
+      complain("--skip-actor-forward-only needs one optimizer step a rollout, not {}", *s_.num_steps_per_rollout);
+    }
+    if (!s_.eps_clip_high) s_.eps_clip_high = s_.eps_clip;
+  }
+
+  void top_k(const char* flag, std::optional<int64_t> k) {
+    if (k && *k == 0) complain("{} 0: needs -1 (all tokens), or 1 and more", flag);
+  }
+
+  void evaluation() {
+    top_k("--rollout-top-k", s_.rollout_top_k);
+    top_k("--eval-top-k", s_.eval_top_k);
+    if (s_.eval_prompt_data.size() % 2 != 0) {
+      complain("--eval-prompt-data needs pairs of a name and a file, got {} words: {}", s_.eval_prompt_data.size(),
+               printable(fmt::format("{}", fmt::join(s_.eval_prompt_data, " "))));
+    }
+    Texts names;
+    for (size_t i = 0; i + 1 < s_.eval_prompt_data.size(); i += 2) {
+      const auto& name = s_.eval_prompt_data[i];
+      if (std::find(names.begin(), names.end(), name) != names.end()) {
+        complain("--eval-prompt-data: two sets are called {}", printable(name));
+      }
+      names.push_back(name);
+    }
+    if (s_.eval_interval && s_.eval_prompt_data.empty())
+      complain("--eval-interval needs --eval-prompt-data (name file)");
+    if (is(Command::train) && !s_.eval_interval && !s_.eval_prompt_data.empty()) {
+      complain("--eval-prompt-data without --eval-interval: it would never be read");
+    }
+    if (!s_.rollout_max_prompt_len && s_.rollout_max_context_len) {
+      s_.rollout_max_prompt_len = *s_.rollout_max_context_len - 1;
+    }
+    const auto fill = [](auto& value, const auto& from) {
+      if (!value) value = from;
+    };
+    const auto fill_text = [](std::string& value, const std::string& from) {
+      if (value.empty()) value = from;
+    };
+    if (is(Command::train) && !s_.eval_interval) return;
+    fill(s_.eval_max_prompt_len, s_.rollout_max_prompt_len);
+    fill(s_.eval_max_response_len, s_.rollout_max_response_len);
+    fill(s_.eval_temperature, s_.rollout_temperature);
+    fill(s_.eval_top_p, s_.rollout_top_p);
+    fill(s_.eval_top_k, s_.rollout_top_k);
+    fill_text(s_.eval_input_key, s_.input_key);
+    fill_text(s_.eval_label_key, s_.label_key);
+    fill_text(s_.eval_reward_key, s_.reward_key);
+  }
+
+  void engine() {
+    const bool eagle = s_.rollout_speculative_algorithm == "EAGLE";
+    auto& steps = s_.rollout_speculative_num_steps;
+    auto& drafts = s_.rollout_speculative_num_draft_tokens;
+    if (!eagle) {
+      if (steps || drafts || s_.rollout_speculative_eagle_topk) {
+        complain(
+            "--rollout-speculative-num-steps, -eagle-topk and -num-draft-tokens need "
+            "--rollout-speculative-algorithm EAGLE");
+      }
+      return;
+    }
+    if (!steps) steps = drafts ? *drafts - 1 : 2;
+    if (!drafts) drafts = *steps + 1;
+    if (!s_.rollout_speculative_eagle_topk) s_.rollout_speculative_eagle_topk = 1;
+    if (*drafts != *steps + 1) {
+      complain(
+          "--rollout-speculative-num-draft-tokens {} with --rollout-speculative-num-steps {}: {} drafted tokens are "
+          "verified in {} rows",
+          *drafts, *steps, *steps, *steps + 1);
+    }
+  }
+
+  void commands() {
+    switch (command_) {
+      case Command::train:
+      case Command::sft: break;
+      case Command::eval:
+        require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
+        if (s_.eval_prompt_data.empty()) complain("`furlong eval` needs --eval-prompt-data (name file)");
+        if (!s_.eval_max_response_len) complain("`furlong eval` needs --eval-max-response-len (tokens)");
+        break;
+      case Command::generate: top_k("--top-k", s_.top_k); [[fallthrough]];
+      case Command::score:
+        require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
+        require(s_.input, "--input", "a jsonl file, or - for standard input");
+        if (s_.log_probs_chunk_size == 0) complain("--log-probs-chunk-size 0: needs -1, or 1 and more");
+        break;
+      case Command::tokenize:
+        require(s_.input, "--input", "a jsonl file, or - for standard input");
+        if (s_.tokenizer.empty() == s_.hf_checkpoint.empty()) {
+          complain("`furlong tokenize` needs one of --tokenizer (tokenizer.json or its folder) and --hf-checkpoint");
+        }
+        if (s_.decode && s_.chat) complain("--decode and --chat exclude each other");
+        break;
+      case Command::grade:
+        require(s_.input, "--input", "a jsonl file, or - for standard input");
+        require(s_.rm_type, "--rm-type", "the rule");
+        break;
+      case Command::init:
+        require(s_.preset, "--preset", "tiny, small or 35b-a3b");
+        require(s_.save, "--save", "the folder to write");
+        break;
+      case Command::convert:
+        require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to read");
+        require(s_.save, "--save", "the folder to write");
+        if (!s_.save.empty() && s_.save == s_.hf_checkpoint) complain("--save names the checkpoint itself, {}", s_.save);
+        break;
+    }
+  }
+
+  void folders() {
+    if (is(Command::train) || is(Command::sft) || is(Command::eval)) {
+      if (s_.run_dir.empty()) s_.run_dir = fmt::format("runs/{}", name_of(command_));
+      if (!is(Command::eval) && s_.save.empty()) s_.save = s_.run_dir + "/checkpoints";
+    }
+    if (!s_.save_hf.empty() && s_.save_hf == s_.hf_checkpoint) {
+      complain("--save-hf {} would overwrite --hf-checkpoint; choose another folder", s_.save_hf);
+    }
+  }
+
+  Settings& s_;
+  Command command_;
+  Texts complaints_;
+};
+
+}  // namespace
+
+Texts find_conflicts(Settings& settings, Command command) { return Validator(settings, command).run(); }
+
+void validate(Settings& settings, Command command) { fail_if_any(find_conflicts(settings, command)); }
+
+}  // namespace furlong

@@ -1,0 +1,117 @@
+// Supervised fine-tuning: the same optimizer step with the log-likelihood of the assistant's tokens as its objective.
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "base/error.h"
+#include "base/log.h"
+#include "monitor/metrics.h"
+#include "monitor/table.h"
+#include "trainer/options.h"
+#include "trainer/run_files.h"
+#include "trainer/trainer.h"
+
+namespace furlong {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int64_t stop_after_skipped = 3;
+
+// Conversations as trajectories: the response begins at the first token to learn.
+std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) {
+  if (!session.tokenizer) fail(Exit::input, "{} has no tokenizer.json, which conversations need", session.directory);
+  if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
+  if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the conversations to learn");
+  const PromptSet set(prompt_options(s));
+  const int64_t limit = std::min(session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX,
+                                 s.rollout_max_context_len.value_or(INT32_MAX));
+  std::vector<Trajectory> all;
+  int64_t too_long = 0;
+  for (int64_t i = 0; i < set.size(); i++) {
+    if (!set[i].is_chat()) fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
+    std::vector<Message> messages;
+    for (const auto& m : set[i].messages) messages.push_back({m.role, m.content, std::nullopt});
+    const TokenizedChat chat = tokenize_conversation(*session.tokenizer, *session.chat, messages, session.enable_thinking);
+    const auto first = std::find(chat.loss_mask.begin(), chat.loss_mask.end(), 1) - chat.loss_mask.begin();
+    if (first == static_cast<int64_t>(chat.ids.size())) fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));
+    if (static_cast<int64_t>(chat.ids.size()) > limit) {
+      too_long++;
+      continue;
+    }
+    Trajectory t;
+    t.tokens = chat.ids;
+    t.response_length = static_cast<int32_t>(static_cast<int64_t>(chat.ids.size()) - first);
+    t.loss_mask.assign(chat.loss_mask.begin() + first, chat.loss_mask.end());
+    t.group_index = t.index = i;
+    all.push_back(std::move(t));
+  }
+  if (too_long > 0) log::warn("{}: {} conversations of more than {} tokens left out", s.prompt_data, too_long, limit);
+  if (all.empty()) fail(Exit::input, "{}: no conversation fits {} tokens", s.prompt_data, limit);
+  return all;
+}
+
+}  // namespace
+
+void supervised(const Settings& s, bool) {
+  RunFiles files(s, Command::sft);
+  Session session = open_session(s);
+  TrainOptions options = train_options(s, session.config);
+  options.objective = Objective::supervised;
+  options.temperature = 1;
+  TrainStep step(session.config, session.weights, *session.threads, options);
+  const auto conversations = tokenize_all(session, s);
+  const auto batch = s.global_batch_size.value_or(s.rollout_batch_size.value_or(32));
+  PromptCursor cursor(static_cast<int64_t>(conversations.size()), s.rollout_shuffle, s.rollout_seed);
+  RunState state;
+  if (const auto resumed = files.resume(session, step)) {
+    state = *resumed;
+    cursor.restore(state.cursor);
+  }
+  const int64_t per_epoch = std::max<int64_t>(1, static_cast<int64_t>(conversations.size()) / batch);
+  const int64_t steps = s.num_rollout ? *s.num_rollout : s.num_epoch.value_or(1) * per_epoch;
+  if (state.next_rollout >= steps) {
+    fail(Exit::usage, "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
+         files.directory(), state.next_rollout, steps);
+  }
+  MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
+  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
+  std::vector<std::pair<std::string, uint64_t>> rows = {{"weights", session.weights.bytes()}, {"gradients", trained}, {"optimizer moments", 2 * trained}};
+  for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
+    rows.emplace_back("training working memory: " + name, bytes);
+  }
+  files.write_plan(memory_table("memory", rows));
+  log::info("{}", memory_table("memory", rows));
+  const auto begun = Clock::now();
+  const int64_t first = state.next_rollout;
+  for (int64_t id = first; id < steps; id++) {
+    const auto start = Clock::now();
+    std::vector<const Trajectory*> picked;
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < batch; i++) {
+      picked.push_back(&conversations[static_cast<size_t>(cursor.next(1).prompt)]);
+      tokens += static_cast<int64_t>(picked.back()->tokens.size());
+    }
+    Metrics row = step.run(picked, std::vector<TokenTargets>(picked.size()));
+    if (step.skipped_in_a_row() >= stop_after_skipped) {
+      fail(Exit::numerics, "{} training steps in a row had a loss or gradient that is not finite; lower --lr", stop_after_skipped);
+    }
+    state = {id + 1, step.optimizer().steps(), state.weight_version + 1, step.skipped(), step.skipped_in_a_row(), cursor.state()};
+    const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    row.emplace_back("perf/actor_train_time", seconds);
+    metrics.write(id, row);
+    if (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps) {
+      const double eta = std::chrono::duration<double>(Clock::now() - begun).count() / static_cast<double>(id - first + 1) *
+                         static_cast<double>(steps - id - 1);
+      log::info("step {}/{}  loss {}  gnorm {}  {} tok/s  ETA {}", id + 1, steps, short_number(row[0].second),
+                short_number(row[1].second), short_number(static_cast<double>(tokens) / seconds), short_duration(eta));
+    }
+    if ((s.save_interval && (id + 1) % *s.save_interval == 0) || id + 1 == steps) {
+      metrics.sync();
+      files.save(session, step, state);
+    }
+  }
+  log::info("Hugging Face checkpoint: {}", files.export_hf(session, step, steps - 1));
+}
+
+}  // namespace furlong

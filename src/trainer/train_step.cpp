@@ -1,0 +1,227 @@
+#include "trainer/train_step.h"
+
+#include <cmath>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "checkpoint/tensor_file.h"
+#include "model/mtp.h"
+#include "rl/loss_head.h"
+
+namespace furlong {
+namespace {
+
+HeadOptions head_options(const TrainOptions& o) {
+  return {.temperature = o.temperature, .chunk_rows = o.head_chunk, .entropy = o.entropy};
+}
+
+std::vector<HeadRow> head_rows(const std::vector<LossRow>& rows) {
+  std::vector<HeadRow> out;
+  out.reserve(rows.size());
+  for (const auto& r : rows) out.push_back({r.row, r.target});
+  return out;
+}
+
+}  // namespace
+
+// Weighted sums over the step; weights add up to 1 over its tokens, so that these are means.
+struct TrainStep::Sums {
+  double policy = 0, clipped = 0, kl = 0, entropy = 0, ppo_kl = 0, ratio = 0, ratio_squared = 0, weight = 0;
+  double abs_diff = 0, rollout_kl = 0, rollout_weight = 0;
+  double mtp = 0;
+  int64_t tokens = 0;
+  bool has_reference = false;
+};
+
+TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options)
+    : config_(config),
+      weights_(weights),
+      stream_(threads),
+      dry_(Stream::dry(threads)),
+      options_(std::move(options)),
+      grads_(config, DType::f32, weights.embed.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
+      optimizer_(config, weights, options_.optim),
+      arena_(0) {
+  if (options_.loss.entropy_coef != 0) options_.entropy = true;
+}
+
+template <class F>
+void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
+  size_t wanted = 0;
+  for (auto& pack : packs) {
+    Arena measure = Arena::measuring();
+    Exec exec{dry_, measure};
+    body(exec, pack);
+    wanted = std::max(wanted, measure.high_mark());
+  }
+  if (wanted > arena_.capacity()) {
+    arena_ = Arena(0);  // the old one goes first
+    arena_ = Arena(wanted + wanted / 8);
+  }
+}
+
+void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Sums& sums) {
+  const Arena::Scope scope(exec.arena);
+  MtpSaved saved;
+  const Tensor next(pack.next_tokens.data(), DType::i32, {batch.rows()});
+  const Tensor m = mtp_forward(exec, config_, weights_, hidden, next, batch, {}, &saved);
+  const Tensor dm = exec.arena.make("mtp.dm", weights_.dtype(), {batch.rows(), config_.hidden_size});
+  const double factor = options_.mtp_factor / static_cast<double>(config_.mtp_num_layers);
+  loss_head(exec, weights_, m, head_rows(pack.mtp_rows), {.temperature = 1, .chunk_rows = options_.head_chunk},
+            [&](size_t i, double log_prob, double) {
+              const double weight = pack.mtp_rows[i].weight;
+              sums.mtp -= weight * log_prob;
+              return HeadGradient{.d_log_prob = -factor * weight};
+            },
+            dm, {});
+  mtp_backward(exec, config_, weights_, saved, dm, batch, grads_);
+}
+
+void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
+                           const std::vector<TokenTargets>& targets, Sums& sums) {
+  const Arena::Scope scope(exec.arena);
+  const Batch batch = pack.batch.batch();
+  ModelSaved saved{.recompute = options_.recompute};
+  const Tensor hidden = model_forward(exec, config_, weights_, batch, &saved);
+  const Tensor dhidden = exec.arena.make("train.dhidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+  loss_head(
+      exec, weights_, hidden, head_rows(pack.rows), head_options(options_),
+      [&](size_t i, double log_prob, double entropy) {
+        const LossRow& row = pack.rows[i];
+        const auto sample = static_cast<size_t>(row.sample), offset = static_cast<size_t>(row.offset);
+        const Trajectory& t = *trajectories[sample];
+        sums.tokens++;
+        sums.weight += row.weight;
+        if (options_.objective == Objective::supervised) {
+          sums.policy -= row.weight * log_prob;
+          return HeadGradient{.d_log_prob = -row.weight};
+        }
+        const TokenTargets& target = targets[sample];
+        TokenInputs in{.log_prob = log_prob, .advantage = target.advantage};
+        if (target.old_log_probs) in.old_log_prob = (*target.old_log_probs)[offset];
+        if (target.ref_log_probs) in.ref_log_prob = (*target.ref_log_probs)[offset];
+        const TokenLoss loss = token_loss(in, options_.loss);
+        sums.policy += row.weight * loss.policy;
+        sums.clipped += row.weight * loss.clipped;
+        sums.kl += row.weight * loss.kl;
+        sums.has_reference |= in.ref_log_prob.has_value();
+        sums.entropy += row.weight * entropy;
+        sums.ppo_kl += row.weight * (in.old_log_prob ? *in.old_log_prob - log_prob : 0);
+        sums.ratio += row.weight * loss.ratio;
+        sums.ratio_squared += row.weight * loss.ratio * loss.ratio;
+        if (!t.rollout_log_probs.empty()) {
+          const double sampled = t.rollout_log_probs[offset];
+          // The trainer's own estimate of the sampling policy: the old log-prob where one was computed.
+          const double trained = in.old_log_prob.value_or(static_cast<double>(static_cast<float>(log_prob)));
+          sums.abs_diff += row.weight * std::abs(trained - sampled);
+          sums.rollout_kl += row.weight * k3(sampled - trained);
+          sums.rollout_weight += row.weight;
+        }
+        return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
+                            .d_entropy = -row.weight * options_.loss.entropy_coef};
+      },
+      dhidden, grads_.lm_head);
+  if (options_.mtp) mtp_loss(exec, pack, batch, hidden, sums);
+  model_backward(exec, config_, weights_, saved, dhidden, batch, grads_);
+}
+
+Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
+  auto packs = pack_step(trajectories, options_.pack, options_.per_token, options_.mtp);
+  Sums unused;
+  fit(packs, [&](Exec& exec, Pack& pack) { micro_step(exec, pack, trajectories, targets, unused); });
+  grads_.zero();
+  Sums sums;
+  Exec exec{stream_, arena_};
+  for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
+  if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
+  // Per sample, a sample whose mask is empty has no weight, so the weights may add up to less than 1, never to more.
+  if (!(sums.weight < 1 + 1e-6)) {
+    fail(Exit::numerics, "the token weights of a training step add up to {} instead of at most 1", sums.weight);
+  }
+  if (!options_.dump_grads.empty()) dump_gradients();
+
+  const double loss = sums.policy + options_.loss.kl_loss_coef * sums.kl - options_.loss.entropy_coef * sums.entropy;
+  StepResult result;
+  if (std::isfinite(loss) && std::isfinite(sums.mtp)) {
+    result = optimizer_.step(stream_, grads_);
+  } else {
+    result.skipped = true;
+    result.grad_norm = std::nan("");
+  }
+  skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
+  if (result.skipped) {
+    skipped_++;
+    log::warn("a training step was skipped: {} is not finite; weights and optimizer are as before",
+              std::isfinite(loss) ? "the gradient norm" : "the loss");
+  }
+  Metrics m = {{"train/loss", loss}, {"train/grad_norm", result.grad_norm}, {"train/lr-pg_0", result.lr}};
+  if (options_.objective == Objective::policy) {
+    m.emplace_back("train/pg_loss", sums.policy);
+    m.emplace_back("train/pg_clipfrac", sums.clipped);
+    m.emplace_back("train/ppo_kl", sums.ppo_kl);
+    m.emplace_back("train/ess_ratio", sums.ratio * sums.ratio / (sums.weight * sums.ratio_squared));
+    if (sums.has_reference) m.emplace_back("train/kl_loss", sums.kl);
+    if (options_.entropy) m.emplace_back("train/entropy_loss", sums.entropy);
+    if (sums.rollout_weight > 0) {
+      m.emplace_back("train/train_rollout_logprob_abs_diff", sums.abs_diff / sums.rollout_weight);
+      m.emplace_back("train/train_rollout_kl", sums.rollout_kl / sums.rollout_weight);
+    }
+  }
+  if (options_.mtp) m.emplace_back("train/mtp_loss", sums.mtp);
+  m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
+  return m;
+}
+
+std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
+                                                 const std::vector<const Trajectory*>& trajectories) {
+  std::vector<std::vector<float>> scores(trajectories.size());
+  for (size_t i = 0; i < trajectories.size(); i++)
+    scores[i].assign(static_cast<size_t>(trajectories[i]->response_length), 0.0f);
+  auto packs = pack_step(trajectories, options_.pack, options_.per_token, false);
+  const auto body = [&](Exec& exec, Pack& pack) {
+    const Arena::Scope scope(exec.arena);
+    const Tensor hidden = model_forward(exec, config_, weights, pack.batch.batch(), nullptr);
+    std::vector<double> log_probs(pack.rows.size());
+    HeadOptions head = head_options(options_);
+    head.entropy = false;
+    score_rows(exec, weights, hidden, head_rows(pack.rows), head, log_probs, {});
+    for (size_t i = 0; i < pack.rows.size(); i++) {
+      scores[static_cast<size_t>(pack.rows[i].sample)][static_cast<size_t>(pack.rows[i].offset)] =
+          static_cast<float>(log_probs[i]);
+    }
+  };
+  fit(packs, body);
+  Exec exec{stream_, arena_};
+  for (auto& pack : packs) body(exec, pack);
+  return scores;
+}
+
+void TrainStep::dump_gradients() const {
+  make_directories(options_.dump_grads);
+  std::vector<std::pair<std::string, Tensor>> named;
+  for_each_tensor(
+      [&](const TensorSpec& spec, const Tensor& grad) {
+        if (grad.defined()) named.emplace_back(spec.name, grad);
+      },
+      grads_);
+  save_tensors(fmt::format("{}/step_{:07d}.safetensors", options_.dump_grads, optimizer_.steps()), named);
+}
+
+std::vector<std::pair<std::string, uint64_t>> TrainStep::plan(int64_t tokens) {
+  Trajectory longest;
+  longest.tokens.assign(static_cast<size_t>(std::max<int64_t>(tokens, 2)), 0);
+  longest.response_length = static_cast<int32_t>(longest.tokens.size()) - 1;
+  longest.loss_mask.assign(static_cast<size_t>(longest.response_length), 1);
+  const std::vector<const Trajectory*> one = {&longest};
+  auto packs = pack_step(one, {}, false, options_.mtp);
+  Arena measure = Arena::measuring();
+  Exec exec{dry_, measure};
+  Sums unused;
+  micro_step(exec, packs.front(), one, {TokenTargets{}}, unused);
+  std::map<std::string, uint64_t> parts;
+  for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
+  return {parts.begin(), parts.end()};
+}
+
+}  // namespace furlong

@@ -1,0 +1,304 @@
+#include "trainer/trainer.h"
+
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+
+#include "base/error.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "checkpoint/hf.h"
+#include "data/rollout_stats.h"
+#include "monitor/metrics.h"
+#include "monitor/progress.h"
+#include "monitor/table.h"
+#include "rl/advantages.h"
+#include "trainer/options.h"
+#include "trainer/run_files.h"
+
+namespace furlong {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+constexpr int64_t stop_after_skipped = 3;
+
+double find(const Metrics& metrics, const std::string& name, double otherwise = std::nan("")) {
+  for (const auto& [key, value] : metrics) {
+    if (key == name) return value;
+  }
+  return otherwise;
+}
+
+// Everything a run keeps between its steps.
+struct Run {
+  const Settings& settings;
+  bool terminal;
+  RunFiles files;
+  Session session;
+  TrainOptions options;
+  TrainStep step;
+  std::optional<PreparedPrompts> prompts;
+  std::optional<PromptCursor> cursor;
+  std::vector<EvalSet> eval_sets;
+  std::unique_ptr<Scorer> scorer;
+  std::unique_ptr<Engine> engine;
+  std::optional<Weights> reference;
+  RunState state;
+  int64_t rollouts = 0;
+  std::unique_ptr<MetricsWriter> metrics;
+
+  Run(const Settings& s, bool is_terminal)
+      : settings(s),
+        terminal(is_terminal),
+        files(s, Command::train),
+        session(open_session(s)),
+        options(train_options(s, session.config)),
+        step(session.config, session.weights, *session.threads, options) {}
+
+  void prepare();
+  void print_plan();
+  Metrics generate(int64_t rollout_id, std::vector<Trajectory>& trajectories);
+  Metrics learn(int64_t rollout_id, std::vector<Trajectory>& trajectories);
+  std::vector<Metrics> optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference, Metrics& out);
+  Metrics evaluation();
+  void one(int64_t rollout_id, Clock::time_point begun, int64_t first);
+};
+
+void Run::prepare() {
+  const Settings& s = settings;
+  const bool rolls = !s.debug_train_only;
+  if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
+  if (rolls) {
+    if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
+    if (!scorer) fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
+    const SamplingLimits limits = rollout_limits(session, s);
+    prompts = prepare_prompts(session, prompt_options(s), s.rollout_max_prompt_len.value_or(0), limits.max_context);
+    cursor.emplace(prompts->set.size(), s.rollout_shuffle, s.rollout_seed);
+    eval_sets = load_eval_sets(session, s);
+    int64_t longest = std::min(limits.max_context, prompts->longest + limits.max_response);
+    int64_t requests = *s.rollout_batch_size * s.n_samples_per_prompt;
+    for (const auto& set : eval_sets) {
+      longest = std::max(longest, std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
+      requests = std::max(requests, set.prompts.set.size() * s.n_samples_per_eval_prompt);
+    }
+    engine = std::make_unique<Engine>(session.config, session.weights, engine_options(session, s, longest, requests),
+                                      *session.threads);
+  }
+  rollouts = s.num_rollout ? *s.num_rollout
+                           : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
+  if (needs_reference(s)) {
+    const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
+    reference = load_hf(directory, session.config, session.weights.dtype(), {.threads = session.threads.get()});
+  }
+  if (const auto resumed = files.resume(session, step)) {
+    state = *resumed;
+    if (cursor) cursor->restore(state.cursor);
+  }
+  if (state.next_rollout >= rollouts) {
+    fail(Exit::usage, "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
+         files.directory(), state.next_rollout, rollouts);
+  }
+  metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+  print_plan();
+}
+
+void Run::print_plan() {
+  std::vector<std::pair<std::string, uint64_t>> rows = {{"weights", session.weights.bytes()}};
+  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
+  if (reference) rows.emplace_back("reference weights", reference->bytes());
+  if (!settings.debug_rollout_only) {
+    rows.emplace_back("gradients", trained);
+    if (step.optimizer().has_masters()) rows.emplace_back("fp32 masters", trained);
+    rows.emplace_back("optimizer moments", 2 * trained);
+  }
+  if (engine) {
+    const auto& memory = engine->memory().options();
+    const auto bytes = RolloutMemory::bytes_of(session.config, session.weights.dtype(), memory);
+    rows.emplace_back(fmt::format("rollout pages ({} x {} tokens)", memory.pages, memory.page), bytes.pages);
+    rows.emplace_back(fmt::format("rollout slots ({})", memory.slots), bytes.slots);
+    rows.emplace_back("rollout working memory", engine->arena_bytes());
+  }
+  if (!settings.debug_rollout_only) {
+    for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
+      rows.emplace_back("training working memory: " + name, bytes);
+    }
+  }
+  std::string text = memory_table("memory", rows) + "\n" + passes_text(settings);
+  files.write_plan(text);
+  log::info("{}", text);
+}
+
+Metrics Run::evaluation() {
+  const auto start = Clock::now();
+  Metrics m = evaluate(session, settings, *engine, eval_sets, *scorer);
+  std::string line = "evaluation";
+  for (const auto& set : eval_sets) {
+    line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.name, find(m, "eval/" + set.name),
+                        find(m, "eval/" + set.name + "-truncated_ratio"));
+  }
+  log::info("{}", line);
+  m.emplace_back("perf/eval_time", seconds_since(start));
+  return m;
+}
+
+Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+  const Settings& s = settings;
+  const auto start = Clock::now();
+  std::vector<PromptCursor::Draw> draws;
+  for (int64_t i = 0; i < *s.rollout_batch_size; i++) draws.push_back(cursor->next(s.n_samples_per_prompt));
+  const auto samples = static_cast<size_t>(*s.rollout_batch_size * s.n_samples_per_prompt);
+  Progress bar("rollout", static_cast<int64_t>(samples), terminal);
+  engine->reset_stats();
+  trajectories = generate_trajectories(session, *engine, *prompts, draws, s.n_samples_per_prompt, rollout_limits(session, s),
+                                       scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
+                                       [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
+  bar.clear();
+  if (!s.save_debug_rollout_data.empty()) {
+    write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
+  }
+  const double seconds = seconds_since(start);
+  int64_t tokens = 0;
+  for (const auto& t : trajectories) tokens += t.response_length;
+  return {{"perf/rollout_time", seconds}, {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds}};
+}
+
+// Old and reference log-probs where a step needs them, then the optimizer steps in index order.
+std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference, Metrics& out) {
+  const Settings& s = settings;
+  const auto advantages = group_advantages(
+      trajectories, {.normalise = !s.disable_rewards_normalization, .divide_by_std = !s.disable_grpo_std_normalization});
+  std::vector<const Trajectory*> all;
+  std::vector<TokenTargets> targets;
+  for (size_t i = 0; i < trajectories.size(); i++) {
+    all.push_back(&trajectories[i]);
+    targets.push_back({advantages[i], trajectories[i].log_probs, trajectories[i].ref_log_probs});
+    if (s.use_rollout_logprobs) targets.back().old_log_probs = trajectories[i].rollout_log_probs;
+  }
+  const auto per_step = static_cast<size_t>(s.global_batch_size.value_or(static_cast<int64_t>(all.size())));
+  const size_t steps = std::max<size_t>(1, all.size() / per_step);
+  const auto missing = [&](auto member) {
+    for (const auto& t : targets) {
+      if (!(t.*member)) return true;
+    }
+    return false;
+  };
+  if (steps > 1 && missing(&TokenTargets::old_log_probs) && !s.skip_actor_forward_only) {
+    const auto start = Clock::now();
+    auto scores = step.score(session.weights, all);
+    for (size_t i = 0; i < all.size(); i++) {
+      if (!targets[i].old_log_probs) targets[i].old_log_probs = std::move(scores[i]);
+    }
+    out.emplace_back("perf/log_probs_time", seconds_since(start));
+  }
+  if (look_at_reference && reference && missing(&TokenTargets::ref_log_probs)) {
+    const auto start = Clock::now();
+    auto scores = step.score(*reference, all);
+    for (size_t i = 0; i < all.size(); i++) {
+      if (!targets[i].ref_log_probs) targets[i].ref_log_probs = std::move(scores[i]);
+    }
+    out.emplace_back("perf/ref_log_probs_time", seconds_since(start));
+  }
+  std::vector<Metrics> results;
+  Progress bar("training", static_cast<int64_t>(steps), terminal);
+  for (size_t i = 0; i < steps; i++) {
+    const auto from = static_cast<int64_t>(i * per_step);
+    const auto to = static_cast<int64_t>(std::min(all.size(), (i + 1) * per_step));
+    results.push_back(step.run({all.begin() + from, all.begin() + to}, {targets.begin() + from, targets.begin() + to}));
+    state.optimizer_steps = step.optimizer().steps();
+    state.weight_version++;
+    bar.advance();
+    if (step.skipped_in_a_row() >= stop_after_skipped) {
+      fail(Exit::numerics,
+           "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. Lower "
+           "--lr or look at the data of this rollout.",
+           stop_after_skipped, settings.save);
+    }
+  }
+  return results;
+}
+
+Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+  const auto start = Clock::now();
+  Metrics out;
+  const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
+  const auto results = optimizer_steps(trajectories, look, out);
+  // Several optimizer steps of one rollout report the mean of their figures.
+  for (const auto& [name, first] : results.front()) {
+    double sum = 0;
+    for (const auto& result : results) sum += find(result, name, first);
+    out.emplace_back(name, name == "train/skipped_steps" ? find(results.back(), name) : sum / static_cast<double>(results.size()));
+  }
+  out.emplace_back("perf/actor_train_time", seconds_since(start));
+  return out;
+}
+
+void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
+  const Settings& s = settings;
+  const auto start = Clock::now();
+  Metrics row;
+  const auto append = [&](const Metrics& more) { row.insert(row.end(), more.begin(), more.end()); };
+  const bool evaluates = !eval_sets.empty() && s.eval_interval;
+  if (evaluates && rollout_id == 0 && !s.skip_eval_before_train) {
+    // The first row's figures are those of the untouched weights.
+    for (auto& [name, value] : evaluation()) row.emplace_back(name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : name, value);
+  }
+  std::vector<Trajectory> trajectories;
+  if (s.debug_train_only) {
+    trajectories = read_trajectories(numbered(s.load_debug_rollout_data, rollout_id));
+    if (trajectories.empty()) fail(Exit::input, "{}: no trajectories", s.load_debug_rollout_data);
+    check_trajectories(trajectories, session.config, s.load_debug_rollout_data);
+  } else {
+    append(generate(rollout_id, trajectories));
+  }
+  append(rollout_metrics(trajectories));
+  if (!s.debug_rollout_only) append(learn(rollout_id, trajectories));
+  state.next_rollout = rollout_id + 1;
+  if (cursor) state.cursor = cursor->state();
+  if (evaluates && !s.debug_rollout_only && ((rollout_id + 1) % *s.eval_interval == 0 || rollout_id + 1 == rollouts)) {
+    append(evaluation());
+  }
+  row.emplace_back("perf/step_time", seconds_since(start));
+  metrics->write(rollout_id, row);
+  StepLine line{.step = rollout_id, .steps = rollouts};
+  const auto maybe = [&](const std::string& name) {
+    const double value = find(row, name);
+    return std::isnan(value) ? std::nullopt : std::optional<double>(value);
+  };
+  line.reward = maybe("rollout/raw_reward");
+  line.reward_std = maybe("rollout/raw_reward_std");
+  line.response_length = maybe("rollout/response_len/mean");
+  line.kl = maybe("train/train_rollout_kl");
+  line.grad_norm = maybe("train/grad_norm");
+  line.accept_length = maybe("rollout/spec_accept_length");
+  line.rollout_seconds = maybe("perf/rollout_time");
+  line.train_seconds = maybe("perf/actor_train_time");
+  line.tokens_per_second = maybe("perf/tokens_per_gpu_per_sec");
+  line.eta_seconds = seconds_since(begun) / static_cast<double>(rollout_id - first + 1) * static_cast<double>(rollouts - rollout_id - 1);
+  log::info("{}", format_step_line(line));
+}
+
+}  // namespace
+
+void train(const Settings& settings, bool terminal) {
+  Run run(settings, terminal);
+  run.prepare();
+  const auto begun = Clock::now();
+  const int64_t first = run.state.next_rollout;
+  for (int64_t id = first; id < run.rollouts; id++) {
+    run.one(id, begun, first);
+    const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
+    if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
+    run.metrics->sync();
+    run.files.save(run.session, run.step, run.state);
+    const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
+    if (numbered_export || id + 1 == run.rollouts) {
+      log::info("Hugging Face checkpoint: {}", run.files.export_hf(run.session, run.step, id));
+    }
+  }
+  run.metrics->sync();
+}
+
+}  // namespace furlong

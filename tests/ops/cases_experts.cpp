@@ -1,0 +1,136 @@
+#include <algorithm>
+
+#include "cases.h"
+
+namespace furlong::test {
+namespace {
+
+OpCase linear_case(int64_t rows, int64_t k, int64_t n, bool wide, int64_t pad) {
+  Random random(11);
+  OpCase c{fmt::format("linear {}x{}x{}{}", rows, k, n, wide ? " to fp32" : "")};
+  const Kind kind = wide ? Kind::sum : Kind::model;
+  const int x = c.in("x", {rows, k}, random.normal(rows * k));
+  const int w = c.in("w", {n, k}, random.normal(n * k, 0.3));
+  const int dy = c.in("dy", {rows, n}, random.normal(rows * n), kind);
+  const int y = c.out("y", {rows, n}, k, kind);
+  const int dx = c.out("dx", {rows, k}, n);
+  const int dx_sum = c.inout("dx +=", {rows, k}, random.normal(rows * k), n);
+  const int dw = c.inout("dw", {n, k}, random.normal(n * k), rows, Kind::sum);
+  for (const int i : {x, dy, y, dx}) c.operands[static_cast<size_t>(i)].pad = pad;
+  for (const int i : {x, dy, y, dx, dx_sum}) c.operands[static_cast<size_t>(i)].by_row = true;
+  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+    ops.linear(stream, t[y], t[x], t[w]);
+    ops.linear_dx(stream, t[dx], t[dy], t[w], false);
+    ops.linear_dx(stream, t[dx_sum], t[dy], t[w], true);
+    ops.linear_dw(stream, t[dw], t[dy], t[x]);
+  };
+  return c;
+}
+
+OpCase grouped_case(const std::vector<int32_t>& rows_of, int64_t k, int64_t n) {
+  Random random(12);
+  const Packed packed(rows_of);
+  const int64_t experts = static_cast<int64_t>(rows_of.size()), rows = packed.rows;
+  const int64_t most = *std::max_element(rows_of.begin(), rows_of.end());
+  OpCase c{fmt::format("grouped_linear {} rows, {} experts, {}x{}", rows, experts, k, n)};
+  const int offsets = c.in("offsets", {experts + 1}, packed.starts.values(), Kind::index);
+  const int x = c.in("x", {rows, k}, random.normal(rows * k));
+  const int w = c.in("w", {experts, n, k}, random.normal(experts * n * k, 0.3));
+  const int dy = c.in("dy", {rows, n}, random.normal(rows * n));
+  const int y = c.out("y", {rows, n}, k), dx = c.out("dx", {rows, k}, n);
+  const int dw = c.inout("dw", {experts, n, k}, random.normal(experts * n * k), most, Kind::sum);
+  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+    ops.grouped_linear(stream, t[y], t[x], t[w], t[offsets]);
+    ops.grouped_linear_dx(stream, t[dx], t[dy], t[w], t[offsets]);
+    ops.grouped_linear_dw(stream, t[dw], t[dy], t[x], t[offsets]);
+  };
+  return c;
+}
+
+OpCase route_case(int64_t rows, int64_t experts, int64_t k) {
+  Random random(13);
+  OpCase c{fmt::format("route {} rows to {} of {}", rows, k, experts)};
+  Values l = random.normal(rows * experts, 2);
+  for (size_t i = 0; i + 1 < l.size(); i += 5) l[i + 1] = l[i];  // ties
+  const int logits = c.in("logits", {rows, experts}, l, Kind::sum);
+  const int dweights = c.in("dweights", {rows, k}, random.normal(rows * k), Kind::sum);
+  const int ids = c.out("ids", {rows, k}, 0, Kind::index), weights = c.out("weights", {rows, k}, k, Kind::sum);
+  const int offsets = c.out("offsets", {experts + 1}, 0, Kind::index),
+            row_of = c.out("row_of", {rows, k}, 0, Kind::index);
+  const int token_of = c.out("token_of", {rows * k}, 0, Kind::index);
+  const int dlogits = c.out("dlogits", {rows, experts}, k, Kind::sum);
+  for (const int i : {logits, dweights, ids, weights, dlogits}) c.operands[static_cast<size_t>(i)].by_row = true;
+  c.operands[static_cast<size_t>(row_of)].by_row = c.operands[static_cast<size_t>(token_of)].by_row = false;
+  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+    const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
+    ops.route(stream, routing, t[logits]);
+    if (t[logits].rows() == t[row_of].rows()) ops.sort_by_expert(stream, routing);
+    ops.route_backward(stream, t[dlogits], t[dweights], routing);
+  };
+  return c;
+}
+
+// ids: k experts of each token.
+OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, int64_t experts, int64_t k,
+                 int64_t columns) {
+  Random random(14);
+  const int64_t rows = static_cast<int64_t>(chosen.size()) / k;
+  OpCase c{fmt::format("moe rows, {}: {} tokens, {} of {}, {} wide", what, rows, k, experts, columns)};
+  const int ids = c.index("ids", {rows, k}, chosen);
+  const int weights = c.in("weights", {rows, k}, random.uniform(rows * k, 0, 1), Kind::sum);
+  const int x = c.in("x", {rows, columns}, random.normal(rows * columns));
+  const int a = c.in("a", {rows * k, columns}, random.normal(rows * k * columns));
+  const int da = c.in("da", {rows * k, columns}, random.normal(rows * k * columns));
+  const int shared = c.in("shared", {rows, columns}, random.normal(rows * columns));
+  const int logit = c.in("shared_logit", {rows, 1}, random.normal(rows, 2));
+  const int offsets = c.out("offsets", {experts + 1}, 0, Kind::index),
+            row_of = c.out("row_of", {rows, k}, 0, Kind::index);
+  const int token_of = c.out("token_of", {rows * k}, 0, Kind::index);
+  const int gathered = c.out("rows", {rows * k, columns}, 1), y = c.out("y", {rows, columns}, k + 1);
+  const int dx = c.inout("dx", {rows, columns}, random.normal(rows * columns), k + 1);
+  const int dshared = c.out("dshared", {rows, columns}, 1), dlogit = c.out("dshared_logit", {rows, 1}, columns);
+  const int dweights = c.out("dweights", {rows, k}, columns, Kind::sum);
+  const int scaled = c.inout("scaled", {rows * k, columns}, random.normal(rows * k * columns), 1);
+  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+    const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
+    ops.sort_by_expert(stream, routing);
+    ops.gather_rows(stream, t[gathered], t[x], routing);
+    ops.combine(stream, t[y], t[a], t[shared], t[logit], routing);
+    ops.gather_rows_backward(stream, t[dx], t[da], routing);
+    ops.combine_backward(stream, t[dshared], t[dlogit], t[x], t[shared], t[logit]);
+    ops.routing_weight_gradient(stream, t[dweights], t[da], t[a], routing);
+    ops.scale_rows(stream, t[scaled], routing);
+  };
+  return c;
+}
+
+}  // namespace
+
+std::vector<OpCase> expert_cases() {
+  std::vector<OpCase> cases;
+  for (const bool wide : {false, true}) {
+    cases.push_back(linear_case(1, 1, 1, wide, 0));
+    cases.push_back(linear_case(1, 65, 33, wide, 0));
+    cases.push_back(linear_case(7, 19, 5, wide, 3));
+    cases.push_back(linear_case(130, 64, 63, wide, 0));
+    cases.push_back(linear_case(65, 600, 130, wide, 1));
+  }
+  cases.push_back(grouped_case({3, 0, 5, 1}, 17, 9));
+  cases.push_back(grouped_case({0, 70, 0}, 64, 33));
+  cases.push_back(grouped_case({64, 1, 65, 0, 40}, 33, 65));
+  cases.push_back(route_case(1, 1, 1));
+  cases.push_back(route_case(3, 5, 5));
+  cases.push_back(route_case(130, 8, 2));
+  cases.push_back(route_case(301, 130, 8));
+  cases.push_back(move_case("spread", {0, 2, 1, 0, 2, 1, 0, 1, 1, 2}, 4, 2, 17));
+  cases.push_back(move_case("all to one", std::vector<int32_t>(9, 3), 5, 1, 33));
+  Random random(15);
+  std::vector<int32_t> many;
+  for (int i = 0; i < 130; i++) {
+    for (const int32_t e : {0, 1, 2}) many.push_back(static_cast<int32_t>(random.uniform(0, 3)) * 3 + e);
+  }
+  cases.push_back(move_case("wide", many, 10, 3, 300));
+  return cases;
+}
+
+}  // namespace furlong::test
