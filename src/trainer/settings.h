@@ -29,10 +29,11 @@ using Integers = std::vector<int64_t>;
 
 struct Settings {
   // Model and checkpoints
-  std::string hf_checkpoint;             // folder in the Hugging Face layout
-  std::string ref_load;                  // weights of the reference model; hf_checkpoint when empty
-  std::string load;                      // folder of training checkpoints to resume from
-  std::string save;                      // folder of training checkpoints; validate: run_dir/checkpoints
+  std::string hf_checkpoint;  // folder in the Hugging Face layout
+  std::string ref_load;       // weights of the reference model; hf_checkpoint when empty
+  std::string load;           // folder of training checkpoints to resume from
+  std::string
+      save;  // folder of training checkpoints (validate: run_dir/checkpoints); init, convert: the new checkpoint
   std::optional<int64_t> save_interval;  // rollouts
   std::string save_hf;                   // folder of the exported checkpoint; {rollout_id} is replaced
   std::string save_hf_dtype = "source";  // source | bf16 | fp32
@@ -192,8 +193,8 @@ struct Settings {
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
   std::optional<int64_t> num_layers;
-  std::string from;
-  std::string to;
+  std::string from;                       // layout of hf_checkpoint: "" or hf
+  std::string to;                         // layout to write: "" or hf
   std::string expert_packing = "source";  // source | fused | per-expert
 
   // Where each setting given came from ("command line", "recipe.toml:12"), by name. Not a setting itself.

@@ -53,7 +53,7 @@ void add_checkpoint(Table& t) {
   t.insert(
       t.end(),
       {
-          row("hf_checkpoint", &Settings::hf_checkpoint, model_commands | K,
+          row("hf_checkpoint", &Settings::hf_checkpoint, model_commands | K | V,
               "checkpoint folder in the Hugging Face layout: weights, config and tokenizer")
               .unit("folder")
               .differs("the weights of training are read from it too; no torch_dist copy is needed"),
@@ -65,7 +65,8 @@ void add_checkpoint(Table& t) {
               .differs("a folder that does not exist is an error, unless it equals --save or lies in the run "
                        "directory; miles starts afresh silently"),
           row("save", &Settings::save, T | S | I | V,
-              "where training checkpoints go; default: checkpoints in the run directory. init, convert: the new checkpoint")
+              "where training checkpoints go; default: checkpoints in the run directory. init, convert: the folder to "
+              "write")
               .unit("folder"),
           row("save_interval", &Settings::save_interval, T | S,
               "save a training checkpoint every N rollouts, and after the last")

@@ -313,7 +313,8 @@ class Validator {
       case Command::convert:
         require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to read");
         require(s_.save, "--save", "the folder to write");
-        if (!s_.save.empty() && s_.save == s_.hf_checkpoint) complain("--save names the checkpoint itself, {}", s_.save);
+        if (!s_.save.empty() && s_.save == s_.hf_checkpoint)
+          complain("--save names the checkpoint itself, {}", s_.save);
         break;
     }
   }

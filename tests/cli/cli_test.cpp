@@ -160,7 +160,7 @@ TEST(CommandLine, ResolvedSettingsReadBack) {
   EXPECT_EQ(first.warning, second.warning);
   for (const std::string line :
        {"sft --hf-checkpoint m --prompt-data p --num-epoch 1 --rollout-batch-size 3", "grade --input - --rm-type dapo",
-        "init --preset tiny --to d --num-layers 4", "score --input a --hf-checkpoint m"}) {
+        "init --preset tiny --save d --num-layers 4", "score --input a --hf-checkpoint m"}) {
     const Invocation plain = parse(line);
     const Recipe again(to_toml(plain.settings, plain.command));
     EXPECT_EQ(

@@ -118,9 +118,15 @@ OpCase embed_case(const Size& s) {
       c.inout("dtable", {vocabulary, s.columns}, random.normal(vocabulary * s.columns), s.rows, Kind::sum);
   for (const int i : {dx, x}) c.operands[static_cast<size_t>(i)].pad = s.pad;
   by_row(c, {tokens, dx, x});
+  // Every other row of a larger tensor, last first.
+  std::vector<int32_t> places;
+  for (int64_t t = 0; t < s.rows; t++) places.push_back(static_cast<int32_t>(2 * (s.rows - 1 - t)));
+  const int index = c.index("index", {s.rows}, places);
+  const int spread = c.inout("spread", {2 * s.rows, s.columns}, random.normal(2 * s.rows * s.columns), 1);
   c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.embed(stream, t[x], t[tokens], t[table]);
     ops.embed_backward(stream, t[dtable], t[dx], t[tokens]);
+    if (t[dx].rows() == t[index].rows()) ops.scatter_rows(stream, t[spread], t[dx], t[index]);
   };
   return c;
 }

@@ -112,19 +112,20 @@ OpCase delta_case(const std::vector<int32_t>& lengths, const DeltaShape& d, doub
   const int state0 = c.in("state0", state_shape, random.normal(count(state_shape)), Kind::sum);
   const int dout = c.in("do", {rows, out}, random.normal(rows * out));
   const int dstate1 = c.in("dstate1", state_shape, random.normal(count(state_shape)), Kind::sum);
-  // A decay e^(γi-γj) is as exact as the γ, which reach 64 times the strongest decay.
-  const int64_t terms = s.longest + d.key_dim + static_cast<int64_t>(-64 * strongest);
+  const int64_t terms = s.longest + d.key_dim;
   const int o = c.out("o", {rows, out}, terms), state1 = c.out("state1", state_shape, terms, Kind::sum);
   const int dx = c.out("dx", {rows, in}, terms),
             dg = c.out("dg", {rows, d.value_heads}, terms * d.value_dim, Kind::sum);
   const int dbeta = c.out("dbeta", {rows, d.value_heads}, terms, Kind::sum);
   const int dstate0 = c.out("dstate0", state_shape, terms, Kind::sum);
+  // The inputs are of size one, and so are the terms of the gradients, whatever is left of them.
+  for (const int i : {dg, dbeta, dstate0}) c.operands[static_cast<size_t>(i)].summands = 1;
   const int q = c.out("q", {rows, d.key_heads, d.key_dim}, d.key_dim, Kind::sum);
   const int k = c.out("k", {rows, d.key_heads, d.key_dim}, d.key_dim, Kind::sum);
   const int q_r = c.out("q_r", {rows, d.key_heads}, d.key_dim, Kind::sum);
   const int k_r = c.out("k_r", {rows, d.key_heads}, d.key_dim, Kind::sum);
   const int u = c.out("u", {rows, d.value_heads, d.value_dim}, terms, Kind::sum);
-  const int gamma = c.out("gamma", {rows, d.value_heads}, delta_chunk, Kind::sum);
+  const int gamma = c.out("gamma", {rows, d.value_heads}, delta_chunk, Kind::exact);
   const int states = c.out("states", {chunks, d.value_heads, d.key_dim, d.value_dim}, terms, Kind::sum);
   c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Segments seg{t[static_cast<size_t>(s.starts)], t[static_cast<size_t>(s.positions)]};

@@ -164,11 +164,11 @@ TEST(Memory, DeltaRule) {
     const int64_t in_width = 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim, ring = delta_chunk + drafts;
     // States start at zero; what is left in the rings must not matter.
     const auto state = std::make_shared<Array>(DType::f32, Shape{3, d.value_heads, d.key_dim, d.value_dim});
-    const auto filled = [](const Shape& shape) {
-      return std::make_shared<Array>(DType::f32, shape, Values(static_cast<size_t>(count(shape)), 9.0));
+    const auto filled = [](const Shape& shape, DType dtype = DType::f32) {
+      return std::make_shared<Array>(dtype, shape, Values(static_cast<size_t>(count(shape)), 9.0));
     };
     const auto k = filled({3, ring, d.key_heads, d.key_dim}), u = filled({3, ring, d.value_heads, d.value_dim});
-    const auto g = filled({3, ring, d.value_heads});
+    const auto g = filled({3, ring, d.value_heads}, DType::f64);
     const auto slots = std::make_shared<Array>(Array::indices({2, 0}));
     const auto where = [=](const Tensor& speculative) {
       return DeltaSlots{*state, *k, *u, *g, {}, *slots, speculative};
@@ -183,7 +183,7 @@ TEST(Memory, DeltaRule) {
           k1(DType::f32, {packed.rows, d.key_heads, d.key_dim});
       const Array q_r(DType::f32, {packed.rows, d.key_heads}), k_r(DType::f32, {packed.rows, d.key_heads});
       const Array u1(DType::f32, {packed.rows, d.value_heads, d.value_dim}),
-          gamma(DType::f32, {packed.rows, d.value_heads});
+          gamma(DType::f64, {packed.rows, d.value_heads});
       const DeltaSaved saved{q1, k1, q_r, k_r, u1, gamma, {}};
       ops.delta_rule(s, out, in[0], in[1], beta, {}, {}, packed, memory ? where(speculative) : DeltaSlots(), saved, d);
     };

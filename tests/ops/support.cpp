@@ -171,7 +171,13 @@ int OpCase::inout(const std::string& operand, const Shape& shape, const Values& 
 DType accumulator(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 DType dtype_of_kind(Kind kind, DType dtype) {
-  return kind == Kind::index ? DType::i32 : kind == Kind::sum ? accumulator(dtype) : dtype;
+  switch (kind) {
+    case Kind::model: return dtype;
+    case Kind::sum: return accumulator(dtype);
+    case Kind::exact: return DType::f64;
+    case Kind::index: break;
+  }
+  return DType::i32;
 }
 
 std::vector<Array> materialise(const OpCase& c, DType dtype, DType rounded) {

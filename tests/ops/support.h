@@ -59,8 +59,8 @@ struct Packed {
   operator Segments() const { return {starts, positions}; }
 };
 
-// What an operand is kept in: the model's dtype, the accumulator's, or int32.
-enum class Kind { model, sum, index };
+// What an operand is kept in: the model's dtype, the accumulator's, float64 always, or int32.
+enum class Kind { model, sum, exact, index };
 
 struct Operand {
   std::string name;

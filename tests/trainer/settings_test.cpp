@@ -353,8 +353,9 @@ TEST(SettingsConflicts, OfTheOtherCommands) {
   EXPECT_NE(conflicts(s, Command::init).find("needs --preset"), std::string::npos);
   EXPECT_NE(conflicts(s, Command::tokenize).find("needs one of --tokenizer"), std::string::npos);
   EXPECT_NE(conflicts(s, Command::eval).find("needs --eval-max-response-len"), std::string::npos);
-  s.from = s.to = "a";
-  EXPECT_EQ(conflicts(s, Command::convert), "--from and --to name the same folder a\n");
+  s.hf_checkpoint = s.save = "a";
+  EXPECT_EQ(conflicts(s, Command::convert), "--save names the checkpoint itself, a\n");
+  s.hf_checkpoint.clear();
   s.input = "-", s.tokenizer = "t", s.decode = s.chat = true;
   EXPECT_EQ(conflicts(s, Command::tokenize), "--decode and --chat exclude each other\n");
 }
