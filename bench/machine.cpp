@@ -8,8 +8,9 @@ typedef float Lanes __attribute__((vector_size(64)));
 // 12 independent chains of multiply-adds; the compiler keeps them in registers.
 __attribute__((target("avx512f,fma"), optimize("O3", "fp-contract=fast"))) double chains_avx512(int64_t steps) {
   Lanes x[12], a = Lanes{} + 0.999f, b = Lanes{} + 1e-3f;
-  for (auto& v : x) v = Lanes{} + 1.0f;
+  for (int i = 0; i < 12; i++) x[i] = Lanes{} + static_cast<float>(i);
   for (int64_t i = 0; i < steps; i++) {
+    asm volatile("" : "+v"(a), "+v"(b));  // keeps the loop from being solved on paper
     for (auto& v : x) v = v * a + b;
   }
   double sum = 0;
@@ -19,8 +20,9 @@ __attribute__((target("avx512f,fma"), optimize("O3", "fp-contract=fast"))) doubl
 
 __attribute__((optimize("O3"))) double chains_plain(int64_t steps) {
   Lanes x[3], a = Lanes{} + 0.999f, b = Lanes{} + 1e-3f;
-  for (auto& v : x) v = Lanes{} + 1.0f;
+  for (int i = 0; i < 3; i++) x[i] = Lanes{} + static_cast<float>(i);
   for (int64_t i = 0; i < steps; i++) {
+    asm volatile("" : "+m"(a), "+m"(b));
     for (auto& v : x) v = v * a + b;
   }
   return static_cast<double>(x[0][0] + x[1][0] + x[2][0]);

@@ -14,6 +14,9 @@ namespace {
 // Rows whose logits are held at once.
 constexpr int64_t sample_chunk = 64;
 
+// Scrap, a prompt and one sample of it.
+constexpr int64_t least_slots = 3;
+
 MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const EngineOptions& o) {
   MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
   // Every running sample and the prompts that wait for one.
@@ -21,10 +24,16 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
   m.pages = 1 + m.slots * per_sequence;
   if (o.memory_bytes > 0) {
-    const size_t slots = static_cast<size_t>(m.slots) * RolloutMemory::slot_bytes(c, w.dtype(), m);
-    const size_t page = RolloutMemory::page_bytes(c, w.dtype(), m);
-    const size_t left = o.memory_bytes > slots ? o.memory_bytes - slots : 0;
-    m.pages = std::min(m.pages, std::max<int64_t>(2, static_cast<int64_t>(left / std::max<size_t>(page, 1))));
+    const size_t slot = std::max<size_t>(1, RolloutMemory::slot_bytes(c, w.dtype(), m));
+    const size_t page = std::max<size_t>(1, RolloutMemory::page_bytes(c, w.dtype(), m));
+    // Little memory means fewer sequences at once, not sequences without pages: slots stop at half of it, or where
+    // the longest requests of all of them still have their pages.
+    const size_t sequences = o.memory_bytes / (slot + static_cast<size_t>(per_sequence) * page);
+    const auto slots = static_cast<int64_t>(std::max(sequences, o.memory_bytes / 2 / slot));
+    m.slots = std::min(m.slots, std::max(least_slots, slots));
+    const size_t taken = static_cast<size_t>(m.slots) * slot;
+    const size_t left = o.memory_bytes > taken ? o.memory_bytes - taken : 0;
+    m.pages = std::min(m.pages, std::max<int64_t>(2, static_cast<int64_t>(left / page)));
   }
   return m;
 }

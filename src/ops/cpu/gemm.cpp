@@ -45,22 +45,23 @@ void block_nt(int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c,
   int64_t p = 0;
 #if defined(__AVX512BF16__)
   if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
-    const auto pairs = [](const bf16* q, int64_t count) {
-      __m512i v;
-      if (count >= 32) {
-        v = _mm512_loadu_si512(q);
-      } else {
-        v = _mm512_maskz_loadu_epi16((1u << count) - 1u, q);
-      }
-      return std::bit_cast<__m512bh>(v);
-    };
-    for (; p < k; p += 32) {
+    const auto whole = [](const bf16* q) { return std::bit_cast<__m512bh>(_mm512_loadu_si512(q)); };
+    for (; p + 32 <= k; p += 32) {
       __m512bh vb[NR];
-      for (int j = 0; j < NR; j++) vb[j] = pairs(b + j * ldb + p, k - p);
+      for (int j = 0; j < NR; j++) vb[j] = whole(b + j * ldb + p);
       for (int i = 0; i < MR; i++) {
-        const __m512bh va = pairs(a + i * lda + p, k - p);
+        const __m512bh va = whole(a + i * lda + p);
         for (int j = 0; j < NR; j++) sum[j][i] = _mm512_dpbf16_ps(sum[j][i], va, vb[j]);
       }
+    }
+    if (p < k) {
+      const __mmask32 mask = (1u << (k - p)) - 1u;
+      const auto part = [mask](const bf16* q) { return std::bit_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, q)); };
+      for (int j = 0; j < NR; j++) {
+        const __m512bh vb = part(b + j * ldb + p);
+        for (int i = 0; i < MR; i++) sum[j][i] = _mm512_dpbf16_ps(sum[j][i], part(a + i * lda + p), vb);
+      }
+      p = k;
     }
   }
 #endif
