@@ -130,8 +130,10 @@ int run_generate(const Settings& settings) {
               .params = {settings.temperature, settings.top_k, settings.top_p},
               .max_new_tokens = settings.max_new_tokens,
               .stop_ids = settings.ignore_eos ? std::vector<int32_t>{} : session.stop_ids,
+              .stop_when = stop_rule(session, settings.rollout_stop),
               .seed = static_cast<uint64_t>(settings.seed),
               .group_index = static_cast<int64_t>(requests.size())};
+    for (const int64_t id : settings.rollout_stop_token_ids) r.stop_ids.push_back(static_cast<int32_t>(id));
     const auto prompt = static_cast<int64_t>(r.prompt.size());
     if (prompt >= context) fail(Exit::input, "{}: the prompt has {} tokens, the model's context is {}", where, prompt, context);
     r.max_new_tokens = std::min(r.max_new_tokens, context - prompt);

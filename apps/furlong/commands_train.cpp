@@ -1,6 +1,8 @@
 // train, sft and eval.
 #include <unistd.h>
 
+#include <filesystem>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -42,6 +44,7 @@ int run_eval(const Settings& settings) {
   }
   if (!settings.run_dir.empty()) {
     make_directories(settings.run_dir);
+    std::filesystem::remove(settings.run_dir + "/metrics.jsonl");
     MetricsWriter writer(settings.run_dir + "/metrics.jsonl", 0);
     writer.write(0, metrics);
     writer.sync();

@@ -180,7 +180,8 @@ bool Engine::append(const Request& request, Sample& sample, int32_t token, float
   sample.out.tokens.push_back(token);
   sample.out.log_probs.push_back(log_prob);
   stats_.emitted++;
-  if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end()) {
+  if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end() ||
+      (request.stop_when && request.stop_when(sample.out.tokens))) {
     sample.out.reason = FinishReason::stop;
     return true;
   }

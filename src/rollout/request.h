@@ -1,6 +1,8 @@
 // What the engine is asked for and what it answers.
 #pragma once
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <vector>
 
 #include "ops/sample.h"
@@ -14,6 +16,8 @@ struct Request {
   SampleParams params;
   int64_t max_new_tokens = 0;
   std::vector<int32_t> stop_ids;  // a drawn stop id ends the response and belongs to it
+  // Also ends it: asked after every token, with the response so far. Empty: never.
+  std::function<bool(std::span<const int32_t>)> stop_when;
   uint64_t seed = 0;
   int64_t group_index = 0;  // with the seed, the key of the draws
 };

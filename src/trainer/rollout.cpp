@@ -30,7 +30,8 @@ SamplingLimits rollout_limits(const Session& session, const Settings& s) {
   return {.params = {s.rollout_temperature, s.rollout_top_k, s.rollout_top_p},
           .max_response = *s.rollout_max_response_len,
           .max_context = context_limit(session, s),
-          .stop_ids = stop_ids(session, s)};
+          .stop_ids = stop_ids(session, s),
+          .stop_when = stop_rule(session, s.rollout_stop)};
 }
 
 SamplingLimits eval_limits(const Session& session, const Settings& s) {
@@ -40,7 +41,8 @@ SamplingLimits eval_limits(const Session& session, const Settings& s) {
                      s.eval_top_p.value_or(s.rollout_top_p)},
           .max_response = *length,
           .max_context = context_limit(session, s),
-          .stop_ids = stop_ids(session, s)};
+          .stop_ids = stop_ids(session, s),
+          .stop_when = stop_rule(session, s.rollout_stop)};
 }
 
 std::vector<Trajectory> generate_trajectories(const Session& session, Engine& engine, const PreparedPrompts& prompts,

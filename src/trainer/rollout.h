@@ -15,6 +15,7 @@ struct SamplingLimits {
   int64_t max_response = 0;  // tokens
   int64_t max_context = 0;   // prompt and response
   std::vector<int32_t> stop_ids;
+  std::function<bool(std::span<const int32_t>)> stop_when;
 };
 
 SamplingLimits rollout_limits(const Session&, const Settings&);

@@ -21,7 +21,7 @@ struct RunState {
 class RunFiles {
  public:
   // Makes the run directory, takes its lock (a second process is refused with Exit::usage), opens log.txt and writes
-  // config.toml. Settings that differ from the directory's earlier config.toml are listed.
+  // config.toml.
   RunFiles(const Settings& settings, Command command);
   ~RunFiles();
 

@@ -107,6 +107,22 @@ std::string decode_ids(const Session& session, const std::vector<int32_t>& ids) 
   return session.tokenizer->decode(known);
 }
 
+std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, const Texts& texts) {
+  if (texts.empty()) return {};
+  if (!session.tokenizer) fail(Exit::input, "--rollout-stop needs a tokenizer, which {} lacks", session.directory);
+  size_t longest = 0;
+  for (const auto& text : texts) {
+    if (text.empty()) fail(Exit::usage, "--rollout-stop: an empty text would end every response at once");
+    longest = std::max(longest, text.size());
+  }
+  return [&session, texts, longest](std::span<const int32_t> tokens) {
+    // Every token with text has at least one byte, so this many hold any stop that ends in the newest.
+    const size_t tail = std::min(tokens.size(), longest + 4);
+    const std::string text = decode_ids(session, {tokens.end() - static_cast<std::ptrdiff_t>(tail), tokens.end()});
+    return std::any_of(texts.begin(), texts.end(), [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
+  };
+}
+
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context) {
   PreparedPrompts prepared{PromptSet(options), {}, 0};

@@ -1,5 +1,6 @@
 // What every command that runs a model holds: architecture, weights, tokenizer, stop ids, threads.
 #pragma once
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -38,6 +39,10 @@ std::vector<int32_t> encode_text(const Session& session, const std::string& text
 
 // The text of generated ids. A model may draw ids above the tokenizer's last; they have no text and are left out.
 std::string decode_ids(const Session& session, const std::vector<int32_t>& ids);
+
+// --rollout-stop: whether a response's text holds one of these texts, looked for where the newest token can complete it.
+// Empty when there are none.
+std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, const Texts& texts);
 
 // A prompt set with its tokens.
 struct PreparedPrompts {
