@@ -18,8 +18,11 @@ std::vector<double> group_advantages(std::span<const Trajectory> trajectories, c
     }
     if (members.size() < 2) continue;
     const auto n = static_cast<double>(members.size());
+    // Differences to the first reward: equal rewards then have exactly their own value as mean.
+    const double first = *trajectories[members.front()].reward;
     double mean = 0;
-    for (const size_t i : members) mean += *trajectories[i].reward / n;
+    for (const size_t i : members) mean += (*trajectories[i].reward - first) / n;
+    mean += first;
     double squares = 0;
     for (const size_t i : members) squares += std::pow(*trajectories[i].reward - mean, 2);
     const double deviation = std::sqrt(squares / (n - 1));

@@ -42,8 +42,9 @@ double k3(double x) { return std::exp(-x) - 1 + x; }
 TokenLoss token_loss(const TokenInputs& token, const PolicyLossOptions& options) {
   TokenLoss loss;
   double log_ratio = token.old_log_prob ? token.log_prob - *token.old_log_prob : 0;
-  if (!std::isfinite(log_ratio)) log_ratio = 0;
-  const bool inside = std::abs(log_ratio) <= log_ratio_bound;
+  const bool finite = std::isfinite(log_ratio);
+  if (!finite) log_ratio = 0;
+  const bool inside = finite && std::abs(log_ratio) <= log_ratio_bound;
   loss.ratio = std::exp(std::clamp(log_ratio, -log_ratio_bound, log_ratio_bound));
   const double a = token.advantage;
   const double plain = -loss.ratio * a;

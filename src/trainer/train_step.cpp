@@ -43,6 +43,7 @@ TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& th
       grads_(config, DType::f32, weights.embed.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
       optimizer_(config, weights, options_.optim),
       arena_(0) {
+  CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
   if (options_.loss.entropy_coef != 0) options_.entropy = true;
 }
 

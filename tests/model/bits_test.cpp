@@ -43,7 +43,8 @@ TEST_P(Bits, PackedIsSeparate) {
     for (const double p : alone.mtp_log_probs()) EXPECT_EQ(p, *mtp_log_prob++);
     // No other sequence has these tokens, so that the gradients of their embeddings are the gradients of this input.
     for (const int32_t token : sequences_[s]) {
-      EXPECT_EQ(bytes_of(packed.grads().embed.rows(token, token + 1)), bytes_of(alone.grads().embed.rows(token, token + 1)))
+      EXPECT_EQ(bytes_of(packed.grads().embed.rows(token, token + 1)),
+                bytes_of(alone.grads().embed.rows(token, token + 1)))
           << "sequence " << s << ", token " << token;
     }
   }
@@ -59,7 +60,8 @@ TEST_P(Bits, NeighboursDoNotMatter) {
   EXPECT_EQ(bytes_of(packed.hidden().rows(packed.start(4), packed.start(5))),
             bytes_of(other.hidden().rows(other.start(1), other.start(2))));
   for (const int32_t token : sequences_[4]) {
-    EXPECT_EQ(bytes_of(packed.grads().embed.rows(token, token + 1)), bytes_of(other.grads().embed.rows(token, token + 1)));
+    EXPECT_EQ(bytes_of(packed.grads().embed.rows(token, token + 1)),
+              bytes_of(other.grads().embed.rows(token, token + 1)));
   }
 }
 

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <numeric>
+#include <span>
 
 #include "golden.h"
 #include "support.h"
@@ -42,22 +44,35 @@ std::vector<double> log_softmax_of(const std::vector<float>& logits, size_t voca
   return out;
 }
 
+// The reference ran in float32 and carries an error of its own, which the same forward in float64 shows: at a few
+// tokens it is larger than ours. So a result may differ from the reference by its tolerance and that error, and the
+// error itself is held below a fixed bound.
 class GoldenForward : public ::testing::Test {
  protected:
   GoldenForward()
       : golden_("golden_forward.safetensors"),
         config_(tiny_config()),
         weights_(tiny_weights(config_, DType::f32)),
+        exact_weights_(widened(config_, weights_)),
         sequences_(golden_sequences(golden_)),
-        pass_(config_, weights_, sequences_, {}) {}
+        pass_(config_, weights_, sequences_, {}),
+        exact_(config_, exact_weights_, sequences_, {}) {}
 
   Tensor rows(const Tensor& t, size_t s) const { return t.rows(pass_.start(s), pass_.start(s + 1)); }
 
+  template <class Want>
+  static void expect_near(const std::vector<double>& got, const std::vector<double>& exact, const Want& want, size_t n,
+                          double tolerance, const std::string& what) {
+    const double own = largest_difference(exact, want, n);
+    EXPECT_LT(own, 10 * tolerance) << what << " of the reference";
+    EXPECT_LT(largest_difference(got, want, n), tolerance + own) << what;
+  }
+
   Golden golden_;
   ModelConfig config_;
-  Weights weights_;
+  Weights weights_, exact_weights_;
   Sequences sequences_;
-  Pass pass_;
+  Pass pass_, exact_;
 };
 
 TEST_F(GoldenForward, LogProbsOfEveryToken) {
@@ -66,7 +81,8 @@ TEST_F(GoldenForward, LogProbsOfEveryToken) {
   for (size_t s = 0; s < sequences_.size(); s++) {
     const size_t n = sequences_[s].size();
     const auto want = log_softmax_of(golden_.floats(fmt::format("seq{}.logits", s)), vocab);
-    EXPECT_LT(largest_difference(pass_.log_softmax(rows(pass_.hidden(), s)), want, n * vocab), 1e-4) << "sequence " << s;
+    expect_near(pass_.log_softmax(rows(pass_.hidden(), s)), exact_.log_softmax(rows(exact_.hidden(), s)), want,
+                n * vocab, 1e-4, fmt::format("sequence {}", s));
     for (size_t t = 0; t + 1 < n; t++) {
       EXPECT_NEAR(pass_.log_probs()[scored++], want[t * vocab + static_cast<size_t>(sequences_[s][t + 1])], 1e-4);
     }
@@ -81,8 +97,8 @@ TEST_F(GoldenForward, MtpLogProbsOfEveryToken) {
     const size_t n = sequences_[s].size();
     if (n < 2) continue;  // no row has a next token
     const auto want = log_softmax_of(golden_.floats(fmt::format("seq{}.mtp_logits", s)), vocab);
-    const auto got = pass_.log_softmax(rows(pass_.mtp_hidden(), s));
-    EXPECT_LT(largest_difference(got, want, (n - 1) * vocab), 1e-4) << "sequence " << s;
+    expect_near(pass_.log_softmax(rows(pass_.mtp_hidden(), s)), exact_.log_softmax(rows(exact_.mtp_hidden(), s)), want,
+                (n - 1) * vocab, 1e-4, fmt::format("sequence {}", s));
     for (size_t t = 0; t + 2 < n; t++) {
       EXPECT_NEAR(pass_.mtp_log_probs()[scored++], want[t * vocab + static_cast<size_t>(sequences_[s][t + 2])], 1e-4);
     }
@@ -104,9 +120,7 @@ TEST_F(GoldenForward, HiddenStatesOfEveryLayer) {
     if (!golden_.has(fmt::format("seq{}.embed", s))) continue;
     traced++;
     check(fmt::format("seq{}.embed", s), layers[0].input, s);
-    for (size_t l = 0; l < layers.size(); l++) {
-      check(fmt::format("seq{}.layer{}", s, l), l + 1 < layers.size() ? layers[l + 1].input : pass_.saved().last, s);
-    }
+    for (size_t l = 0; l < layers.size(); l++) check(fmt::format("seq{}.layer{}", s, l), pass_.after_layer(l), s);
   }
   EXPECT_EQ(traced, 2u);
 }
@@ -114,13 +128,14 @@ TEST_F(GoldenForward, HiddenStatesOfEveryLayer) {
 TEST_F(GoldenForward, RoutesOfEveryLayer) {
   for (const size_t s : {size_t{2}, size_t{4}}) {
     for (size_t l = 0; l < static_cast<size_t>(config_.num_layers); l++) {
-      const Routing& routing = pass_.saved().layers[l].moe.routing;
+      const Routing &routing = pass_.saved().layers[l].moe.routing, &exact = exact_.saved().layers[l].moe.routing;
       const std::string name = fmt::format("seq{}.route{}", s, l);
       const Tensor ids = rows(routing.ids, s);
       const std::vector<int32_t> got(ids.as<int32_t>(), ids.as<int32_t>() + ids.numel());
       EXPECT_EQ(got, golden_.integers(name + ".experts")) << name;
-      const auto weights = golden_.floats(name + ".weights");
-      EXPECT_LT(largest_difference(values_of(rows(routing.weights, s)), weights, weights.size()), 1e-5) << name;
+      const auto want = golden_.floats(name + ".weights");
+      expect_near(values_of(rows(routing.weights, s)), values_of(rows(exact.weights, s)), want, want.size(), 1e-5,
+                  name);
     }
   }
 }
@@ -163,45 +178,46 @@ TEST_F(GoldenGradients, MtpTouchesNothingElse) {
       both.grads(), trunk.grads(), mtp.grads());
 }
 
-// Every intermediate is rounded to bfloat16 (relative error at most u = 2^-8), about `roundings` times per layer. Errors
-// of independent roundings add up as squares, so that the hidden state's relative error grows as u sqrt(layers *
-// roundings) as long as the same experts are chosen; a token whose route flips may be far off, so rows are judged by
-// their median, and log-probs by their mean.
+// A layer rounds to bfloat16 about 12 times from its input to its output: two norms, the mixer's and the experts'
+// projections and activations, two sums. Each rounding is off by at most u = 2^-8, half of that on average; were all to
+// push the same way, the error of the residual stream after l layers would be 6 u l. Tokens whose experts have changed
+// on the way are left out, for which no such bound holds.
 TEST(GoldenBf16, StaysNearFloat32AndRepeats) {
-  const Golden golden("golden_forward.safetensors");
   const ModelConfig config = tiny_config();
-  const Weights weights = tiny_weights(config, DType::bf16);
-  const Sequences sequences = golden_sequences(golden);
-  const Pass pass(config, weights, sequences, {.backward = false}), again(config, weights, sequences, {.backward = false});
-  EXPECT_EQ(bytes_of(pass.hidden()), bytes_of(again.hidden()));
-  EXPECT_EQ(bytes_of(pass.mtp_hidden()), bytes_of(again.mtp_hidden()));
+  const Weights full = tiny_weights(config, DType::f32), half = tiny_weights(config, DType::bf16);
+  const Sequences sequences = golden_sequences(Golden("golden_forward.safetensors"));
+  const Pass want(config, full, sequences, {}), got(config, half, sequences, {}), again(config, half, sequences, {});
+  EXPECT_EQ(bytes_of(got.hidden()), bytes_of(again.hidden()));
+  EXPECT_EQ(got.log_probs(), again.log_probs());
+  EXPECT_EQ(got.mtp_log_probs(), again.mtp_log_probs());
 
-  constexpr double u = 1.0 / 256, roundings = 12;
-  const double bound = u * std::sqrt(static_cast<double>(config.num_layers) * roundings);
-  std::vector<double> errors;
-  double difference = 0, plain = 0;
-  size_t scored = 0;
-  for (size_t s = 0; s < sequences.size(); s++) {
-    const auto h = static_cast<size_t>(config.hidden_size), vocab = static_cast<size_t>(config.vocab_size);
-    const auto want = golden.floats(fmt::format("seq{}.final_hidden", s));
-    const auto got = values_of(pass.hidden().rows(pass.start(s), pass.start(s + 1)));
-    for (size_t row = 0; row < want.size(); row += h) {
-      errors.push_back(relative_error(std::span(got).subspan(row, h), std::span(want).subspan(row, h)));
+  constexpr double step = 6.0 / 256;
+  const auto h = static_cast<size_t>(config.hidden_size);
+  std::vector<int64_t> rows(static_cast<size_t>(want.hidden().rows()));
+  std::iota(rows.begin(), rows.end(), 0);
+  for (size_t l = 0; l < want.saved().layers.size(); l++) {
+    const Tensor a = want.saved().layers[l].moe.routing.ids, b = got.saved().layers[l].moe.routing.ids;
+    std::erase_if(rows, [&](int64_t r) { return bytes_of(a.rows(r, r + 1)) != bytes_of(b.rows(r, r + 1)); });
+    ASSERT_GT(rows.size(), 100u);
+    const auto x = values_of(got.after_layer(l)), y = values_of(want.after_layer(l));
+    std::vector<double> errors;
+    for (const int64_t r : rows) {
+      const size_t begin = static_cast<size_t>(r) * h;
+      errors.push_back(relative_error(std::span(x).subspan(begin, h), std::span(y).subspan(begin, h)));
     }
-    const auto log_probs = log_softmax_of(golden.floats(fmt::format("seq{}.logits", s)), vocab);
-    for (size_t t = 0; t + 1 < sequences[s].size(); t++) {
-      const double p = log_probs[t * vocab + static_cast<size_t>(sequences[s][t + 1])];
-      plain += p;
-      difference += pass.log_probs()[scored++] - p;
-    }
+    std::sort(errors.begin(), errors.end());
+    const double median = errors[errors.size() / 2];
+    EXPECT_LT(median, step * static_cast<double>(l + 1)) << "layer " << l;
+    EXPECT_GT(median, 1e-3) << "layer " << l << " did not run in bfloat16";
   }
-  std::nth_element(errors.begin(), errors.begin() + static_cast<int64_t>(errors.size() / 2), errors.end());
-  const double median = errors[errors.size() / 2];
-  EXPECT_LT(median, bound);
-  EXPECT_GT(median, u / 8);  // it did run in bfloat16
-  // The mean over n tokens of errors of random sign, each of the size of a row's error times the size of a log-prob.
-  const auto n = static_cast<double>(scored);
-  EXPECT_LT(std::abs(difference / n), 4 * bound * std::abs(plain / n) / std::sqrt(n));
+  // Over n tokens errors of random sign average out.
+  double difference = 0, sum = 0;
+  for (size_t i = 0; i < want.log_probs().size(); i++) {
+    difference += got.log_probs()[i] - want.log_probs()[i];
+    sum += want.log_probs()[i];
+  }
+  const auto n = static_cast<double>(want.log_probs().size()), layers = static_cast<double>(config.num_layers);
+  EXPECT_LT(std::abs(difference / n), step * layers * std::abs(sum / n) / std::sqrt(n));
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
-// The whole model's backward against central differences, in float64.
+// The whole model in float64: its backward against central differences, its norms against their definition.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "support.h"
@@ -67,7 +68,8 @@ class WholeModel : public ::testing::Test {
               direction[i] /= length;
               expected += direction[i] * analytic[i];
             }
-            EXPECT_NEAR(slope(weight, direction, mtp), expected, 1e-6 * size + 1e-10) << spec.name << ", direction " << kind;
+            EXPECT_NEAR(slope(weight, direction, mtp), expected, 1e-6 * size + 1e-10)
+                << spec.name << ", direction " << kind;
           }
         },
         weights_, pass.grads());
@@ -89,6 +91,40 @@ TEST_F(WholeModel, UsesEveryExpert) {
     const int32_t* offsets = layer.moe.routing.offsets.as<int32_t>();
     for (int64_t e = 0; e < config_.num_experts; e++) EXPECT_LT(offsets[e], offsets[e + 1]) << "expert " << e;
   }
+}
+
+// With an eps that shows. Zero-centred weights: y = x / sqrt(mean x² + eps) (1 + w).
+TEST(Norms, TakeTheirEpsAndWeight) {
+  ModelConfig config = odd_config();
+  config.rms_norm_eps = 0.3;
+  Weights weights(config, DType::f64);
+  fill_random(weights, 14);
+  const Pass pass(config, weights, disjoint_sequences({9, 70}, config.vocab_size, 15), {});
+  const auto expect_norm = [&](const Tensor& y, const Tensor& x, const Tensor& w, const std::string& what) {
+    for (int64_t r = 0; r < x.rows(); r++) {
+      const double *in = x.as<double>() + r * x.row_stride(), *out = y.as<double>() + r * y.row_stride();
+      double squares = 0;
+      for (int64_t i = 0; i < w.numel(); i++) squares += in[i] * in[i] / static_cast<double>(w.numel());
+      for (int64_t i = 0; i < w.numel(); i++) {
+        ASSERT_NEAR(out[i], in[i] / std::sqrt(squares + 0.3) * (1 + w.as<double>()[i]), 1e-12) << what << " row " << r;
+      }
+    }
+  };
+  const auto expect_layer = [&](const LayerSaved& layer, const LayerWeights& w, const std::string& what) {
+    expect_norm(layer.normed, layer.input, w.input_norm, what + " input");
+    expect_norm(layer.mid_normed, layer.mid, w.post_norm, what + " middle");
+  };
+  for (size_t l = 0; l < weights.layers.size(); l++) {
+    expect_layer(pass.saved().layers[l], weights.layers[l], fmt::format("layer {}", l));
+  }
+  expect_norm(pass.hidden(), pass.saved().last, weights.final_norm, "final");
+  const MtpSaved& mtp = pass.mtp_saved();
+  const MtpWeights& w = weights.mtp.front();
+  const int64_t h = config.hidden_size;
+  expect_norm(mtp.joined.columns(0, h), mtp.embedded, w.norm_embedding, "MTP embedding");
+  expect_norm(mtp.joined.columns(h, 2 * h), mtp.hidden, w.norm_hidden, "MTP hidden");
+  expect_layer(mtp.layer, w.layer, "MTP layer");
+  expect_norm(pass.mtp_hidden(), mtp.last, w.norm, "MTP final");
 }
 
 }  // namespace

@@ -68,14 +68,15 @@ void Pass::losses(Exec& exec) {
   } else if (options_.trunk) {
     const Tensor dhidden = exec.arena.make("test.dhidden", t, {batch.rows(), config_.hidden_size});
     const double w = weight(rows_);
-    loss_head(exec, weights_, hidden_, rows_, head,
-              [&](size_t, double log_prob, double entropy) {
-                log_probs_.push_back(log_prob);
-                if (head.entropy) entropies_.push_back(entropy);
-                loss_ += w * (options_.entropy * entropy - log_prob);
-                return HeadGradient{.d_log_prob = -w, .d_entropy = w * options_.entropy};
-              },
-              dhidden, grads_.lm_head);
+    loss_head(
+        exec, weights_, hidden_, rows_, head,
+        [&](size_t, double log_prob, double entropy) {
+          log_probs_.push_back(log_prob);
+          if (head.entropy) entropies_.push_back(entropy);
+          loss_ += w * (options_.entropy * entropy - log_prob);
+          return HeadGradient{.d_log_prob = -w, .d_entropy = w * options_.entropy};
+        },
+        dhidden, grads_.lm_head);
     model_backward(exec, config_, weights_, saved_, dhidden, batch, grads_);
   }
   if (!options_.mtp) return;
@@ -130,6 +131,17 @@ std::string bytes_of(const Tensor& t) { return {static_cast<const char*>(t.data(
 ModelConfig tiny_config() { return read_model_config(data_path("tiny")); }
 
 Weights tiny_weights(const ModelConfig& config, DType dtype) { return load_hf(data_path("tiny"), config, dtype); }
+
+Weights widened(const ModelConfig& config, const Weights& weights) {
+  Weights out(config, DType::f64);
+  for_each_tensor(
+      [](const TensorSpec&, const Tensor& from, const Tensor& to) {
+        const std::vector<double> values = values_of(from);
+        std::copy(values.begin(), values.end(), to.as<double>());
+      },
+      weights, out);
+  return out;
+}
 
 void fill_random(Weights& weights, uint32_t seed) {
   std::mt19937 engine(seed);

@@ -17,11 +17,11 @@ struct PassOptions {
   int threads = 1;
   Recompute recompute = Recompute::none;
   bool backward = true;
-  bool mtp = true;          // also the MTP head and its loss
-  bool trunk = true;        // the trunk's loss and backward
-  double row_weight = 0;    // of each token's loss; 0: 1 / the number of tokens, so that the loss is a mean
+  bool mtp = true;        // also the MTP head and its loss
+  bool trunk = true;      // the trunk's loss and backward
+  double row_weight = 0;  // of each token's loss; 0: 1 / the number of tokens, so that the loss is a mean
   double temperature = 1;
-  double entropy = 0;       // the loss is -log p + entropy * H
+  double entropy = 0;  // the loss is -log p + entropy * H
 };
 
 // The trunk's loss is over the next tokens of every sequence, the MTP loss over the tokens after those. Gradients are
@@ -33,9 +33,11 @@ class Pass {
   Pass& operator=(const Pass&) = delete;
 
   int64_t start(size_t sequence) const { return starts_[sequence]; }
-  Tensor hidden() const { return hidden_; }      // (T,H)
-  Tensor mtp_hidden() const { return mtp_; }     // (T,H)
+  Tensor hidden() const { return hidden_; }   // (T,H)
+  Tensor mtp_hidden() const { return mtp_; }  // (T,H)
   const ModelSaved& saved() const { return saved_; }
+  // (T,H) the residual stream after layer l.
+  Tensor after_layer(size_t l) const { return l + 1 < saved_.layers.size() ? saved_.layers[l + 1].input : saved_.last; }
   const MtpSaved& mtp_saved() const { return mtp_saved_; }
   const Weights& grads() const { return grads_; }
   // Per token of the losses, sequences in order.
@@ -75,6 +77,8 @@ std::string bytes_of(const Tensor& t);
 // The reference checkpoint in tests/data/tiny.
 ModelConfig tiny_config();
 Weights tiny_weights(const ModelConfig& config, DType dtype);
+// The same numbers in float64.
+Weights widened(const ModelConfig& config, const Weights& weights);
 
 // Weights of any float dtype such that every part of the model matters: matrices normal with a standard deviation of
 // 1/sqrt(columns), norms near their neutral value, decays from slow to fast.

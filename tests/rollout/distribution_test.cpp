@@ -15,7 +15,8 @@ const std::vector<int32_t> prompt = {2, 5};
 
 std::vector<int32_t> digits(int64_t cell) {
   std::vector<int32_t> out(new_tokens);
-  for (int64_t i = new_tokens - 1; i >= 0; i--, cell /= vocab) out[static_cast<size_t>(i)] = static_cast<int32_t>(cell % vocab);
+  for (int64_t i = new_tokens - 1; i >= 0; i--, cell /= vocab)
+    out[static_cast<size_t>(i)] = static_cast<int32_t>(cell % vocab);
   return out;
 }
 
@@ -76,16 +77,16 @@ double p_value(const std::vector<double>& expected, const std::vector<int64_t>& 
   return chi_square_tail(statistic, static_cast<double>(kept - 1));
 }
 
-// Token 0 is the least likely everywhere, and the MTP head's logits are all equal, so that greedy drafts are always 0 and
-// coupled drafts follow the noise alone.
+// Token 0 is the least likely everywhere, and the MTP head's logits are all equal, so that greedy drafts are always 0
+// and coupled drafts follow the noise alone.
 TestModel adversarial_model() {
   TestModel m = toy_model(vocab);
   // Every residual stream keeps the same large entry in dimension 0.
-  for (int64_t i = 0; i < vocab; i++) m.weights.embed.at(i).as<float>()[0] = 6;
+  for (int64_t i = 0; i < vocab; i++) m.weights.embed.at(i).as<float>()[0] = 20;
   for (int64_t i = 0; i < vocab; i++) {
     float* row = m.weights.lm_head.at(i).as<float>();
     for (int64_t j = 0; j < m.config.hidden_size; j++) row[j] *= i == 0 ? 0 : 0.6f;
-    row[0] = i == 0 ? -0.6f : 0;
+    row[0] = i == 0 ? -0.8f : 0;
   }
   for (auto& layer : m.weights.layers) {
     fill((layer.full_attention ? layer.attention.o : layer.delta.out).rows(0, 1), 0);
@@ -118,7 +119,8 @@ TEST_P(Distribution, IsTheModelsOwn) {
   }
   EXPECT_NEAR(std::accumulate(expected.begin(), expected.end(), 0.0), samples, 1e-3 * samples);
 
-  const Request r{.prompt = prompt, .samples = samples, .params = {.temperature = 1}, .max_new_tokens = new_tokens, .seed = 9};
+  const Request r{
+      .prompt = prompt, .samples = samples, .params = {.temperature = 1}, .max_new_tokens = new_tokens, .seed = 9};
   const EngineOptions options{.max_running = 512,
                               .drafts = GetParam().drafts,
                               .page = 8,

@@ -42,7 +42,7 @@ TEST(Invariance, EveryWayOfServing256PromptsGivesTheSameBits) {
     int threads;
   };
   for (const Case& how :
-       {Case{3, 256, 32, 2048, 1}, Case{1, 7, 8, 64, 2}, Case{2, 64, 8, 512, 2}, Case{0, 7, 32, 128, 2}}) {
+       {Case{3, 256, 32, 2048, 2}, Case{1, 7, 8, 64, 1}, Case{2, 64, 8, 512, 1}, Case{0, 7, 32, 128, 1}}) {
     const EngineOptions options{.max_running = how.running,
                                 .drafts = how.drafts,
                                 .page = how.page,
@@ -178,8 +178,8 @@ TEST(Ends, AStopIdInsideAnAcceptedRun) {
       const auto& tokens = expected[i].tokens;
       const auto at = static_cast<size_t>(std::find(tokens.begin(), tokens.end(), stop) - tokens.begin());
       const bool stopped = at < tokens.size();
-      EXPECT_EQ(drafted[i].tokens, std::vector<int32_t>(tokens.begin(), tokens.begin() + static_cast<int64_t>(
-                                                                                               stopped ? at + 1 : 40)));
+      EXPECT_EQ(drafted[i].tokens,
+                std::vector<int32_t>(tokens.begin(), tokens.begin() + static_cast<int64_t>(stopped ? at + 1 : 40)));
       EXPECT_EQ(drafted[i].reason, stopped ? FinishReason::stop : FinishReason::length);
       if (stopped && at > 0) places[(at - 1) % 4]++;
     }

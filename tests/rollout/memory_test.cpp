@@ -124,7 +124,8 @@ void play(const ModelConfig& config, uint64_t seed) {
   int64_t largest = 0;
   for (const auto& r : requests) {
     const auto prompt = static_cast<int64_t>(r.prompt.size());
-    largest = std::max(largest, memory.pages_for(prompt) + memory.pages_for_fork(prompt, prompt + r.max_new_tokens + drafts));
+    largest =
+        std::max(largest, memory.pages_for(prompt) + memory.pages_for_fork(prompt, prompt + r.max_new_tokens + drafts));
   }
   const int64_t max_running = numbers.between(1, 8);
   if (largest > memory.options().pages - 1) {
@@ -209,15 +210,14 @@ TEST(Pools, DownToTheSmallest) {
   }
   ThreadPool threads(1);
   const MemoryOptions full = Engine(m.config, m.weights, options, threads).memory().options();
-  const size_t slots = static_cast<size_t>(full.slots) * RolloutMemory::slot_bytes(m.config, DType::f32, full);
+  const size_t slot = RolloutMemory::slot_bytes(m.config, DType::f32, full);
+  const size_t one_page = RolloutMemory::page_bytes(m.config, DType::f32, full);
   bool refused = false, served = false;
   for (int64_t pages = 2; pages <= largest + 6; pages++) {
-    options.memory_bytes = slots + static_cast<size_t>(pages) * RolloutMemory::page_bytes(m.config, DType::f32, full);
+    options.memory_bytes = 3 * slot + static_cast<size_t>(pages) * one_page;
     Engine engine(m.config, m.weights, options, threads);
     const MemoryOptions got = engine.memory().options();
-    ASSERT_LE(static_cast<size_t>(got.slots) * RolloutMemory::slot_bytes(m.config, DType::f32, got) +
-                  static_cast<size_t>(got.pages) * RolloutMemory::page_bytes(m.config, DType::f32, got),
-              options.memory_bytes);
+    ASSERT_LE(static_cast<size_t>(got.slots) * slot + static_cast<size_t>(got.pages) * one_page, options.memory_bytes);
     if (got.pages - 1 < largest) {
       refused = true;
       try {
@@ -247,7 +247,8 @@ TEST(Pools, LittleMemoryMeansFewerRunning) {
   const MemoryOptions full = Engine(m.config, m.weights, roomy, threads).memory().options();
   EngineOptions tight = roomy;
   tight.memory_bytes = static_cast<size_t>(full.slots / 8) * RolloutMemory::slot_bytes(m.config, DType::f32, full);
-  const Request r{.prompt = std::vector<int32_t>(100, 5), .samples = 40, .params = {.temperature = 1}, .max_new_tokens = 3};
+  const Request r{
+      .prompt = std::vector<int32_t>(100, 5), .samples = 40, .params = {.temperature = 1}, .max_new_tokens = 3};
   expect_same(generate(m, tight, {r}), generate(m, roomy, {r}), "an eighth of the slots' memory");
 }
 

@@ -1,0 +1,248 @@
+#!/bin/sh
+# The built program from outside: commands_test.sh FURLONG DATA. Exit codes, messages, streams, and files that stay whole.
+set -eu
+furlong=$1
+tiny=$2/tiny
+dir=$(mktemp -d)
+trap 'rm -rf "$dir"' EXIT
+cd "$dir"
+LC_ALL=C
+export LC_ALL
+
+fail() {
+  printf 'commands_test: %s\n' "$*" >&2
+  exit 1
+}
+
+# refused CODE FRAGMENT ARGS...: exit code, a fragment of stderr, nothing on stdout. Standard input is `input`.
+: >input
+refused() {
+  code=$1
+  fragment=$2
+  shift 2
+  got=0
+  "$furlong" "$@" <input >out 2>err || got=$?
+  [ "$got" = "$code" ] || fail "exit code $got instead of $code: furlong $* ($(cat err))"
+  grep -qF -e "$fragment" err || fail "'$fragment' is not in: $(cat err) (furlong $*)"
+  [ ! -s out ] || fail "refused, yet on standard output: $(head -c 300 out) (furlong $*)"
+}
+
+# works ARGS...: exit code 0; standard output in `out`.
+works() {
+  "$furlong" "$@" <input >out 2>err || fail "exit code $?: furlong $* ($(cat err))"
+}
+
+has() {
+  grep -qF -e "$1" out || fail "'$1' is not in: $(head -c 600 out)"
+}
+
+lines() {
+  [ "$(wc -l <out)" = "$1" ] || fail "$(wc -l <out) lines instead of $1: $(head -c 600 out)"
+}
+
+# --- the program itself
+works --version
+has 'furlong '
+has 'instruction set'
+works --help
+for command in train sft eval generate score tokenize grade init convert; do
+  works --help
+  has "  $command "
+  works "$command" --help
+  has "furlong $command"
+done
+refused 2 'which command?'
+refused 2 'did you mean score?' scroe --input x
+refused 2 'did you mean --hf-checkpoint?' score --hf-checkpont "$tiny" --input -
+refused 2 '--max-new-tokens x: needs an integer' generate --hf-checkpoint "$tiny" --input - --max-new-tokens x
+refused 2 '--input' score --hf-checkpoint "$tiny"
+refused 2 '--save names the checkpoint itself' convert --hf-checkpoint "$tiny" --save "$tiny"
+
+# --- tokenize
+printf '%s\n' '{"text":"How much is 2 + 2?"}' '{"text":"<|im_start|>a\u00e9\n"}' >input
+works tokenize --tokenizer "$tiny" --input -
+lines 2
+has '{"ids":['
+cp out ids
+mv ids input
+works tokenize --tokenizer "$tiny/tokenizer.json" --input - --decode
+has '{"text":"How much is 2 + 2?"}'
+lines 2
+printf '%s\n' '{"messages":[{"role":"user","content":"Hi"}],"add_generation_prompt":true}' >input
+works tokenize --tokenizer "$tiny" --chat --chat-template qwen3.5 --input -
+has '{"text":"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"}'
+printf '%s\n' '{"ids":[1,100000]}' >input
+refused 3 'standard input:1: ids holds 100000' tokenize --tokenizer "$tiny" --input - --decode
+refused 3 'nowhere' tokenize --tokenizer nowhere --input -
+
+# --- grade
+printf '%s\n' '{"response":"so</think>\\boxed{4}","label":"4"}' '{"response":"so</think>\\boxed{5}","label":"4"}' \
+  '{"response":"so</think>\\boxed{4}"}' >rows.jsonl
+works grade --rm-type deepscaler --input rows.jsonl
+lines 3
+has '{"reward":1.0}'
+has '{"reward":0.0}'
+has '{"reward":null,"error":"'
+printf '%s\n' '{"response":"Answer: 4","label":"4"}' >input
+works grade --rm-type dapo --input - --output graded.jsonl
+lines 0
+grep -qF '"acc":true' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+refused 2 'needs deepscaler, dapo, math' grade --rm-type deepscalar --input rows.jsonl
+
+# --- score and generate
+printf '%s\n' '{"tokens":[1,2,3]}' '{"text":"How much is 2 + 2?"}' '{"tokens":[7]}' >input
+works score --hf-checkpoint "$tiny" --input -
+lines 3
+has '"mtp_log_probs":['
+has '{"log_probs":[],'
+cp out all
+# A row alone, from a file, gives the same line.
+printf '%s\n' '{"text":"How much is 2 + 2?"}' >one.jsonl
+works score --hf-checkpoint "$tiny" --input one.jsonl --threads 2
+lines 1
+sed -n 2p all | cmp - out || fail 'a row scored alone differs from the row in a batch'
+works generate --hf-checkpoint "$tiny" --input - --max-new-tokens 9 --seed 3
+lines 3
+has '"finish_reason":"'
+sed 's/,"accept_length".*//' out >plain
+works generate --hf-checkpoint "$tiny" --input - --max-new-tokens 9 --seed 3 --rollout-speculative-algorithm EAGLE
+sed 's/,"accept_length".*//' out >drafted
+cmp plain drafted || fail 'drafts changed a generation'
+: >input
+works generate --hf-checkpoint "$tiny" --input -
+lines 0
+
+# --- bad rows
+printf '%s\n' '{"tokens":[1,2,3]}' '{"tokens":[1,2,' >bad.jsonl
+refused 3 'bad.jsonl:2' score --hf-checkpoint "$tiny" --input bad.jsonl
+printf '%s\n' '{"tokens":[1,2,3]}' '[1]' >bad.jsonl
+refused 3 'bad.jsonl:2' generate --hf-checkpoint "$tiny" --input bad.jsonl
+printf '%s\n' '{"tokens":[1,512]}' >bad.jsonl
+refused 3 'bad.jsonl:1: tokens holds 512' score --hf-checkpoint "$tiny" --input bad.jsonl
+printf '%s\n' '{"response":7}' >bad.jsonl
+refused 3 'bad.jsonl:1' grade --rm-type math --input bad.jsonl
+refused 3 'absent.jsonl' score --hf-checkpoint "$tiny" --input absent.jsonl
+awk 'BEGIN { printf "{\"tokens\":[1"; for (i = 0; i < 4200; i++) printf ",1"; print "]}" }' >long.jsonl
+refused 3 '4096' score --hf-checkpoint "$tiny" --input long.jsonl
+refused 3 'long.jsonl:1: the prompt has 4201 tokens' generate --hf-checkpoint "$tiny" --input long.jsonl
+
+# --- bad checkpoints
+broken() {
+  rm -rf broken
+  mkdir broken
+  cp "$tiny"/* broken/
+  chmod u+w broken/*
+}
+score_broken() { refused 3 "$1" score --hf-checkpoint broken --input one.jsonl; }
+refused 3 'nowhere/config.json' score --hf-checkpoint nowhere --input one.jsonl
+broken
+head -c 500000 "$tiny/model-00001-of-00002.safetensors" >broken/model-00001-of-00002.safetensors
+score_broken 'model-00001-of-00002.safetensors'
+head -c 5 "$tiny/model-00001-of-00002.safetensors" >broken/model-00001-of-00002.safetensors
+score_broken 'model-00001-of-00002.safetensors'
+printf '\377\377\377\377\377\377\377\177{}' >broken/model-00001-of-00002.safetensors
+score_broken 'model-00001-of-00002.safetensors'
+broken
+rm broken/model-00002-of-00002.safetensors
+score_broken 'model-00002-of-00002.safetensors'
+# A tensor under another name of the same length: missing, and one too many.
+broken
+for file in broken/*.safetensors broken/*.index.json; do
+  sed 's/model\.language_model\.norm\.weight/model.language_model.nurm.weight/' "$file" >file.new
+  mv file.new "$file"
+done
+score_broken 'model.language_model.norm.weight'
+grep -qF 'model.language_model.nurm.weight' err || fail "the unexpected tensor is not named: $(cat err)"
+broken
+sed 's/"moe_intermediate_size": 32/"moe_intermediate_size": 16/' "$tiny/config.json" >broken/config.json
+score_broken 'mlp.experts.gate_up_proj'
+broken
+sed 's/"hidden_size": 64,/"hidden_size": "64",/' "$tiny/config.json" >broken/config.json
+score_broken 'hidden_size'
+broken
+head -c 100 "$tiny/tokenizer.json" >broken/tokenizer.json
+score_broken 'tokenizer.json'
+
+# --- init, score, convert and back
+works init --preset tiny --num-layers 2 --save made --seed 7
+works init --preset tiny --num-layers 2 --save again --seed 7
+cmp made/model.safetensors again/model.safetensors || fail 'the same seed made another model'
+works convert --hf-checkpoint made --save apart --expert-packing per-expert
+grep -qaF 'experts.0.gate_proj.weight' apart/model.safetensors || fail 'experts are not apart'
+if grep -qaF 'experts.gate_up_proj' apart/model.safetensors; then fail 'fused experts are left'; fi
+works convert --hf-checkpoint apart --save back --expert-packing fused
+cmp made/model.safetensors back/model.safetensors || fail 'converting there and back changed the file'
+for model in made apart back; do
+  works score --hf-checkpoint $model --input one.jsonl --output $model.jsonl
+  cmp made.jsonl $model.jsonl || fail "$model scores otherwise"
+done
+works convert --hf-checkpoint "$tiny" --save copy
+for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json config.json; do
+  cmp "$tiny/$file" "copy/$file" || fail "a copy changed $file"
+done
+works convert --hf-checkpoint made --save half --save-hf-dtype bf16
+[ "$(wc -c <half/model.safetensors)" -lt "$(wc -c <made/model.safetensors)" ] || fail 'bf16 is no smaller'
+mkdir other
+echo notes >other/notes.txt
+refused 3 'other' init --preset tiny --num-layers 2 --save other
+refused 2 '--preset huge' init --preset huge --save huge
+
+# --- a disk that is full, as a limit on the size of files
+got=0
+(
+  trap '' XFSZ
+  ulimit -f 64
+  "$furlong" init --preset tiny --num-layers 2 --save full 2>err
+) || got=$?
+[ "$got" = 4 ] || fail "a full disk gave exit code $got: $(cat err)"
+[ ! -e full/model.safetensors ] || fail 'a cut-off checkpoint was left'
+for left in full*; do
+  [ ! -d "$left" ] || [ -z "$(ls -A "$left")" ] || fail "left behind: $(ls -A "$left")"
+done
+if [ -e /dev/full ]; then
+  got=0
+  "$furlong" grade --rm-type math --input rows.jsonl >/dev/full 2>err || got=$?
+  [ "$got" = 4 ] || fail "standard output that is full gave exit code $got: $(cat err)"
+fi
+
+# --- one rollout of training, its resume, an evaluation
+printf '%s\n' '{"prompt":[{"role":"user","content":"What is 1 + 2?"}],"label":"3"}' \
+  '{"prompt":[{"role":"user","content":"What is 2 + 2?"}],"label":"4"}' >prompts.jsonl
+cat >run.toml <<EOF
+hf_checkpoint = "$tiny"
+prompt_data = "prompts.jsonl"
+input_key = "prompt"
+label_key = "label"
+chat_template = "qwen3.5"
+rm_type = "deepscaler"
+num_rollout = 1
+rollout_batch_size = 2
+n_samples_per_prompt = 2
+rollout_max_response_len = 6
+rollout_speculative_algorithm = "EAGLE"
+enable_mtp_training = true
+run_dir = "run"
+EOF
+works train --config run.toml
+for file in config.toml metrics.jsonl plan.txt log.txt hf/config.json hf/model.safetensors.index.json \
+  checkpoints/latest_checkpointed_iteration.txt; do
+  [ -s "run/$file" ] || fail "the run has no $file"
+done
+grep -qF '"train/mtp_loss"' run/metrics.jsonl || fail "metrics: $(cat run/metrics.jsonl)"
+refused 2 '--num-rollout' train --config run.toml
+works train --config run.toml --num-rollout 2
+[ "$(wc -l <run/metrics.jsonl)" = 2 ] || fail "metrics: $(cat run/metrics.jsonl)"
+# What a run wrote down is a recipe for it.
+sed 's/^run_dir = .*/run_dir = "rerun"/; s/^save = .*//' run/config.toml >rerun.toml
+works train --config rerun.toml
+cmp run/hf/model-00001-of-00002.safetensors rerun/hf/model-00001-of-00002.safetensors || fail 'the rerun differs'
+works score --hf-checkpoint run/hf --input one.jsonl
+lines 1
+works eval --hf-checkpoint run/hf --eval-prompt-data sums prompts.jsonl --input-key prompt --label-key label \
+  --chat-template qwen3.5 --rm-type deepscaler --eval-max-response-len 6 --n-samples-per-eval-prompt 2 --log-passrate
+has 'eval/sums '
+has 'eval/sums-pass@2 '
+refused 3 'no/such/run' train --config run.toml --run-dir elsewhere --load no/such/run
+printf '%s\n' 'num_rolout = 3' >typo.toml
+refused 2 'typo.toml:1: num_rolout' train --config typo.toml
+printf 'commands_test: passed\n'
