@@ -13,8 +13,9 @@
 #endif
 #ifdef WITH_DNNL
 // Exported by oneDNN without a public declaration.
-extern "C" int dnnl_gemm_bf16bf16f32(char transa, char transb, int64_t m, int64_t n, int64_t k, float alpha, const void* a,
-                                     int64_t lda, const void* b, int64_t ldb, float beta, float* c, int64_t ldc);
+extern "C" int dnnl_gemm_bf16bf16f32(char transa, char transb, int64_t m, int64_t n, int64_t k, float alpha,
+                                     const void* a, int64_t lda, const void* b, int64_t ldb, float beta, float* c,
+                                     int64_t ldc);
 #endif
 
 namespace furlong::bench {
@@ -63,8 +64,8 @@ void run(ThreadPool& threads, const Limits& limits, const Shape& s) {
   std::printf(" | %7.0f", rate(half));
 #ifdef WITH_DNNL
   const auto dnnl = time_it([&] {
-    dnnl_gemm_bf16bf16f32('N', 'T', s.rows, s.out, s.in, 1.0f, xh.view().data(), s.in,
-                          wh.view().data(), s.in, 0.0f, yh.view().as<float>(), s.out);
+    dnnl_gemm_bf16bf16f32('N', 'T', s.rows, s.out, s.in, 1.0f, xh.view().data(), s.in, wh.view().data(), s.in, 0.0f,
+                          yh.view().as<float>(), s.out);
   });
   std::printf(" %7.0f %5.2fx", rate(dnnl), dnnl.median / half.median);
 #endif
@@ -83,9 +84,9 @@ int main() {
               ops::isa_name().c_str(), limits.flops / 1e9, limits.bytes / 1e9);
   std::printf("GFLOP/s, medians; ratio = peer's time / ours\n");
   std::printf("  rows    out     in | fp32 y  of limit     dx      dw OpenBLAS ratio | bf16 y  oneDNN ratio\n");
-  for (const Shape& s : {Shape{1, 512, 2048}, Shape{4, 512, 2048}, Shape{16, 512, 2048}, Shape{64, 512, 2048},
-                         Shape{1, 2048, 2048}, Shape{1024, 1024, 1024}, Shape{2048, 2048, 2048}, Shape{4096, 128, 128},
-                         Shape{256, 264, 128}}) {
+  for (const Shape& s :
+       {Shape{1, 512, 2048}, Shape{4, 512, 2048}, Shape{16, 512, 2048}, Shape{64, 512, 2048}, Shape{1, 2048, 2048},
+        Shape{1024, 1024, 1024}, Shape{2048, 2048, 2048}, Shape{4096, 128, 128}, Shape{256, 264, 128}}) {
     run(threads, limits, s);
   }
   return 0;

@@ -40,7 +40,8 @@ Limits measure_limits(ThreadPool& threads) {
   const bool wide = false;
 #endif
   const auto compute = time_it([&] {
-    threads.parallel(threads.size(), [&](int64_t) { sink = sink + (wide ? chains_avx512(steps) : chains_plain(steps)); });
+    threads.parallel(threads.size(),
+                     [&](int64_t) { sink = sink + (wide ? chains_avx512(steps) : chains_plain(steps)); });
   });
   limits.flops = 2.0 * 16 * (wide ? 12 : 3) * static_cast<double>(steps) * threads.size() / compute.low;
   std::vector<double> block(size_t{1} << 26, 1.0);  // 512 MiB

@@ -2,11 +2,11 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
 #include "furlong/commands.h"
 #include "furlong/presets.h"
-#include "base/text.h"
 
 namespace furlong {
 namespace {
@@ -50,7 +50,8 @@ int run_init(const Settings& settings) {
 int run_convert(const Settings& settings) {
   const auto check = [](const std::string& side, const std::string& value) {
     if (!value.empty() && value != "hf") {
-      fail(Exit::usage, "--{} {}: this build converts between Hugging Face layouts only (--from hf --to hf)", side, value);
+      fail(Exit::usage, "--{} {}: this build converts between Hugging Face layouts only (--from hf --to hf)", side,
+           value);
     }
   };
   check("from", settings.from);

@@ -19,7 +19,8 @@ std::vector<Message> messages_of(const Json& row, const std::string& where) {
   const Json& list = row.at("messages");
   if (!list.is_array() || list.empty()) fail(Exit::input, "{}: messages must be a list of at least one message", where);
   for (const Json& m : list) {
-    if (!m.is_object() || !m.contains("role") || !m.contains("content") || !m["role"].is_string() || !m["content"].is_string()) {
+    if (!m.is_object() || !m.contains("role") || !m.contains("content") || !m["role"].is_string() ||
+        !m["content"].is_string()) {
       fail(Exit::input, "{}: a message needs a role and a content, both text", where);
     }
     messages.push_back({m["role"], m["content"], std::nullopt});
@@ -58,7 +59,9 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
     std::vector<HeadRow> rows, mtp_rows;
     std::vector<int32_t> next;
     size_t end = begin;
-    for (; end < sequences.size() && (end == begin || builder.rows() + static_cast<int64_t>(sequences[end].size()) <= score_batch_tokens); end++) {
+    for (; end < sequences.size() &&
+           (end == begin || builder.rows() + static_cast<int64_t>(sequences[end].size()) <= score_batch_tokens);
+         end++) {
       const auto& ids = sequences[end];
       const auto base = static_cast<int32_t>(builder.rows());
       for (size_t t = 0; t < ids.size(); t++) {
@@ -74,7 +77,8 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
       const Tensor hidden = model_forward(exec, session.config, session.weights, batch, nullptr);
       score_rows(exec, session.weights, hidden, rows, {.entropy = true}, log_probs, entropy);
       if (session.weights.mtp.empty()) return;
-      const Tensor m = mtp_forward(exec, session.config, session.weights, hidden, Tensor(next.data(), DType::i32, {batch.rows()}), batch, {}, nullptr);
+      const Tensor m = mtp_forward(exec, session.config, session.weights, hidden,
+                                   Tensor(next.data(), DType::i32, {batch.rows()}), batch, {}, nullptr);
       score_rows(exec, session.weights, m, mtp_rows, {}, mtp, {});
     };
     Arena measure = Arena::measuring();
@@ -109,7 +113,8 @@ int run_score(const Settings& settings) {
     sequences.push_back(row_tokens(session, row, where));
     const auto n = static_cast<int64_t>(sequences.back().size());
     if (session.config.max_position_embeddings > 0 && n > session.config.max_position_embeddings) {
-      fail(Exit::input, "{}: {} tokens, but the model's context is {}", where, n, session.config.max_position_embeddings);
+      fail(Exit::input, "{}: {} tokens, but the model's context is {}", where, n,
+           session.config.max_position_embeddings);
     }
   });
   RowWriter out(settings.output);
@@ -124,7 +129,8 @@ int run_generate(const Settings& settings) {
   const Session session = open_session(settings);
   std::vector<Request> requests;
   int64_t longest = 0;
-  const int64_t context = session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX;
+  const int64_t context =
+      session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX;
   read_rows(settings.input, [&](const Json& row, const std::string& where) {
     Request r{.prompt = row_tokens(session, row, where),
               .params = {settings.temperature, settings.top_k, settings.top_p},
@@ -135,15 +141,16 @@ int run_generate(const Settings& settings) {
               .group_index = static_cast<int64_t>(requests.size())};
     for (const int64_t id : settings.rollout_stop_token_ids) r.stop_ids.push_back(static_cast<int32_t>(id));
     const auto prompt = static_cast<int64_t>(r.prompt.size());
-    if (prompt >= context) fail(Exit::input, "{}: the prompt has {} tokens, the model's context is {}", where, prompt, context);
+    if (prompt >= context)
+      fail(Exit::input, "{}: the prompt has {} tokens, the model's context is {}", where, prompt, context);
     r.max_new_tokens = std::min(r.max_new_tokens, context - prompt);
     longest = std::max(longest, prompt + r.max_new_tokens);
     requests.push_back(std::move(r));
   });
   RowWriter out(settings.output);
   if (!requests.empty()) {
-    Engine engine(session.config, session.weights, engine_options(session, settings, longest, static_cast<int64_t>(requests.size())),
-                  *session.threads);
+    Engine engine(session.config, session.weights,
+                  engine_options(session, settings, longest, static_cast<int64_t>(requests.size())), *session.threads);
     for (const auto& c : engine.generate(requests)) {
       OrderedJson row = {{"tokens", c.tokens}, {"log_probs", c.log_probs}};
       if (session.tokenizer) row["text"] = decode_ids(session, c.tokens);

@@ -15,12 +15,14 @@ std::string text_field(const Json& row, const char* key, const std::string& wher
 }
 
 std::vector<Message> chat_messages(const Json& row, const std::string& where) {
-  if (!row.contains("messages") || !row["messages"].is_array()) fail(Exit::input, "{}: the row needs \"messages\", a list", where);
+  if (!row.contains("messages") || !row["messages"].is_array())
+    fail(Exit::input, "{}: the row needs \"messages\", a list", where);
   std::vector<Message> messages;
   for (const Json& m : row["messages"]) {
     if (!m.is_object()) fail(Exit::input, "{}: a message must be an object", where);
     messages.push_back({text_field(m, "role", where), text_field(m, "content", where), std::nullopt});
-    if (m.contains("reasoning_content") && m["reasoning_content"].is_string()) messages.back().reasoning_content = m["reasoning_content"];
+    if (m.contains("reasoning_content") && m["reasoning_content"].is_string())
+      messages.back().reasoning_content = m["reasoning_content"];
   }
   return messages;
 }
@@ -45,12 +47,15 @@ Label json_label(const Json& value) {
 
 int run_tokenize(const Settings& settings) {
   const std::string source = settings.tokenizer.empty() ? settings.hf_checkpoint : settings.tokenizer;
-  if (source.empty()) fail(Exit::usage, "--tokenizer FILE|DIR is needed: a tokenizer.json or the folder of a checkpoint");
+  if (source.empty())
+    fail(Exit::usage, "--tokenizer FILE|DIR is needed: a tokenizer.json or the folder of a checkpoint");
   RowWriter out(settings.output);
   if (settings.chat) {
-    const ChatTemplate chat = settings.chat_template.empty() ? chat_template_of(source) : parse_chat_template(settings.chat_template);
+    const ChatTemplate chat =
+        settings.chat_template.empty() ? chat_template_of(source) : parse_chat_template(settings.chat_template);
     read_rows(settings.input, [&](const Json& row, const std::string& where) {
-      const auto text = render_chat(chat, chat_messages(row, where), optional_flag(row, "add_generation_prompt", where).value_or(false),
+      const auto text = render_chat(chat, chat_messages(row, where),
+                                    optional_flag(row, "add_generation_prompt", where).value_or(false),
                                     optional_flag(row, "enable_thinking", where));
       out.write({{"text", text}});
     });
@@ -63,11 +68,13 @@ int run_tokenize(const Settings& settings) {
       out.write({{"ids", tokenizer.encode(text_field(row, "text", where))}});
       return;
     }
-    if (!row.contains("ids") || !row["ids"].is_array()) fail(Exit::input, "{}: the row needs \"ids\", a list of token ids", where);
+    if (!row.contains("ids") || !row["ids"].is_array())
+      fail(Exit::input, "{}: the row needs \"ids\", a list of token ids", where);
     std::vector<int32_t> ids;
     for (const Json& id : row["ids"]) {
       if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer.vocab_size()) {
-        fail(Exit::input, "{}: ids holds {}, the tokenizer has ids from 0 to {}", where, id.dump(), tokenizer.vocab_size() - 1);
+        fail(Exit::input, "{}: ids holds {}, the tokenizer has ids from 0 to {}", where, id.dump(),
+             tokenizer.vocab_size() - 1);
       }
       ids.push_back(id.get<int32_t>());
     }

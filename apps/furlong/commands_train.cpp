@@ -25,7 +25,8 @@ int run_sft(const Settings& settings) {
 
 int run_eval(const Settings& settings) {
   const Session session = open_session(settings);
-  if (settings.rm_type.empty()) fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
+  if (settings.rm_type.empty())
+    fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
   const auto scorer = make_scorer(settings.rm_type);
   const auto sets = load_eval_sets(session, settings);
   if (sets.empty()) fail(Exit::usage, "--eval-prompt-data NAME FILE is needed: what to evaluate on");
@@ -35,12 +36,14 @@ int run_eval(const Settings& settings) {
     longest = std::max(longest, std::min(limits.max_context, set.prompts.longest + limits.max_response));
     requests = std::max(requests, set.prompts.set.size() * settings.n_samples_per_eval_prompt);
   }
-  Engine engine(session.config, session.weights, engine_options(session, settings, longest, requests), *session.threads);
+  Engine engine(session.config, session.weights, engine_options(session, settings, longest, requests),
+                *session.threads);
   std::vector<Trajectory> trajectories;
   const Metrics metrics = evaluate(session, settings, engine, sets, *scorer, &trajectories);
   for (const auto& [name, value] : metrics) {
     const std::string line = fmt::format("{} {}\n", name, value);
-    if (fwrite(line.data(), 1, line.size(), stdout) != line.size()) fail(Exit::resources, "cannot write to standard output");
+    if (fwrite(line.data(), 1, line.size(), stdout) != line.size())
+      fail(Exit::resources, "cannot write to standard output");
   }
   if (!settings.run_dir.empty()) {
     make_directories(settings.run_dir);

@@ -33,19 +33,38 @@ std::string byte_tokenizer() {
   for (int b = 0; b < byte_tokens; b++) vocab[spelling(b)] = b;
   int32_t id = byte_tokens;
   for (const char* token : special_tokens) {
-    added.push_back({{"id", id++}, {"content", token}, {"single_word", false}, {"lstrip", false}, {"rstrip", false},
-                     {"normalized", false}, {"special", token[1] == '|'}});
+    added.push_back({{"id", id++},
+                     {"content", token},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false},
+                     {"special", token[1] == '|'}});
   }
-  const OrderedJson byte_level = {{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
-  const OrderedJson split = {{"type", "Split"}, {"pattern", {{"Regex", split_pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
+  const OrderedJson byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", false}};
+  const OrderedJson split = {
+      {"type", "Split"}, {"pattern", {{"Regex", split_pattern}}}, {"behavior", "Isolated"}, {"invert", false}};
   const OrderedJson json = {
-      {"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}, {"added_tokens", added},
+      {"version", "1.0"},
+      {"truncation", nullptr},
+      {"padding", nullptr},
+      {"added_tokens", added},
       {"normalizer", {{"type", "NFC"}}},
       {"pre_tokenizer", {{"type", "Sequence"}, {"pretokenizers", OrderedJson::array({split, byte_level})}}},
-      {"post_processor", byte_level}, {"decoder", byte_level},
-      {"model", {{"type", "BPE"}, {"dropout", nullptr}, {"unk_token", nullptr}, {"continuing_subword_prefix", nullptr},
-                 {"end_of_word_suffix", nullptr}, {"fuse_unk", false}, {"byte_fallback", false}, {"ignore_merges", false},
-                 {"vocab", vocab}, {"merges", OrderedJson::array()}}}};
+      {"post_processor", byte_level},
+      {"decoder", byte_level},
+      {"model",
+       {{"type", "BPE"},
+        {"dropout", nullptr},
+        {"unk_token", nullptr},
+        {"continuing_subword_prefix", nullptr},
+        {"end_of_word_suffix", nullptr},
+        {"fuse_unk", false},
+        {"byte_fallback", false},
+        {"ignore_merges", false},
+        {"vocab", vocab},
+        {"merges", OrderedJson::array()}}}};
   return json.dump(1) + "\n";
 }
 
@@ -53,11 +72,15 @@ void add_byte_tokenizer(Preset& preset) {
   constexpr int32_t end_of_text = byte_tokens, im_end = byte_tokens + 2;
   preset.config.vocab_size = 264;  // 256 bytes and 5 special tokens, to a multiple of 8
   preset.config.eos_token_ids = {im_end};
-  preset.files = {
-      {"tokenizer.json", byte_tokenizer()},
-      {"tokenizer_config.json", OrderedJson{{"eos_token", "<|im_end|>"}, {"pad_token", "<|endoftext|>"},
-                                            {"tokenizer_class", "Qwen2TokenizerFast"}, {"add_bos_token", false}}.dump(1) + "\n"},
-      {"generation_config.json", OrderedJson{{"eos_token_id", {im_end, end_of_text}}, {"pad_token_id", end_of_text}}.dump(1) + "\n"}};
+  preset.files = {{"tokenizer.json", byte_tokenizer()},
+                  {"tokenizer_config.json", OrderedJson{{"eos_token", "<|im_end|>"},
+                                                        {"pad_token", "<|endoftext|>"},
+                                                        {"tokenizer_class", "Qwen2TokenizerFast"},
+                                                        {"add_bos_token", false}}
+                                                    .dump(1) +
+                                                "\n"},
+                  {"generation_config.json",
+                   OrderedJson{{"eos_token_id", {im_end, end_of_text}}, {"pad_token_id", end_of_text}}.dump(1) + "\n"}};
 }
 
 void set_layers(ModelConfig& c, int64_t layers) {

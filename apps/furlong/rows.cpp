@@ -51,7 +51,8 @@ std::vector<int32_t> tokens_of(const Json& row, int64_t vocab_size, const std::s
   std::vector<int32_t> tokens;
   for (const Json& id : list) {
     if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= vocab_size) {
-      fail(Exit::input, "{}: tokens holds {}, which is no token id of a vocabulary of {}", where, id.dump(), vocab_size);
+      fail(Exit::input, "{}: tokens holds {}, which is no token id of a vocabulary of {}", where, id.dump(),
+           vocab_size);
     }
     tokens.push_back(id.get<int32_t>());
   }

@@ -39,7 +39,8 @@ void sync_directory(const std::string& path) {
   const int saved = errno;
   close(fd);
   // Some file systems cannot sync a folder; they say EINVAL.
-  if (result != 0 && saved != EINVAL) fail(Exit::resources, "cannot sync the folder {}: {}", path, std::strerror(saved));
+  if (result != 0 && saved != EINVAL)
+    fail(Exit::resources, "cannot sync the folder {}: {}", path, std::strerror(saved));
 }
 
 void make_directories(const std::string& path) {
@@ -119,8 +120,9 @@ void FileWriter::flush() {
     const ssize_t n = ::write(fd_, buffer_.data() + done, buffer_.size() - done);
     if (n < 0) {
       if (errno == EINTR) continue;
-      fail(Exit::resources, "cannot write {} (at byte {}): {}. Free some space or choose another folder; nothing was replaced.",
-           path_, written_ - buffer_.size() + done, reason());
+      fail(Exit::resources,
+           "cannot write {} (at byte {}): {}. Free some space or choose another folder; nothing was replaced.", path_,
+           written_ - buffer_.size() + done, reason());
     }
     done += static_cast<size_t>(n);
   }

@@ -65,10 +65,10 @@ J parse(std::string_view text, const std::string& path, int64_t line = 0) {
   };
   J result;
   try {
-    result = J::parse(text.begin(), text.end(), typename J::parser_callback_t(
-        [&](int depth, typename J::parse_event_t event, J& value) {
-          return callback(depth, static_cast<nlohmann::json::parse_event_t>(event), value);
-        }));
+    result = J::parse(text.begin(), text.end(),
+                      typename J::parser_callback_t([&](int depth, typename J::parse_event_t event, J& value) {
+                        return callback(depth, static_cast<nlohmann::json::parse_event_t>(event), value);
+                      }));
   } catch (const nlohmann::json::parse_error& e) {
     const size_t byte = e.byte > 0 ? e.byte - 1 : 0;
     fail(Exit::input, "{}:{}: not valid JSON, near `{}`{}", path, place(text, byte, line), excerpt(text, byte),

@@ -1,5 +1,6 @@
 // Counter-based random numbers: every draw is a pure function of its key, so that nothing has to be saved and any draw
-// can be repeated alone. Philox4x32 with 10 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011).
+// can be repeated alone. Philox4x32 with 10 rounds (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3",
+// 2011).
 #pragma once
 #include <array>
 #include <cmath>
@@ -50,8 +51,8 @@ inline uint32_t random_word(const RngKey& key, uint32_t i) { return random_block
 // Uniform in the open interval (0, 1): the middles of 2^23 equal cells, each exact in a float, so never 0 or 1.
 inline float open_uniform(uint32_t word) { return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
-// Standard Gumbel noise -log(-log(1 - v)), v uniform on the grid (word + 1/2) / 2^32: the tail that wins draws, where v is
-// small, keeps all 32 bits. -2.82 < result < 22.9, and result <= -log(v).
+// Standard Gumbel noise -log(-log(1 - v)), v uniform on the grid (word + 1/2) / 2^32: the tail that wins draws, where v
+// is small, keeps all 32 bits. -2.82 < result < 22.9, and result <= -log(v).
 inline float gumbel(uint32_t word) {
   const float v = (static_cast<float>(word) + 0.5f) * (1.0f / 4294967296.0f);
   return -std::log(-std::log1p(-(v < 0.99999994f ? v : 0.99999994f)));

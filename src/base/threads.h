@@ -30,10 +30,13 @@ class ThreadPool {
       for (int64_t i = 0; i < n; i++) task(i);
       return;
     }
-    run(n, [](void* context, int64_t begin, int64_t end) {
-      auto& f = *static_cast<std::remove_reference_t<F>*>(context);
-      for (int64_t i = begin; i < end; i++) f(i);
-    }, &task);
+    run(
+        n,
+        [](void* context, int64_t begin, int64_t end) {
+          auto& f = *static_cast<std::remove_reference_t<F>*>(context);
+          for (int64_t i = begin; i < end; i++) f(i);
+        },
+        &task);
   }
 
   // The same with tasks handed out one by one to whichever thread is free: for tasks of unequal size.

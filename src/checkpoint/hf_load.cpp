@@ -159,7 +159,7 @@ class Loader {
     });
     if (other > 0 && !problems_.any()) {
       log::debug("{}: {} tensors of other parts are not read ({}{})", source_.directory(), other, example,
-                other > 1 ? ", ..." : "");
+                 other > 1 ? ", ..." : "");
     }
   }
 

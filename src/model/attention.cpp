@@ -60,9 +60,11 @@ Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeigh
   Tensor do_ = like("attention.do", saved.o), dqg = like("attention.dqg", saved.qg);
   attention_gate_backward(stream, do_, dqg, dgated, saved.o, saved.qg, shape_of(c));
   Tensor dq = like("attention.dq", saved.q), dk = like("attention.dk", saved.k), dv = like("attention.dv", saved.v);
-  attention_backward(stream, dq, dk, dv, do_, saved.q, saved.k, saved.v, saved.o, saved.lse, batch.segments, shape_of(c));
+  attention_backward(stream, dq, dk, dv, do_, saved.q, saved.k, saved.v, saved.o, saved.lse, batch.segments,
+                     shape_of(c));
   Tensor dk_raw = like("attention.dk_raw", saved.k_raw);
-  norm_rope_backward(stream, dqg, grads.q_norm, dq, saved.qg, w.q_norm, saved.q_r, batch.segments.positions, query_rope(c));
+  norm_rope_backward(stream, dqg, grads.q_norm, dq, saved.qg, w.q_norm, saved.q_r, batch.segments.positions,
+                     query_rope(c));
   norm_rope_backward(stream, dk_raw, grads.k_norm, dk, saved.k_raw, w.k_norm, saved.k_r, batch.segments.positions,
                      key_rope(c));
   linear_dw(stream, grads.q, dqg, saved.x);

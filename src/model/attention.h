@@ -14,8 +14,8 @@ struct AttentionSaved {
 };
 
 // Returns (T,H). `pages` undefined: no memory.
-Tensor attention_forward(Exec&, const ModelConfig&, const AttentionWeights&, Tensor x, const Batch&, const KvPages& pages,
-                         AttentionSaved&);
+Tensor attention_forward(Exec&, const ModelConfig&, const AttentionWeights&, Tensor x, const Batch&,
+                         const KvPages& pages, AttentionSaved&);
 // Returns dx (T,H); adds to the gradients.
 Tensor attention_backward(Exec&, const ModelConfig&, const AttentionWeights&, const AttentionSaved&, Tensor dy,
                           const Batch&, AttentionWeights& grads);

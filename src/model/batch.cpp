@@ -16,7 +16,8 @@ void BatchBuilder::clear() {
 
 Batch BatchBuilder::batch(const MemoryView* memory) {
   return {.tokens = Tensor(tokens_.data(), DType::i32, {rows()}),
-          .segments = {Tensor(starts_.data(), DType::i32, {segments() + 1}), Tensor(positions_.data(), DType::i32, {rows()})},
+          .segments = {Tensor(starts_.data(), DType::i32, {segments() + 1}),
+                       Tensor(positions_.data(), DType::i32, {rows()})},
           .memory = memory};
 }
 

@@ -22,8 +22,8 @@ struct LayerMemory {
 
 // out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set; routed:
 // its ids and weights are given.
-void layer_forward(Exec&, const ModelConfig&, const LayerWeights&, Tensor out, Tensor x, const Batch&, const LayerMemory&,
-                   bool keep, bool routed, LayerSaved& saved);
+void layer_forward(Exec&, const ModelConfig&, const LayerWeights&, Tensor out, Tensor x, const Batch&,
+                   const LayerMemory&, bool keep, bool routed, LayerSaved& saved);
 // d (T,H): the gradient of the layer's output on entry, of its input on return.
 void layer_backward(Exec&, const ModelConfig&, const LayerWeights&, const LayerSaved&, Tensor d, const Batch&,
                     LayerWeights& grads);

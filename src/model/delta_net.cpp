@@ -49,8 +49,8 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   return y;
 }
 
-Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, const DeltaNetSaved& saved, Tensor dy,
-                          const Batch& batch, DeltaNetWeights& grads) {
+Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, const DeltaNetSaved& saved,
+                          Tensor dy, const Batch& batch, DeltaNetWeights& grads) {
   auto& [stream, arena] = exec;
   const int64_t rows = dy.rows(), vh = c.linear_num_value_heads, dv = c.linear_value_head_dim;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);
@@ -64,8 +64,8 @@ Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeight
                           saved.z.reshape({rows * vh, dv}), w.norm, saved.o_r);
   Tensor dmixed = like("delta.dmixed", saved.mixed);
   Tensor dg = arena.make("delta.dg", acc, {rows, vh}), dbeta = arena.make("delta.dbeta", acc, {rows, vh});
-  delta_rule_backward(stream, dmixed, dg, dbeta, {}, do_, {}, saved.mixed, saved.g, saved.beta, batch.segments, saved.rule,
-                      delta_shape(c));
+  delta_rule_backward(stream, dmixed, dg, dbeta, {}, do_, {}, saved.mixed, saved.g, saved.beta, batch.segments,
+                      saved.rule, delta_shape(c));
   Tensor da = like("delta.da", saved.a), db = like("delta.db", saved.b);
   delta_gates_backward(stream, da, db, grads.A_log, grads.dt_bias, dg, dbeta, saved.g, saved.beta, saved.a, w.A_log,
                        w.dt_bias);

@@ -7,11 +7,11 @@
 namespace furlong {
 
 struct DeltaNetSaved {
-  Tensor x;     // (T,H) the normalised input
-  Tensor qkv;   // (T,C) before the convolution
-  Tensor mixed; // (T,C) after it
-  Tensor z;     // (T, Vh·Dv)
-  Tensor a, b;  // (T,Vh)
+  Tensor x;      // (T,H) the normalised input
+  Tensor qkv;    // (T,C) before the convolution
+  Tensor mixed;  // (T,C) after it
+  Tensor z;      // (T, Vh·Dv)
+  Tensor a, b;   // (T,Vh)
   Tensor g, beta;
   DeltaSaved rule;
   Tensor o, o_r, normed;
@@ -20,10 +20,10 @@ struct DeltaNetSaved {
 DeltaShape delta_shape(const ModelConfig&);
 
 // Returns (T,H). `slots` undefined: no memory. keep_states: what the backward needs.
-Tensor delta_net_forward(Exec&, const ModelConfig&, const DeltaNetWeights&, Tensor x, const Batch&, const DeltaSlots& slots,
-                         bool keep_states, DeltaNetSaved&);
+Tensor delta_net_forward(Exec&, const ModelConfig&, const DeltaNetWeights&, Tensor x, const Batch&,
+                         const DeltaSlots& slots, bool keep_states, DeltaNetSaved&);
 // Returns dx (T,H); adds to the gradients.
-Tensor delta_net_backward(Exec&, const ModelConfig&, const DeltaNetWeights&, const DeltaNetSaved&, Tensor dy, const Batch&,
-                          DeltaNetWeights& grads);
+Tensor delta_net_backward(Exec&, const ModelConfig&, const DeltaNetWeights&, const DeltaNetSaved&, Tensor dy,
+                          const Batch&, DeltaNetWeights& grads);
 
 }  // namespace furlong

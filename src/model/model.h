@@ -14,9 +14,11 @@ struct ModelSaved {
   Tensor last_r;  // (T)
 };
 
-// Returns hidden (T,H), the input of the language-model head and of the MTP head. saved null: inference, nothing is kept.
+// Returns hidden (T,H), the input of the language-model head and of the MTP head. saved null: inference, nothing is
+// kept.
 Tensor model_forward(Exec&, const ModelConfig&, const Weights&, const Batch&, ModelSaved* saved);
 // dhidden (T,H) is overwritten. Adds to every trunk gradient except lm_head's, which the loss head computes.
-void model_backward(Exec&, const ModelConfig&, const Weights&, ModelSaved&, Tensor dhidden, const Batch&, Weights& grads);
+void model_backward(Exec&, const ModelConfig&, const Weights&, ModelSaved&, Tensor dhidden, const Batch&,
+                    Weights& grads);
 
 }  // namespace furlong

@@ -16,7 +16,8 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
           .token_of = arena.make("moe.token_of", DType::i32, {rows * k})};
 }
 
-void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, bool routed, MoeSaved& saved) {
+void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, bool routed,
+                 MoeSaved& saved) {
   auto& [stream, arena] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;

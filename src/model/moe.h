@@ -9,11 +9,11 @@ namespace furlong {
 
 struct MoeSaved {
   Routing routing;
-  Tensor x;              // (T,H) the normalised input
-  Tensor rows;           // (T·k, H) x gathered by expert
-  Tensor gate_up, act;   // (T·k, 2F), (T·k, F)
+  Tensor x;                                   // (T,H) the normalised input
+  Tensor rows;                                // (T·k, H) x gathered by expert
+  Tensor gate_up, act;                        // (T·k, 2F), (T·k, F)
   Tensor shared_gate_up, shared_act, shared;  // (T,2Fs), (T,Fs), (T,H)
-  Tensor shared_logit;   // (T,1)
+  Tensor shared_logit;                        // (T,1)
 };
 
 // Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.

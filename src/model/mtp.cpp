@@ -6,8 +6,8 @@
 
 namespace furlong {
 
-Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hidden, Tensor next_tokens, const Batch& batch,
-                   const KvPages& pages, MtpSaved* kept) {
+Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hidden, Tensor next_tokens,
+                   const Batch& batch, const KvPages& pages, MtpSaved* kept) {
   CHECK(!w.mtp.empty(), "this model has no MTP head");
   auto& [stream, arena] = exec;
   const MtpWeights& m = w.mtp.front();
@@ -35,8 +35,8 @@ Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hi
   return out;
 }
 
-void mtp_backward(Exec& exec, const ModelConfig& c, const Weights& w, const MtpSaved& saved, Tensor dm, const Batch& batch,
-                  Weights& grads) {
+void mtp_backward(Exec& exec, const ModelConfig& c, const Weights& w, const MtpSaved& saved, Tensor dm,
+                  const Batch& batch, Weights& grads) {
   auto& [stream, arena] = exec;
   const Arena::Scope scope(arena);
   const MtpWeights& m = w.mtp.front();
@@ -52,7 +52,8 @@ void mtp_backward(Exec& exec, const ModelConfig& c, const Weights& w, const MtpS
   Tensor unused = arena.make_zero("mtp.unused", w.dtype(), {rows, h});
   rms_norm_backward(stream, unused, dw.norm_embedding, djoined.columns(0, h), saved.embedded, m.norm_embedding,
                     saved.embedded_r);
-  rms_norm_backward(stream, unused, dw.norm_hidden, djoined.columns(h, 2 * h), saved.hidden, m.norm_hidden, saved.hidden_r);
+  rms_norm_backward(stream, unused, dw.norm_hidden, djoined.columns(h, 2 * h), saved.hidden, m.norm_hidden,
+                    saved.hidden_r);
 }
 
 }  // namespace furlong

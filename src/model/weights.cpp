@@ -45,9 +45,15 @@ struct Visitor {
     const auto& c = config;
     const int64_t h = c.hidden_size, e = c.num_experts, f = c.moe_intermediate_size, s = c.shared_intermediate_size;
     (*this)(w.router, prefix + "gate.weight", {e, h});
-    visit(w.gate_up, {.name = prefix + "experts.gate_up_proj", .shape = {e, 2 * f, h}, .split = Split::expert, .mtp = mtp,
+    visit(w.gate_up, {.name = prefix + "experts.gate_up_proj",
+                      .shape = {e, 2 * f, h},
+                      .split = Split::expert,
+                      .mtp = mtp,
                       .per_expert = prefix + "experts.{}.gate_proj.weight|" + prefix + "experts.{}.up_proj.weight"});
-    visit(w.down, {.name = prefix + "experts.down_proj", .shape = {e, h, f}, .split = Split::expert, .mtp = mtp,
+    visit(w.down, {.name = prefix + "experts.down_proj",
+                   .shape = {e, h, f},
+                   .split = Split::expert,
+                   .mtp = mtp,
                    .per_expert = prefix + "experts.{}.down_proj.weight"});
     (*this)(w.shared_gate, prefix + "shared_expert.gate_proj.weight", {s, h}, Split::column);
     (*this)(w.shared_up, prefix + "shared_expert.up_proj.weight", {s, h}, Split::column);
@@ -110,7 +116,8 @@ Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::opt
   std::vector<Tensor*> slots;
   size_t total = 0;
   const auto bytes_of = [&](const TensorSpec& spec) {
-    const size_t bytes = static_cast<size_t>(spec.numel()) * size_of(spec.always_f32 && dtype == DType::bf16 ? DType::f32 : dtype);
+    const size_t bytes =
+        static_cast<size_t>(spec.numel()) * size_of(spec.always_f32 && dtype == DType::bf16 ? DType::f32 : dtype);
     return (bytes + alignment - 1) / alignment * alignment;
   };
   visit_tensors(config, *this, [&](Tensor& slot, TensorSpec spec) {

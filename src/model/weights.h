@@ -13,9 +13,9 @@ namespace furlong {
 
 // Matrices act on rows: y = x Wᵀ with W (out, in). H hidden, Hq/Hkv heads, D head dim.
 struct AttentionWeights {
-  Tensor q;       // (2·Hq·D, H): per head D query rows, then D gate rows
-  Tensor k, v;    // (Hkv·D, H)
-  Tensor o;       // (H, Hq·D)
+  Tensor q;               // (2·Hq·D, H): per head D query rows, then D gate rows
+  Tensor k, v;            // (Hkv·D, H)
+  Tensor o;               // (H, Hq·D)
   Tensor q_norm, k_norm;  // (D) zero-centred
 };
 
@@ -33,37 +33,37 @@ struct DeltaNetWeights {
 
 // E experts of width F, shared expert of width Fs.
 struct MoeWeights {
-  Tensor router;                   // (E, H)
-  Tensor gate_up;                  // (E, 2F, H): F gate rows, then F up rows
-  Tensor down;                     // (E, H, F)
-  Tensor shared_gate, shared_up;   // (Fs, H)
-  Tensor shared_down;              // (H, Fs)
-  Tensor shared_expert_gate;       // (1, H)
+  Tensor router;                  // (E, H)
+  Tensor gate_up;                 // (E, 2F, H): F gate rows, then F up rows
+  Tensor down;                    // (E, H, F)
+  Tensor shared_gate, shared_up;  // (Fs, H)
+  Tensor shared_down;             // (H, Fs)
+  Tensor shared_expert_gate;      // (1, H)
 };
 
 struct LayerWeights {
   Tensor input_norm, post_norm;  // (H) zero-centred
   bool full_attention = false;
-  AttentionWeights attention;    // when full_attention
-  DeltaNetWeights delta;         // otherwise
+  AttentionWeights attention;  // when full_attention
+  DeltaNetWeights delta;       // otherwise
   MoeWeights moe;
 };
 
 struct MtpWeights {
-  Tensor fc;                                  // (H, 2H): embedding columns first, then hidden
-  Tensor norm_embedding, norm_hidden, norm;   // (H) zero-centred
-  LayerWeights layer;                         // full attention
+  Tensor fc;                                 // (H, 2H): embedding columns first, then hidden
+  Tensor norm_embedding, norm_hidden, norm;  // (H) zero-centred
+  LayerWeights layer;                        // full attention
 };
 
 // How a tensor is split when the model runs on several ranks.
 enum class Split : uint8_t { replicated, vocab, column, row, expert, heads };
 
 struct TensorSpec {
-  std::string name;               // the name in a Hugging Face checkpoint, experts fused
+  std::string name;  // the name in a Hugging Face checkpoint, experts fused
   std::vector<int64_t> shape;
   Split split = Split::replicated;
-  bool always_f32 = false;        // A_log: fp32 in every mode
-  bool mtp = false;               // belongs to the MTP head
+  bool always_f32 = false;  // A_log: fp32 in every mode
+  bool mtp = false;         // belongs to the MTP head
   // A fused expert tensor also occurs per expert: pattern with {} for the expert's number; "a|b" are row halves.
   std::string per_expert = {};
   bool decays() const { return shape.size() >= 2; }  // AdamW's weight decay
@@ -75,7 +75,8 @@ class Weights {
   Weights() = default;
   // Allocates zeroed memory for every tensor: `dtype` throughout, fp32 where the spec says so. With only_mtp = true or
   // false only that part of the model is allocated and the rest stays undefined; nullopt takes all.
-  Weights(const ModelConfig& config, DType dtype, Device device = Device::cpu, std::optional<bool> only_mtp = std::nullopt);
+  Weights(const ModelConfig& config, DType dtype, Device device = Device::cpu,
+          std::optional<bool> only_mtp = std::nullopt);
 
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred

@@ -33,8 +33,8 @@ void attention(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
   cpu::ops(q.dtype()).attention(stream, o, lse, q, k, v, segments, pages, shape);
 }
 
-void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor do_, Tensor q, Tensor k, Tensor v, Tensor o,
-                        Tensor lse, const Segments& segments, const AttentionShape& shape) {
+void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor do_, Tensor q, Tensor k, Tensor v,
+                        Tensor o, Tensor lse, const Segments& segments, const AttentionShape& shape) {
   check("attention_backward", q, k, v, segments, shape);
   front::expect(dq.same_shape(q) && dk.same_shape(k) && dv.same_shape(v) && do_.same_shape(q) && o.same_shape(q),
                 "attention_backward", "gradients shaped as their values wanted", {dq, dk, dv, do_, q, k, v, o});
@@ -51,7 +51,8 @@ void attention_gate(Stream& stream, Tensor a, Tensor o, Tensor x, const Attentio
 void attention_gate_backward(Stream& stream, Tensor do_, Tensor dx, Tensor da, Tensor o, Tensor x,
                              const AttentionShape& shape) {
   check_gate("attention_gate_backward", da, o, x, shape);
-  front::expect(do_.same_shape(o) && dx.same_shape(x), "attention_gate_backward", "do as o, dx as x wanted", {do_, o, dx, x});
+  front::expect(do_.same_shape(o) && dx.same_shape(x), "attention_gate_backward", "do as o, dx as x wanted",
+                {do_, o, dx, x});
   if (front::skip(stream, da)) return;
   cpu::ops(da.dtype()).attention_gate_backward(stream, do_, dx, da, o, x, shape);
 }

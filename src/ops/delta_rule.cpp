@@ -5,15 +5,15 @@
 namespace furlong {
 namespace {
 
-void check(const char* op, const Tensor& o, const Tensor& x, const Tensor& g, const Tensor& beta, const Segments& segments,
-           const DeltaSaved& saved, const DeltaShape& s) {
+void check(const char* op, const Tensor& o, const Tensor& x, const Tensor& g, const Tensor& beta,
+           const Segments& segments, const DeltaSaved& saved, const DeltaShape& s) {
   front::expect(x.rank() == 2 && x.dim(1) == 2 * s.key_heads * s.key_dim + s.value_heads * s.value_dim &&
                     o.rows() == x.rows() && o.row_size() == s.value_heads * s.value_dim && g.rows() == x.rows() &&
                     g.dim(1) == s.value_heads && beta.same_shape(g) && segments.positions.rows() == x.rows() &&
                     s.value_heads % s.key_heads == 0,
                 op, "o (T, Vh·Dv), x (T, 2·Kh·Dk + Vh·Dv), g and beta (T, Vh) wanted", {o, x, g, beta});
-  front::expect(saved.q.defined() && saved.k.defined() && saved.q_r.defined() && saved.k_r.defined() && saved.u.defined() &&
-                    saved.gamma.defined() && saved.u.rows() == x.rows(),
+  front::expect(saved.q.defined() && saved.k.defined() && saved.q_r.defined() && saved.k_r.defined() &&
+                    saved.u.defined() && saved.gamma.defined() && saved.u.rows() == x.rows(),
                 op, "the intermediates q, k, q_r, k_r, u, gamma wanted", {saved.q, saved.k, saved.u, saved.gamma});
 }
 
@@ -42,7 +42,8 @@ void delta_gates_backward(Stream& stream, Tensor da, Tensor db, Tensor dA_log, T
                           Tensor g, Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias) {
   front::expect(da.same_shape(a) && db.same_shape(a) && dg.same_shape(g) && dbeta.same_shape(beta) &&
                     dA_log.same_shape(A_log) && ddt_bias.same_shape(dt_bias),
-                "delta_gates_backward", "gradients shaped as their values wanted", {da, db, dg, dbeta, dA_log, ddt_bias});
+                "delta_gates_backward", "gradients shaped as their values wanted",
+                {da, db, dg, dbeta, dA_log, ddt_bias});
   if (front::skip(stream, g)) return;
   cpu::ops(a.dtype()).delta_gates_backward(stream, da, db, dA_log, ddt_bias, dg, dbeta, g, beta, a, A_log, dt_bias);
 }
@@ -63,7 +64,8 @@ void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Ten
   front::expect(dx.same_shape(x) && dg.same_shape(g) && dbeta.same_shape(beta) && saved.states.defined(),
                 "delta_rule_backward", "gradients shaped as their values and the saved states wanted", {dx, dg, dbeta});
   if (front::skip(stream, dx)) return;
-  cpu::ops(x.dtype()).delta_rule_backward(stream, dx, dg, dbeta, dstate0, do_, dstate1, x, g, beta, segments, saved, shape);
+  cpu::ops(x.dtype()).delta_rule_backward(stream, dx, dg, dbeta, dstate0, do_, dstate1, x, g, beta, segments, saved,
+                                          shape);
 }
 
 void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {

@@ -30,8 +30,8 @@ int64_t delta_chunks(const Segments&);
 // g (T,Vh) f32 = -exp(A_log)·softplus(a + dt_bias),   beta (T,Vh) f32 = σ(b);   a, b (T,Vh)
 void delta_gates(Stream&, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_log, Tensor dt_bias);
 // da, db overwritten; dA_log, ddt_bias (Vh) f32 +=
-void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta, Tensor g,
-                          Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias);
+void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta,
+                          Tensor g, Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias);
 
 // o (T, Vh·Dv) from x (T, 2·Kh·Dk + Vh·Dv) = [q | k | v] after the convolution, g and beta (T,Vh) f32.
 // state0/state1 (S,Vh,Dk,Dv) f32 may be undefined: the state before and after each segment (without slots).
@@ -39,11 +39,12 @@ void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor d
 void delta_rule(Stream&, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1, const Segments&,
                 const DeltaSlots&, const DeltaSaved& saved, const DeltaShape&);
 // dx (T, 2·Kh·Dk + Vh·Dv), dg, dbeta overwritten. dstate1 may be undefined (zero); dstate0 may be undefined.
-void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1, Tensor x,
-                         Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
+void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
+                         Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
 
-// Moves a slot's state past the chunks that its first `after` positions complete, when `before` positions were committed.
-// At most one chunk may be completed by one commit. counts: per segment of `slots.slots`: before, after (S) i32.
+// Moves a slot's state past the chunks that its first `after` positions complete, when `before` positions were
+// committed. At most one chunk may be completed by one commit. counts: per segment of `slots.slots`: before, after (S)
+// i32.
 void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
 
 }  // namespace furlong

@@ -11,7 +11,8 @@ constexpr DType acc(DType t) { return t == DType::f64 ? DType::f64 : DType::f32;
 inline bool skip(const Stream& stream, const Tensor& t) { return stream.is_dry() || t.numel() == 0; }
 
 inline void expect(bool condition, const char* op, const char* rule, std::initializer_list<Tensor> tensors) {
-  if (condition) [[likely]] return;
+  if (condition) [[likely]]
+    return;
   std::string shapes;
   for (const auto& t : tensors) shapes += " " + t.describe();
   CHECK(false, "{}: {}; got{}", op, rule, shapes);

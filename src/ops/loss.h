@@ -4,8 +4,8 @@
 
 namespace furlong {
 
-// For each row of logits (R,V) f32, at temperature temp: log_prob[r] = l_y/temp - logsumexp(l/temp) at targets[r], and the
-// entropy of the row. lse (R) f32 is kept for the gradient. entropy may be undefined.
+// For each row of logits (R,V) f32, at temperature temp: log_prob[r] = l_y/temp - logsumexp(l/temp) at targets[r], and
+// the entropy of the row. lse (R) f32 is kept for the gradient. entropy may be undefined.
 void log_prob(Stream&, Tensor log_prob, Tensor lse, Tensor entropy, Tensor logits, Tensor targets, double temperature);
 // logits <- d loss / d logits in place, from d_log_prob (R) f32 and d_entropy (R) f32 (may be undefined):
 // (d_log_prob (onehot - p) - d_entropy p (log p + H)) / temp

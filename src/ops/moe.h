@@ -6,11 +6,11 @@ namespace furlong {
 
 // Where each (token, choice) went: rows are sorted by expert and, within an expert, by token.
 struct Routing {
-  Tensor ids;      // (T,k) i32: experts by falling logit, ties to the lower id
-  Tensor weights;  // (T,k) f32: softmax over the k chosen logits
-  Tensor offsets;  // (E+1) i32: rows of expert e are [offsets[e], offsets[e+1])
-  Tensor row_of;   // (T,k) i32: the row of a choice
-  Tensor token_of; // (T·k) i32: the token of a row
+  Tensor ids;       // (T,k) i32: experts by falling logit, ties to the lower id
+  Tensor weights;   // (T,k) f32: softmax over the k chosen logits
+  Tensor offsets;   // (E+1) i32: rows of expert e are [offsets[e], offsets[e+1])
+  Tensor row_of;    // (T,k) i32: the row of a choice
+  Tensor token_of;  // (T·k) i32: the token of a row
 };
 
 // Fills ids and weights from logits (T,E) f32.

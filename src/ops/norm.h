@@ -12,6 +12,7 @@ void rms_norm_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tenso
 // y = o / rms(o) * w * silu(z), per row of C      o, z, y (R,C)   w (C) plain   r (R) f32
 void gated_rms_norm(Stream&, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps);
 // do_, dz overwritten, dw (C) f32 +=
-void gated_rms_norm_backward(Stream&, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w, Tensor r);
+void gated_rms_norm_backward(Stream&, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w,
+                             Tensor r);
 
 }  // namespace furlong

@@ -19,8 +19,9 @@ struct SampleRow {
   SampleParams params;
 };
 
-// tokens[r] (i32) = argmax over the kept tokens of logit/T + Gumbel(key_r, token); log_probs[r] (f32) = the drawn token's
-// log_softmax(logits/T) before top-k and top-p (T = 0: of the logits). logits (R,V) f32. log_probs may be undefined.
+// tokens[r] (i32) = argmax over the kept tokens of logit/T + Gumbel(key_r, token); log_probs[r] (f32) = the drawn
+// token's log_softmax(logits/T) before top-k and top-p (T = 0: of the logits). logits (R,V) f32. log_probs may be
+// undefined.
 void sample(Stream&, Tensor tokens, Tensor log_probs, Tensor logits, const std::vector<SampleRow>& rows);
 
 }  // namespace furlong

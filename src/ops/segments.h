@@ -18,8 +18,8 @@ struct KvPages {
   bool defined() const { return k.defined(); }
 };
 
-// Recurrent memory of one delta-net layer (architecture.md, rule 4). A slot holds the state S at the start of the chunk of
-// 64 rows that its next row falls into, a ring of the rows since then, and the last inputs of the convolution.
+// Recurrent memory of one delta-net layer (architecture.md, rule 4). A slot holds the state S at the start of the chunk
+// of 64 rows that its next row falls into, a ring of the rows since then, and the last inputs of the convolution.
 struct DeltaSlots {
   Tensor state;   // (slots, Vh, Dk, Dv) f32
   Tensor ring_k;  // (slots, ring, Kh, Dk) f32: normalised keys, row at position p in entry p % ring

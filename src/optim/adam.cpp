@@ -47,8 +47,8 @@ StepResult Optimizer::step(Stream& stream, const Weights& grads) {
     result.skipped = true;
     return result;
   }
-  AdamParams params{.lr = result.lr, .beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps,
-                    .step = ++steps_};
+  AdamParams params{
+      .lr = result.lr, .beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps, .step = ++steps_};
   if (options_.clip_grad > 0) params.grad_scale = std::min(1.0, options_.clip_grad / (result.grad_norm + 1e-6));
   for_each_tensor(
       [&](const TensorSpec& spec, const Tensor& weight, const Tensor& master, const Tensor& m, const Tensor& v,
@@ -63,8 +63,9 @@ StepResult Optimizer::step(Stream& stream, const Weights& grads) {
 
 void Optimizer::weights_from_masters(Stream& stream) {
   if (!has_masters_) return;
-  for_each_tensor([&](const TensorSpec&, const Tensor& weight, const Tensor& master) { convert(stream, weight, master); },
-                  *weights_, masters_);
+  for_each_tensor(
+      [&](const TensorSpec&, const Tensor& weight, const Tensor& master) { convert(stream, weight, master); },
+      *weights_, masters_);
 }
 
 }  // namespace furlong

@@ -26,7 +26,8 @@ struct StepResult {
 
 class Optimizer {
  public:
-  // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them. The moments begin at zero.
+  // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them. The moments begin at
+  // zero.
   Optimizer(const ModelConfig&, Weights& weights, OptimOptions options);
 
   // One step in place from gradients (f32, same layout). Every gradient is checked before anything is written.

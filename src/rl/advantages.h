@@ -13,8 +13,8 @@ struct AdvantageOptions {
 };
 
 // One advantage per trajectory, the same for all of its tokens: within each group_index, over the scored samples only,
-// r - mean, then / (std + 1e-6) where std > 0. An unscored sample gets 0, and so does every sample of a group with fewer
-// than two scored ones when normalising.
+// r - mean, then / (std + 1e-6) where std > 0. An unscored sample gets 0, and so does every sample of a group with
+// fewer than two scored ones when normalising.
 std::vector<double> group_advantages(std::span<const Trajectory> trajectories, const AdvantageOptions& options);
 
 }  // namespace furlong

@@ -33,7 +33,8 @@ void set(const Tensor& t, int64_t i, double v) {
   }
 }
 
-Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows, const HeadOptions& options) {
+Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows,
+                    const HeadOptions& options) {
   auto& [stream, arena] = exec;
   const auto n = static_cast<int64_t>(rows.size());
   const DType acc = accumulate_dtype(hidden.dtype());
@@ -89,7 +90,8 @@ void loss_head(Exec& exec, const Weights& w, Tensor hidden, std::span<const Head
     Tensor d_entropy = options.entropy ? arena.make("head.d_entropy", acc, {n}) : Tensor();
     if (!stream.is_dry()) {
       for (int64_t i = 0; i < n; i++) {
-        const HeadGradient g = loss(begin + static_cast<size_t>(i), value(c.log_prob, i), options.entropy ? value(c.entropy, i) : 0);
+        const HeadGradient g =
+            loss(begin + static_cast<size_t>(i), value(c.log_prob, i), options.entropy ? value(c.entropy, i) : 0);
         set(d_log_prob, i, g.d_log_prob);
         if (options.entropy) set(d_entropy, i, g.d_entropy);
       }

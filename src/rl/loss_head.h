@@ -32,7 +32,7 @@ using RowLoss = std::function<HeadGradient(size_t row, double log_prob, double e
 
 // Calls loss(i, ...) for every row in order, and back-propagates: dhidden (T,H) is overwritten (zero where no row
 // points); dlm_head (V,H) f32 += unless undefined (a detached head).
-void loss_head(Exec&, const Weights&, Tensor hidden, std::span<const HeadRow> rows, const HeadOptions&, const RowLoss& loss,
-               Tensor dhidden, Tensor dlm_head);
+void loss_head(Exec&, const Weights&, Tensor hidden, std::span<const HeadRow> rows, const HeadOptions&,
+               const RowLoss& loss, Tensor dhidden, Tensor dlm_head);
 
 }  // namespace furlong

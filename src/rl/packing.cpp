@@ -12,9 +12,7 @@ void sort_bins(std::vector<std::vector<size_t>>& bins) {
   std::sort(bins.begin(), bins.end(), [](const auto& a, const auto& b) { return a.front() < b.front(); });
 }
 
-int64_t mask_sum(const Trajectory& t) {
-  return std::accumulate(t.loss_mask.begin(), t.loss_mask.end(), int64_t{0});
-}
+int64_t mask_sum(const Trajectory& t) { return std::accumulate(t.loss_mask.begin(), t.loss_mask.end(), int64_t{0}); }
 
 }  // namespace
 
@@ -101,7 +99,8 @@ std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, con
   for (const Trajectory* t : trajectories) {
     lengths.push_back(static_cast<int64_t>(t->tokens.size()));
     total_masked += std::max<int64_t>(1, mask_sum(*t));
-    for (int32_t i = 0; i < t->response_length; i++) mtp_total += t->prompt_length() + i >= 2 && t->loss_mask[static_cast<size_t>(i)] != 0;
+    for (int32_t i = 0; i < t->response_length; i++)
+      mtp_total += t->prompt_length() + i >= 2 && t->loss_mask[static_cast<size_t>(i)] != 0;
   }
   std::vector<Pack> packs;
   for (auto& bin : make_bins(lengths, options)) {
@@ -112,8 +111,8 @@ std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, con
       pack.batch.add(t.tokens.data(), static_cast<int64_t>(t.tokens.size()));
       pack.next_tokens.insert(pack.next_tokens.end(), t.tokens.begin() + 1, t.tokens.end());
       pack.next_tokens.push_back(0);
-      const double sample_weight = 1.0 / (static_cast<double>(std::max<int64_t>(1, mask_sum(t))) *
-                                          static_cast<double>(trajectories.size()));
+      const double sample_weight =
+          1.0 / (static_cast<double>(std::max<int64_t>(1, mask_sum(t))) * static_cast<double>(trajectories.size()));
       const double weight = per_token ? 1.0 / static_cast<double>(total_masked) : sample_weight;
       for (int32_t i = 0; i < t.response_length; i++) {
         if (t.loss_mask[static_cast<size_t>(i)] == 0) continue;
@@ -121,7 +120,8 @@ std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, con
         const int32_t target = t.tokens[static_cast<size_t>(position)];
         if (position >= 1) pack.rows.push_back({base + position - 1, target, static_cast<int32_t>(s), i, weight});
         if (mtp && position >= 2) {
-          pack.mtp_rows.push_back({base + position - 2, target, static_cast<int32_t>(s), i, 1.0 / static_cast<double>(mtp_total)});
+          pack.mtp_rows.push_back(
+              {base + position - 2, target, static_cast<int32_t>(s), i, 1.0 / static_cast<double>(mtp_total)});
         }
       }
     }

@@ -9,15 +9,15 @@
 namespace furlong {
 
 struct PackOptions {
-  bool dynamic = false;          // bins of at most max_tokens; otherwise micro_batch_size samples each
+  bool dynamic = false;  // bins of at most max_tokens; otherwise micro_batch_size samples each
   int64_t max_tokens = 0;
   int64_t micro_batch_size = 1;
-  bool balance = false;          // even out the token sums of the bins (Karmarkar–Karp)
+  bool balance = false;  // even out the token sums of the bins (Karmarkar–Karp)
 };
 
-// Bins of sample indices. Dynamic: first-fit-decreasing bins of at most max_tokens (a longer sample is a bin of its own);
-// with balance the same number of bins, of token sums as even as Karmarkar–Karp makes them, kept only where they fit.
-// Within a bin samples stand in rising order, and bins by their first sample.
+// Bins of sample indices. Dynamic: first-fit-decreasing bins of at most max_tokens (a longer sample is a bin of its
+// own); with balance the same number of bins, of token sums as even as Karmarkar–Karp makes them, kept only where they
+// fit. Within a bin samples stand in rising order, and bins by their first sample.
 std::vector<std::vector<size_t>> make_bins(std::span<const int64_t> lengths, const PackOptions& options);
 
 // k sets of nearly equal sums by the largest differencing method.
@@ -27,9 +27,9 @@ std::vector<std::vector<size_t>> karmarkar_karp(std::span<const int64_t> sizes, 
 struct LossRow {
   int32_t row = 0;
   int32_t target = 0;
-  int32_t sample = 0;    // index into the step's trajectories
-  int32_t offset = 0;    // of the target in the sample's response
-  double weight = 0;     // of this token's loss in the step's mean
+  int32_t sample = 0;  // index into the step's trajectories
+  int32_t offset = 0;  // of the target in the sample's response
+  double weight = 0;   // of this token's loss in the step's mean
 };
 
 struct Pack {
@@ -40,8 +40,8 @@ struct Pack {
   std::vector<LossRow> mtp_rows;     // row t predicts token t+2, where that token is masked in
 };
 
-// Token weights of a step of `trajectories`: per sample, mask / (Σ mask of the sample, at least 1) / samples; per token,
-// mask / Σ over samples of (Σ mask, at least 1). MTP rows weigh 1 / Σ of MTP rows over the step.
+// Token weights of a step of `trajectories`: per sample, mask / (Σ mask of the sample, at least 1) / samples; per
+// token, mask / Σ over samples of (Σ mask, at least 1). MTP rows weigh 1 / Σ of MTP rows over the step.
 std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,
                             bool mtp);
 

@@ -19,18 +19,18 @@ struct PolicyLossOptions {
 };
 
 struct TokenInputs {
-  double log_prob = 0;                  // of the current policy
-  std::optional<double> old_log_prob;   // none: the detached current one (ratio exactly 1)
+  double log_prob = 0;                 // of the current policy
+  std::optional<double> old_log_prob;  // none: the detached current one (ratio exactly 1)
   std::optional<double> ref_log_prob;
   double advantage = 0;
 };
 
 struct TokenLoss {
-  double policy = 0;     // clipped surrogate
-  double clipped = 0;    // 1 when the clipped term decided
-  double kl = 0;         // to the reference; 0 without one
+  double policy = 0;   // clipped surrogate
+  double clipped = 0;  // 1 when the clipped term decided
+  double kl = 0;       // to the reference; 0 without one
   double ratio = 1;
-  double d_log_prob = 0; // of policy + kl_loss_coef · kl
+  double d_log_prob = 0;  // of policy + kl_loss_coef · kl
 };
 
 TokenLoss token_loss(const TokenInputs& token, const PolicyLossOptions& options);

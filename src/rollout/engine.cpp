@@ -63,10 +63,10 @@ Arena sized_arena(const ModelConfig& c, const Weights& w, const EngineOptions& o
 struct Engine::Round {
   BatchBuilder batch;
   std::vector<std::shared_ptr<Prefix>> prefixes;
-  std::vector<int64_t> chunks;          // prompt rows of each prefix in this step
-  std::vector<Sample*> decoding;        // samples with a root to run
-  std::vector<int64_t> first_row;       // of each decoding sample in the batch
-  std::vector<Sample*> fresh;           // samples whose first token is drawn from their prefix's last hidden row
+  std::vector<int64_t> chunks;     // prompt rows of each prefix in this step
+  std::vector<Sample*> decoding;   // samples with a root to run
+  std::vector<int64_t> first_row;  // of each decoding sample in the batch
+  std::vector<Sample*> fresh;      // samples whose first token is drawn from their prefix's last hidden row
   std::vector<const SequenceMemory*> sequences;
   std::vector<uint8_t> speculative;
   // Accepted rows of each decoding sample, after draw.
@@ -80,7 +80,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       stream_(threads),
       memory_(std::make_unique<RolloutMemory>(config, weights.dtype(), memory_options(config, weights, options))),
       arena_(sized_arena(config, weights, options, threads)) {
-  CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}", options.prefill_budget);
+  CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
+        options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
 }
 
@@ -253,7 +254,8 @@ void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
   }
 }
 
-// Runs the MTP head over the rows just accepted (and over prompt rows), with the true hidden states, and lets it propose.
+// Runs the MTP head over the rows just accepted (and over prompt rows), with the true hidden states, and lets it
+// propose.
 void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
   BatchBuilder batch;
   std::vector<int32_t> next, source;  // token t+1 of each row; its row of `hidden`, or -1 - i for fresh sample i
@@ -299,10 +301,12 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
   Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
   for (int64_t r = 0; r < batch.rows(); r++) {
     const int32_t from = source[static_cast<size_t>(r)];
-    convert(stream_, inputs.rows(r, r + 1),
-            from >= 0 ? hidden.rows(from, from + 1) : Tensor(round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden));
+    convert(
+        stream_, inputs.rows(r, r + 1),
+        from >= 0 ? hidden.rows(from, from + 1) : Tensor(round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden));
   }
-  Tensor rows = arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
+  Tensor rows =
+      arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
   {
     const Arena::Scope scope(arena_);
     const std::vector<uint8_t> speculative(sequences.size(), 1);
@@ -318,8 +322,8 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
   if (!proposing.empty()) propose(proposing, rows);
 }
 
-// Draws the drafts of each sample: the first from the MTP head's rows (R,H), every further one after running the head on
-// the draft before it, with its own output as the hidden state.
+// Draws the drafts of each sample: the first from the MTP head's rows (R,H), every further one after running the head
+// on the draft before it, with its own output as the hidden state.
 void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
   for (int64_t ahead = 1;; ahead++) {
     std::vector<SampleRow> keys;

@@ -1,6 +1,6 @@
-// The rollout engine: requests in, completions out, on the trainer's own weights. One step runs prefill chunks, decode rows
-// and drafts to be verified as one packed batch through model_forward; tokens are drawn by Gumbel-max on the target, so
-// that they are the same with and without drafts, alone and batched.
+// The rollout engine: requests in, completions out, on the trainer's own weights. One step runs prefill chunks, decode
+// rows and drafts to be verified as one packed batch through model_forward; tokens are drawn by Gumbel-max on the
+// target, so that they are the same with and without drafts, alone and batched.
 #pragma once
 #include <functional>
 #include <memory>
@@ -21,7 +21,7 @@ struct EngineOptions {
   int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
   int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
   size_t memory_bytes = 0;        // for pages and slots at most; 0: as much as max_running longest requests need
-  bool greedy_drafts = false;     // drafts by the likeliest token instead of the target's own noise (to measure the gain)
+  bool greedy_drafts = false;  // drafts by the likeliest token instead of the target's own noise (to measure the gain)
 };
 
 struct EngineStats {
@@ -51,7 +51,8 @@ class Engine {
   void draw(Scheduler&, Round&, Tensor hidden);
   void extend_drafts(Scheduler&, Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
-  void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens, std::vector<float>* log_probs);
+  void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
+                   std::vector<float>* log_probs);
   bool append(const Request&, Sample&, int32_t token, float log_prob);
 
   ModelConfig config_;

@@ -31,12 +31,15 @@ size_t RolloutMemory::slot_bytes(const ModelConfig& c, DType dtype, const Memory
 }
 
 RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
-  return {static_cast<size_t>(o.pages) * page_bytes(c, dtype, o), static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o)};
+  return {static_cast<size_t>(o.pages) * page_bytes(c, dtype, o),
+          static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o)};
 }
 
 RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o) : config_(c), options_(o) {
   CHECK(o.pages >= 2 && o.slots >= 2 && o.draft_rows >= 1, "{} pages, {} slots", o.pages, o.slots);
-  const auto make = [&](DType t, std::initializer_list<int64_t> shape) { return tensors_.emplace_back(t, shape).view(); };
+  const auto make = [&](DType t, std::initializer_list<int64_t> shape) {
+    return tensors_.emplace_back(t, shape).view();
+  };
   const auto make_pages = [&] {
     const int64_t width = c.num_kv_heads * c.head_dim;
     return KvPages{make(dtype, {o.pages, o.page, width}), make(dtype, {o.pages, o.page, width}), {}};
@@ -112,7 +115,8 @@ SequenceMemory RolloutMemory::reserve(int64_t rows) {
 }
 
 SequenceMemory RolloutMemory::fork(const SequenceMemory& parent, int64_t rows) {
-  CHECK(!free_slots_.empty() && free_pages() >= pages_for_fork(parent.length, rows), "no room for a fork of {} rows", rows);
+  CHECK(!free_slots_.empty() && free_pages() >= pages_for_fork(parent.length, rows), "no room for a fork of {} rows",
+        rows);
   SequenceMemory child;
   child.slot = *free_slots_.begin();
   free_slots_.erase(free_slots_.begin());
@@ -130,7 +134,8 @@ SequenceMemory RolloutMemory::fork(const SequenceMemory& parent, int64_t rows) {
   return child;
 }
 
-void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths) {
+void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequences,
+                           std::span<const int64_t> lengths) {
   slots_.clear();
   before_.clear();
   after_.clear();
@@ -166,7 +171,8 @@ const MemoryView& RolloutMemory::view(std::span<const SequenceMemory* const> seq
   slots_.clear();
   speculative_.assign(speculative.begin(), speculative.end());
   for (size_t i = 0; i < sequences.size(); i++) {
-    std::copy(sequences[i]->pages.begin(), sequences[i]->pages.end(), table_.begin() + static_cast<int64_t>(i * widest));
+    std::copy(sequences[i]->pages.begin(), sequences[i]->pages.end(),
+              table_.begin() + static_cast<int64_t>(i * widest));
     slots_.push_back(sequences[i]->slot);
   }
   const auto n = static_cast<int64_t>(sequences.size());

@@ -11,11 +11,11 @@
 namespace furlong {
 
 struct MemoryOptions {
-  int64_t page = 32;        // rows per page
-  int64_t pages = 0;        // scrap included
-  int64_t slots = 0;        // scrap included
-  int64_t draft_rows = 1;   // rows of one decode segment at most: 1 + drafts
-  bool mtp = false;         // keep the MTP layer's keys and values
+  int64_t page = 32;       // rows per page
+  int64_t pages = 0;       // scrap included
+  int64_t slots = 0;       // scrap included
+  int64_t draft_rows = 1;  // rows of one decode segment at most: 1 + drafts
+  bool mtp = false;        // keep the MTP layer's keys and values
 };
 
 // What one sequence holds.

@@ -15,7 +15,8 @@ Scheduler::Scheduler(std::span<const Request> requests, RolloutMemory& memory, i
     const int64_t needed = memory.pages_for(prompt) + memory.pages_for_fork(prompt, rows_of(requests[i]));
     if (needed > available) {
       fail(Exit::resources,
-           "request {} needs {} pages of {} tokens ({} prompt + {} new + {} draft tokens), the rollout has {}. Shorten it or "
+           "request {} needs {} pages of {} tokens ({} prompt + {} new + {} draft tokens), the rollout has {}. Shorten "
+           "it or "
            "raise --rollout-mem-fraction-static.",
            i, needed, memory.options().page, prompt, requests[i].max_new_tokens, drafts, available);
     }
@@ -34,8 +35,11 @@ void Scheduler::admit() {
       sample->request = prefix->request;
       sample->memory = memory_.fork(prefix->memory, rows_of(request));
       sample->fresh = prefix;
-      sample->key = {.seed = request.seed, .group = static_cast<uint32_t>(request.group_index),
-                     .sample = static_cast<uint32_t>(prefix->started), .position = 0, .purpose = Purpose::sample};
+      sample->key = {.seed = request.seed,
+                     .group = static_cast<uint32_t>(request.group_index),
+                     .sample = static_cast<uint32_t>(prefix->started),
+                     .position = 0,
+                     .purpose = Purpose::sample};
       sample->temperature = request.params.temperature;
       sample->out.request = prefix->request;
       sample->out.sample = prefix->started++;

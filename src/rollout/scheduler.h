@@ -24,7 +24,7 @@ struct Prefix {
 struct Sample {
   size_t request = 0;
   SequenceMemory memory;
-  RngKey key;                     // position is set per draw
+  RngKey key;  // position is set per draw
   double temperature = 1;
   std::vector<int32_t> drafts;    // proposals for the positions after the root
   std::shared_ptr<Prefix> fresh;  // set until the first token is drawn

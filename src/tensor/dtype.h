@@ -9,9 +9,11 @@ enum class DType : uint8_t { f32, bf16, f64, i32, i64, u8 };
 
 constexpr size_t size_of(DType t) {
   switch (t) {
-    case DType::f32: case DType::i32: return 4;
+    case DType::f32:
+    case DType::i32: return 4;
     case DType::bf16: return 2;
-    case DType::f64: case DType::i64: return 8;
+    case DType::f64:
+    case DType::i64: return 8;
     case DType::u8: break;
   }
   return 1;
@@ -43,13 +45,33 @@ struct bf16 {
   explicit operator float() const { return std::bit_cast<float>(static_cast<uint32_t>(bits) << 16); }
 };
 
-template <class T> struct dtype_of_type;
-template <> struct dtype_of_type<float> { static constexpr DType value = DType::f32; };
-template <> struct dtype_of_type<bf16> { static constexpr DType value = DType::bf16; };
-template <> struct dtype_of_type<double> { static constexpr DType value = DType::f64; };
-template <> struct dtype_of_type<int32_t> { static constexpr DType value = DType::i32; };
-template <> struct dtype_of_type<int64_t> { static constexpr DType value = DType::i64; };
-template <> struct dtype_of_type<uint8_t> { static constexpr DType value = DType::u8; };
-template <class T> constexpr DType dtype_of = dtype_of_type<T>::value;
+template <class T>
+struct dtype_of_type;
+template <>
+struct dtype_of_type<float> {
+  static constexpr DType value = DType::f32;
+};
+template <>
+struct dtype_of_type<bf16> {
+  static constexpr DType value = DType::bf16;
+};
+template <>
+struct dtype_of_type<double> {
+  static constexpr DType value = DType::f64;
+};
+template <>
+struct dtype_of_type<int32_t> {
+  static constexpr DType value = DType::i32;
+};
+template <>
+struct dtype_of_type<int64_t> {
+  static constexpr DType value = DType::i64;
+};
+template <>
+struct dtype_of_type<uint8_t> {
+  static constexpr DType value = DType::u8;
+};
+template <class T>
+constexpr DType dtype_of = dtype_of_type<T>::value;
 
 }  // namespace furlong

@@ -71,25 +71,31 @@ std::string passes_text(const Settings& s) {
   const int64_t samples = s.rollout_batch_size.value_or(0) * s.n_samples_per_prompt;
   const bool one_step = !s.global_batch_size || *s.global_batch_size >= samples;
   if (!one_step && !s.use_rollout_logprobs) text += ", old log-probs";
-  if (needs_reference(s)) text += s.kl_loss_coef != 0 ? ", reference log-probs" : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
+  if (needs_reference(s))
+    text += s.kl_loss_coef != 0 ? ", reference log-probs"
+                                : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
   text += ", forward and backward";
   if (s.enable_mtp_training) text += ", MTP forward and backward";
   text += ", AdamW\n";
   if (one_step) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
   if (s.use_kl_loss && !needs_reference(s)) {
-    text += "left out: the reference model and its forward (--kl-loss-coef 0 changes no gradient; --observe-kl N shows the curve)\n";
+    text +=
+        "left out: the reference model and its forward (--kl-loss-coef 0 changes no gradient; --observe-kl N shows the "
+        "curve)\n";
   }
   if (s.entropy_coef == 0 && !s.observe_training_entropy) text += "left out: entropy (--entropy-coef 0)\n";
   return text;
 }
 
-void check_trajectories(const std::vector<Trajectory>& trajectories, const ModelConfig& config, const std::string& where) {
+void check_trajectories(const std::vector<Trajectory>& trajectories, const ModelConfig& config,
+                        const std::string& where) {
   int64_t scored = 0;
   for (size_t i = 0; i < trajectories.size(); i++) {
     const Trajectory& t = trajectories[i];
     for (const int32_t id : t.tokens) {
       if (id < 0 || id >= config.vocab_size) {
-        fail(Exit::input, "{}: trajectory {} has the token {}, the model's vocabulary {} tokens", where, i + 1, id, config.vocab_size);
+        fail(Exit::input, "{}: trajectory {} has the token {}, the model's vocabulary {} tokens", where, i + 1, id,
+             config.vocab_size);
       }
     }
     scored += t.reward.has_value();

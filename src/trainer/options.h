@@ -18,6 +18,7 @@ bool needs_reference(const Settings& settings);
 std::string passes_text(const Settings& settings);
 
 // Throws Error(Exit::input) when a trajectory file does not fit the model or its rewards are missing.
-void check_trajectories(const std::vector<Trajectory>& trajectories, const ModelConfig& config, const std::string& where);
+void check_trajectories(const std::vector<Trajectory>& trajectories, const ModelConfig& config,
+                        const std::string& where);
 
 }  // namespace furlong

@@ -54,8 +54,9 @@ RunState from_json(const std::string& text, const std::string& where) {
     const Json& c = json.at("cursor");
     s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
     if (json.at("isa") != ops::isa_name()) {
-      log::warn("{} was written with the instruction set {}, this machine runs {}: the run goes on, its bits will differ",
-                where, json.at("isa").get<std::string>(), ops::isa_name());
+      log::warn(
+          "{} was written with the instruction set {}, this machine runs {}: the run goes on, its bits will differ",
+          where, json.at("isa").get<std::string>(), ops::isa_name());
     }
     return s;
   } catch (const nlohmann::json::exception& e) {
@@ -73,7 +74,8 @@ std::vector<NamedWeights> named_sets(const Session& session, TrainStep& step) {
 }
 
 bool inside(const std::string& path, const std::string& directory) {
-  const auto relative = std::filesystem::weakly_canonical(path).lexically_relative(std::filesystem::weakly_canonical(directory));
+  const auto relative =
+      std::filesystem::weakly_canonical(path).lexically_relative(std::filesystem::weakly_canonical(directory));
   return !relative.empty() && *relative.begin() != "..";
 }
 
@@ -82,7 +84,8 @@ bool inside(const std::string& path, const std::string& directory) {
 std::string numbered(const std::string& pattern, int64_t rollout_id) {
   std::string out = pattern;
   const std::string key = "{rollout_id}";
-  for (size_t at = out.find(key); at != std::string::npos; at = out.find(key)) out.replace(at, key.size(), std::to_string(rollout_id));
+  for (size_t at = out.find(key); at != std::string::npos; at = out.find(key))
+    out.replace(at, key.size(), std::to_string(rollout_id));
   return out;
 }
 
@@ -92,11 +95,12 @@ RunFiles::RunFiles(const Settings& settings, Command command) : settings_(settin
   lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) fail(Exit::resources, "cannot write in the run directory {}: {}", directory_, std::strerror(errno));
   if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    fail(Exit::usage, "another process is using the run directory {}; wait for it or choose another --run-dir", directory_);
+    fail(Exit::usage, "another process is using the run directory {}; wait for it or choose another --run-dir",
+         directory_);
   }
   log::open_file(directory_ + "/log.txt");
-  write_file_atomic(directory_ + "/config.toml",
-                    fmt::format("# {} settings; instruction set {}\n{}", name_of(command), ops::isa_name(), to_toml(settings, command)));
+  write_file_atomic(directory_ + "/config.toml", fmt::format("# {} settings; instruction set {}\n{}", name_of(command),
+                                                             ops::isa_name(), to_toml(settings, command)));
 }
 
 RunFiles::~RunFiles() {
@@ -111,7 +115,8 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
     const bool own = settings_.load.empty() || settings_.load == settings_.save || inside(settings_.load, directory_);
     if (!own) {
       fail(Exit::input,
-           "--load {}: there is no training checkpoint in that folder. Check the path, or leave --load out to start from "
+           "--load {}: there is no training checkpoint in that folder. Check the path, or leave --load out to start "
+           "from "
            "--hf-checkpoint.",
            settings_.load);
     }
@@ -131,7 +136,8 @@ void RunFiles::save(const Session& session, TrainStep& step, const RunState& sta
 
 std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t rollout_id) {
   const std::string pattern = settings_.save_hf.empty() ? directory_ + "/hf" : settings_.save_hf;
-  SaveHfOptions options{.source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
+  SaveHfOptions options{
+      .source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
   if (settings_.save_hf_dtype == "bf16") options.dtype = HfDtype::bf16;
   if (settings_.save_hf_dtype == "fp32") options.dtype = HfDtype::f32;
   save_hf(options, step.optimizer().masters());

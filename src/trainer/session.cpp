@@ -119,7 +119,8 @@ std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, 
     // Every token with text has at least one byte, so this many hold any stop that ends in the newest.
     const size_t tail = std::min(tokens.size(), longest + 4);
     const std::string text = decode_ids(session, {tokens.end() - static_cast<std::ptrdiff_t>(tail), tokens.end()});
-    return std::any_of(texts.begin(), texts.end(), [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
+    return std::any_of(texts.begin(), texts.end(),
+                       [&](const std::string& stop) { return text.find(stop) != std::string::npos; });
   };
 }
 

@@ -21,11 +21,11 @@ struct Session {
   ModelConfig config;
   std::unique_ptr<ThreadPool> threads;
   Weights weights;
-  std::optional<Tokenizer> tokenizer;     // absent when the folder has none
-  std::optional<ChatTemplate> chat;       // the checkpoint's own or --chat-template; absent when there is neither
-  std::string chat_error;                 // why it is absent
-  std::optional<bool> enable_thinking;    // from --apply-chat-template-kwargs
-  std::vector<int32_t> stop_ids;          // of generation_config.json, else of config.json
+  std::optional<Tokenizer> tokenizer;   // absent when the folder has none
+  std::optional<ChatTemplate> chat;     // the checkpoint's own or --chat-template; absent when there is neither
+  std::string chat_error;               // why it is absent
+  std::optional<bool> enable_thinking;  // from --apply-chat-template-kwargs
+  std::vector<int32_t> stop_ids;        // of generation_config.json, else of config.json
 };
 
 DType parse_dtype(const std::string& name);
@@ -40,8 +40,8 @@ std::vector<int32_t> encode_text(const Session& session, const std::string& text
 // The text of generated ids. A model may draw ids above the tokenizer's last; they have no text and are left out.
 std::string decode_ids(const Session& session, const std::vector<int32_t>& ids);
 
-// --rollout-stop: whether a response's text holds one of these texts, looked for where the newest token can complete it.
-// Empty when there are none.
+// --rollout-stop: whether a response's text holds one of these texts, looked for where the newest token can complete
+// it. Empty when there are none.
 std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, const Texts& texts);
 
 // A prompt set with its tokens.
@@ -53,7 +53,8 @@ struct PreparedPrompts {
 
 // Reads, renders and tokenises; drops prompts of more than max_prompt_len tokens (0: none) and says how many. Throws
 // Error(Exit::input) when nothing is left, or when a prompt cannot fit `context` tokens with one token of response.
-PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len, int64_t context);
+PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
+                                int64_t context);
 
 // The grader's form of a label.
 Label label_of(const LabelValue& value);
@@ -61,6 +62,7 @@ Label label_of(const LabelValue& value);
 std::optional<double> reward_of(const Score& score, const std::string& reward_key);
 
 // Engine options from the rollout settings, for requests of at most max_tokens tokens.
-EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens, int64_t max_requests);
+EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens,
+                             int64_t max_requests);
 
 }  // namespace furlong

@@ -24,17 +24,21 @@ std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) 
   if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
   if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the conversations to learn");
   const PromptSet set(prompt_options(s));
-  const int64_t limit = std::min(session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX,
-                                 s.rollout_max_context_len.value_or(INT32_MAX));
+  const int64_t limit =
+      std::min(session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX,
+               s.rollout_max_context_len.value_or(INT32_MAX));
   std::vector<Trajectory> all;
   int64_t too_long = 0;
   for (int64_t i = 0; i < set.size(); i++) {
-    if (!set[i].is_chat()) fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
+    if (!set[i].is_chat())
+      fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
     std::vector<Message> messages;
     for (const auto& m : set[i].messages) messages.push_back({m.role, m.content, std::nullopt});
-    const TokenizedChat chat = tokenize_conversation(*session.tokenizer, *session.chat, messages, session.enable_thinking);
+    const TokenizedChat chat =
+        tokenize_conversation(*session.tokenizer, *session.chat, messages, session.enable_thinking);
     const auto first = std::find(chat.loss_mask.begin(), chat.loss_mask.end(), 1) - chat.loss_mask.begin();
-    if (first == static_cast<int64_t>(chat.ids.size())) fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));
+    if (first == static_cast<int64_t>(chat.ids.size()))
+      fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));
     if (static_cast<int64_t>(chat.ids.size()) > limit) {
       too_long++;
       continue;
@@ -71,12 +75,14 @@ void supervised(const Settings& s, bool) {
   const int64_t per_epoch = std::max<int64_t>(1, static_cast<int64_t>(conversations.size()) / batch);
   const int64_t steps = s.num_rollout ? *s.num_rollout : s.num_epoch.value_or(1) * per_epoch;
   if (state.next_rollout >= steps) {
-    fail(Exit::usage, "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
+    fail(Exit::usage,
+         "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, steps);
   }
   MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
   const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
-  std::vector<std::pair<std::string, uint64_t>> rows = {{"weights", session.weights.bytes()}, {"gradients", trained}, {"optimizer moments", 2 * trained}};
+  std::vector<std::pair<std::string, uint64_t>> rows = {
+      {"weights", session.weights.bytes()}, {"gradients", trained}, {"optimizer moments", 2 * trained}};
   for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
     rows.emplace_back("training working memory: " + name, bytes);
   }
@@ -94,15 +100,17 @@ void supervised(const Settings& s, bool) {
     }
     Metrics row = step.run(picked, std::vector<TokenTargets>(picked.size()));
     if (step.skipped_in_a_row() >= stop_after_skipped) {
-      fail(Exit::numerics, "{} training steps in a row had a loss or gradient that is not finite; lower --lr", stop_after_skipped);
+      fail(Exit::numerics, "{} training steps in a row had a loss or gradient that is not finite; lower --lr",
+           stop_after_skipped);
     }
-    state = {id + 1, step.optimizer().steps(), state.weight_version + 1, step.skipped(), step.skipped_in_a_row(), cursor.state()};
+    state = {id + 1,         step.optimizer().steps(), state.weight_version + 1,
+             step.skipped(), step.skipped_in_a_row(),  cursor.state()};
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     row.emplace_back("perf/actor_train_time", seconds);
     metrics.write(id, row);
     if (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps) {
-      const double eta = std::chrono::duration<double>(Clock::now() - begun).count() / static_cast<double>(id - first + 1) *
-                         static_cast<double>(steps - id - 1);
+      const double eta = std::chrono::duration<double>(Clock::now() - begun).count() /
+                         static_cast<double>(id - first + 1) * static_cast<double>(steps - id - 1);
       log::info("step {}/{}  loss {}  gnorm {}  {} tok/s  ETA {}", id + 1, steps, short_number(row[0].second),
                 short_number(row[1].second), short_number(static_cast<double>(tokens) / seconds), short_duration(eta));
     }

@@ -62,7 +62,8 @@ struct Run {
   void print_plan();
   Metrics generate(int64_t rollout_id, std::vector<Trajectory>& trajectories);
   Metrics learn(int64_t rollout_id, std::vector<Trajectory>& trajectories);
-  std::vector<Metrics> optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference, Metrics& out);
+  std::vector<Metrics> optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference,
+                                       Metrics& out);
   Metrics evaluation();
   void one(int64_t rollout_id, Clock::time_point begun, int64_t first);
 };
@@ -81,7 +82,8 @@ void Run::prepare() {
     int64_t longest = std::min(limits.max_context, prompts->longest + limits.max_response);
     int64_t requests = *s.rollout_batch_size * s.n_samples_per_prompt;
     for (const auto& set : eval_sets) {
-      longest = std::max(longest, std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
+      longest =
+          std::max(longest, std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
       requests = std::max(requests, set.prompts.set.size() * s.n_samples_per_eval_prompt);
     }
     engine = std::make_unique<Engine>(session.config, session.weights, engine_options(session, s, longest, requests),
@@ -98,7 +100,8 @@ void Run::prepare() {
     if (cursor) cursor->restore(state.cursor);
   }
   if (state.next_rollout >= rollouts) {
-    fail(Exit::usage, "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
+    fail(Exit::usage,
+         "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, rollouts);
   }
   metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
@@ -152,9 +155,10 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   const auto samples = static_cast<size_t>(*s.rollout_batch_size * s.n_samples_per_prompt);
   Progress bar("rollout", static_cast<int64_t>(samples), terminal);
   engine->reset_stats();
-  trajectories = generate_trajectories(session, *engine, *prompts, draws, s.n_samples_per_prompt, rollout_limits(session, s),
-                                       scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
-                                       [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
+  trajectories =
+      generate_trajectories(session, *engine, *prompts, draws, s.n_samples_per_prompt, rollout_limits(session, s),
+                            scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
+                            [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
   bar.clear();
   if (!s.save_debug_rollout_data.empty()) {
     write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
@@ -166,10 +170,11 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
 }
 
 // Old and reference log-probs where a step needs them, then the optimizer steps in index order.
-std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference, Metrics& out) {
+std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference,
+                                          Metrics& out) {
   const Settings& s = settings;
-  const auto advantages = group_advantages(
-      trajectories, {.normalise = !s.disable_rewards_normalization, .divide_by_std = !s.disable_grpo_std_normalization});
+  const auto advantages = group_advantages(trajectories, {.normalise = !s.disable_rewards_normalization,
+                                                          .divide_by_std = !s.disable_grpo_std_normalization});
   std::vector<const Trajectory*> all;
   std::vector<TokenTargets> targets;
   for (size_t i = 0; i < trajectories.size(); i++) {
@@ -212,7 +217,8 @@ std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& traject
     bar.advance();
     if (step.skipped_in_a_row() >= stop_after_skipped) {
       fail(Exit::numerics,
-           "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. Lower "
+           "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. "
+           "Lower "
            "--lr or look at the data of this rollout.",
            stop_after_skipped, settings.save);
     }
@@ -229,7 +235,8 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
   for (const auto& [name, first] : results.front()) {
     double sum = 0;
     for (const auto& result : results) sum += find(result, name, first);
-    out.emplace_back(name, name == "train/skipped_steps" ? find(results.back(), name) : sum / static_cast<double>(results.size()));
+    out.emplace_back(
+        name, name == "train/skipped_steps" ? find(results.back(), name) : sum / static_cast<double>(results.size()));
   }
   out.emplace_back("perf/actor_train_time", seconds_since(start));
   return out;
@@ -243,7 +250,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   const bool evaluates = !eval_sets.empty() && s.eval_interval;
   if (evaluates && rollout_id == 0 && !s.skip_eval_before_train) {
     // The first row's figures are those of the untouched weights.
-    for (auto& [name, value] : evaluation()) row.emplace_back(name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : name, value);
+    for (auto& [name, value] : evaluation())
+      row.emplace_back(name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : name, value);
   }
   std::vector<Trajectory> trajectories;
   if (s.debug_train_only) {
@@ -276,7 +284,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   line.rollout_seconds = maybe("perf/rollout_time");
   line.train_seconds = maybe("perf/actor_train_time");
   line.tokens_per_second = maybe("perf/tokens_per_gpu_per_sec");
-  line.eta_seconds = seconds_since(begun) / static_cast<double>(rollout_id - first + 1) * static_cast<double>(rollouts - rollout_id - 1);
+  line.eta_seconds = seconds_since(begun) / static_cast<double>(rollout_id - first + 1) *
+                     static_cast<double>(rollouts - rollout_id - 1);
   log::info("{}", format_step_line(line));
 }
 

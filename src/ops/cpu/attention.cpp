@@ -36,9 +36,9 @@ template <class T>
 struct Context {
   const T* k;
   const T* v;
-  int64_t stride;          // elements between rows
-  int64_t run;             // rows per run; runs are pages, or the whole segment
-  const int32_t* table;    // page of each run; null without memory
+  int64_t stride;        // elements between rows
+  int64_t run;           // rows per run; runs are pages, or the whole segment
+  const int32_t* table;  // page of each run; null without memory
   const T* key(int64_t r) const { return table == nullptr ? k : k + table[r] * run * stride; }
   const T* value(int64_t r) const { return table == nullptr ? v : v + table[r] * run * stride; }
 };
@@ -76,11 +76,13 @@ void attend(const Tile& tile, int64_t kv_head, const Tensor& o, const Tensor& ls
     const T* key = context.key(r) + kv_head * d;
     if (rows >= group) {
       for (int64_t g = 0; g < group; g++) {
-        gemm_nt(rows, n, d, queries + g * d, q_stride, key, context.stride, scores.data() + g * rows * keys + first, keys);
+        gemm_nt(rows, n, d, queries + g * d, q_stride, key, context.stride, scores.data() + g * rows * keys + first,
+                keys);
       }
     } else {
       for (int64_t t = 0; t < rows; t++) {
-        gemm_nt(group, n, d, queries + t * q_stride, d, key, context.stride, scores.data() + t * keys + first, rows * keys);
+        gemm_nt(group, n, d, queries + t * q_stride, d, key, context.stride, scores.data() + t * keys + first,
+                rows * keys);
       }
     }
   }
@@ -89,8 +91,8 @@ void attend(const Tile& tile, int64_t kv_head, const Tensor& o, const Tensor& ls
   for (int64_t g = 0; g < group; g++) {
     for (int64_t t = 0; t < rows; t++) {
       const int64_t i = g * rows + t;
-      lse.as<S>()[(tile.begin + t) * shape.heads + kv_head * group + g] =
-          softmax_row(scores.data() + i * keys, positions[tile.begin + t] + 1, keys, scale, inverse[static_cast<size_t>(i)]);
+      lse.as<S>()[(tile.begin + t) * shape.heads + kv_head * group + g] = softmax_row(
+          scores.data() + i * keys, positions[tile.begin + t] + 1, keys, scale, inverse[static_cast<size_t>(i)]);
     }
   }
   for (int64_t r = 0, first = 0; first < keys; r++, first += context.run) {
@@ -184,8 +186,8 @@ void attention(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
   });
 }
 
-void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor do_, Tensor q, Tensor k, Tensor v, Tensor o,
-                        Tensor lse, const Segments& segments, const AttentionShape& shape) {
+void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor do_, Tensor q, Tensor k, Tensor v,
+                        Tensor o, Tensor lse, const Segments& segments, const AttentionShape& shape) {
   CHECK(q.contiguous() && do_.contiguous() && o.contiguous() && dq.contiguous() && k.row_stride() == v.row_stride(),
         "attention_backward wants contiguous rows");
   dispatch(q.dtype(), [&]<class T>() {
@@ -197,16 +199,31 @@ void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor 
       std::vector<S> dk_sum(static_cast<size_t>(rows * d)), dv_sum(static_cast<size_t>(rows * d)), p, dp;
       for (int64_t g = 0; g < group; g++) {
         const int64_t head = kv_head * group + g, at = start * q.row_stride() + head * d;
-        HeadBackward<T>{q.as<T>() + at, k.as<T>() + start * k.row_stride() + kv_head * d,
-                        v.as<T>() + start * v.row_stride() + kv_head * d, o.as<T>() + at, do_.as<T>() + at, q.row_stride(),
-                        k.row_stride(), rows, d, shape.heads, lse.as<S>() + start * shape.heads + head,
-                        S(1) / std::sqrt(static_cast<S>(d)), dk_sum.data(), dv_sum.data(), dq.as<T>() + at, p, dp}
+        HeadBackward<T>{q.as<T>() + at,
+                        k.as<T>() + start * k.row_stride() + kv_head * d,
+                        v.as<T>() + start * v.row_stride() + kv_head * d,
+                        o.as<T>() + at,
+                        do_.as<T>() + at,
+                        q.row_stride(),
+                        k.row_stride(),
+                        rows,
+                        d,
+                        shape.heads,
+                        lse.as<S>() + start * shape.heads + head,
+                        S(1) / std::sqrt(static_cast<S>(d)),
+                        dk_sum.data(),
+                        dv_sum.data(),
+                        dq.as<T>() + at,
+                        p,
+                        dp}
             .run();
       }
       for (int64_t t = 0; t < rows; t++) {
         for (int64_t c = 0; c < d; c++) {
-          dk.as<T>()[(start + t) * dk.row_stride() + kv_head * d + c] = narrow<T>(dk_sum[static_cast<size_t>(t * d + c)]);
-          dv.as<T>()[(start + t) * dv.row_stride() + kv_head * d + c] = narrow<T>(dv_sum[static_cast<size_t>(t * d + c)]);
+          dk.as<T>()[(start + t) * dk.row_stride() + kv_head * d + c] =
+              narrow<T>(dk_sum[static_cast<size_t>(t * d + c)]);
+          dv.as<T>()[(start + t) * dv.row_stride() + kv_head * d + c] =
+              narrow<T>(dv_sum[static_cast<size_t>(t * d + c)]);
         }
       }
     });

@@ -22,7 +22,8 @@ constexpr int64_t serial_work = 30000;
 void rms_norm(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, double eps);
 void rms_norm_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r);
 void gated_rms_norm(Stream&, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps);
-void gated_rms_norm_backward(Stream&, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w, Tensor r);
+void gated_rms_norm_backward(Stream&, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w,
+                             Tensor r);
 void linear(Stream&, Tensor y, Tensor x, Tensor w);
 void linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, bool accumulate);
 void linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x);
@@ -41,12 +42,12 @@ void attention_gate_backward(Stream&, Tensor do_, Tensor dx, Tensor da, Tensor o
 void conv_silu(Stream&, Tensor y, Tensor x, Tensor w, const Segments&, const DeltaSlots&);
 void conv_silu_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, const Segments&);
 void delta_gates(Stream&, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_log, Tensor dt_bias);
-void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta, Tensor g,
-                          Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias);
+void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta,
+                          Tensor g, Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias);
 void delta_rule(Stream&, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1, const Segments&,
                 const DeltaSlots&, const DeltaSaved& saved, const DeltaShape&);
-void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1, Tensor x,
-                         Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
+void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
+                         Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
 void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
 void route(Stream&, const Routing&, Tensor logits);
 void sort_by_expert(Stream&, const Routing&);

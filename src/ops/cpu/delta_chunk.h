@@ -62,7 +62,8 @@ void push_ring(ChunkRows<S>& rows, const DeltaSlots& slots, int64_t slot, int64_
     const int64_t entry = first % ring, n = std::min(end - first, ring - entry);
     rows.push({ks.as<S>() + entry * ks.row_stride() + key_head * ks.dim(2),
                us.as<S>() + entry * us.row_stride() + value_head * us.dim(2),
-               gs.as<double>() + entry * gs.row_stride() + value_head, ks.row_stride(), us.row_stride(), gs.row_stride(), n});
+               gs.as<double>() + entry * gs.row_stride() + value_head, ks.row_stride(), us.row_stride(),
+               gs.row_stride(), n});
     first += n;
   }
 }

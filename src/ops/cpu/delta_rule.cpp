@@ -147,7 +147,8 @@ struct Head {
       const S decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[(t + i) * shape.value_heads + value_head]));
       T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
       for (int64_t c = 0; c < dv; c++) {
-        out[c] = narrow<T>(scale * (decay * hq[static_cast<size_t>(i * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
+        out[c] =
+            narrow<T>(scale * (decay * hq[static_cast<size_t>(i * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
       }
     }
   }
@@ -209,8 +210,8 @@ void delta_gates(Stream&, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_lo
   });
 }
 
-void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta, Tensor g,
-                          Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias) {
+void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta,
+                          Tensor g, Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias) {
   dispatch(a.dtype(), [&]<class T>() {
     using S = Acc<T>;
     const int64_t heads = g.dim(1);
@@ -239,8 +240,9 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
     const int32_t* starts = segments.starts.as<int32_t>();
     const int32_t* positions = segments.positions.as<int32_t>();
     for (int64_t s = 0; s < segments.count(); s++) {
-      const int64_t chunks = starts[s] == starts[s + 1] ? 0
-          : positions[starts[s + 1] - 1] / delta_chunk - positions[starts[s]] / delta_chunk + 1;
+      const int64_t chunks = starts[s] == starts[s + 1]
+                                 ? 0
+                                 : positions[starts[s + 1] - 1] / delta_chunk - positions[starts[s]] / delta_chunk + 1;
       first_chunk[static_cast<size_t>(s) + 1] = first_chunk[static_cast<size_t>(s)] + chunks;
     }
     stream.threads().parallel_uneven(segments.count() * shape.value_heads, [&](int64_t task) {
@@ -297,7 +299,8 @@ void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor
               after.as<int32_t>()[s]);
         const int64_t slot = slots.slots.as<int32_t>()[s];
         ChunkRows<S> rows;
-        push_ring(rows, slots, slot, vh / (shape.value_heads / shape.key_heads), vh, from * delta_chunk, to * delta_chunk);
+        push_ring(rows, slots, slot, vh / (shape.value_heads / shape.key_heads), vh, from * delta_chunk,
+                  to * delta_chunk);
         advance_state(slots.state.as<S>() + (slot * shape.value_heads + vh) * shape.key_dim * shape.value_dim,
                       shape.key_dim, shape.value_dim, rows);
       });

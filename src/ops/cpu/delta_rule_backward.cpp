@@ -16,14 +16,14 @@ struct ChunkBackward {
   int64_t k_stride;
   const S* u;
   int64_t u_stride;
-  const S* state;          // entering the chunk
-  const S *v, *grad;       // (n,dv) copies
-  const double* gamma;     // (n)
-  const S* beta;           // (n)
-  S* D;                    // gradient of the state leaving the chunk; becomes that of the state entering it
-  S *dq, *dk_sum, *dvalue; // (n,dk) +=, (n,dk) +=, (n,dv) =
-  double* dgamma;          // (n) = ; double: it is a sum of differences
-  S* dbeta;                // (n) =
+  const S* state;           // entering the chunk
+  const S *v, *grad;        // (n,dv) copies
+  const double* gamma;      // (n)
+  const S* beta;            // (n)
+  S* D;                     // gradient of the state leaving the chunk; becomes that of the state entering it
+  S *dq, *dk_sum, *dvalue;  // (n,dk) +=, (n,dk) +=, (n,dv) =
+  double* dgamma;           // (n) = ; double: it is a sum of differences
+  S* dbeta;                 // (n) =
 
   std::vector<S> decay{}, e{}, gk{}, qk{}, xs{}, hk{}, y{}, Du{}, part{}, L{}, dL{};
 
@@ -31,7 +31,8 @@ struct ChunkBackward {
     const auto nn = static_cast<size_t>(n * n);
     decay.assign(nn, S(0));
     for (int64_t i = 0; i < n; i++) {
-      for (int64_t j = 0; j <= i; j++) decay[static_cast<size_t>(i * n + j)] = exp_fast(static_cast<S>(gamma[i] - gamma[j]));
+      for (int64_t j = 0; j <= i; j++)
+        decay[static_cast<size_t>(i * n + j)] = exp_fast(static_cast<S>(gamma[i] - gamma[j]));
     }
     std::fill_n(dgamma, n, 0.0);
     std::fill_n(dbeta, n, S(0));
@@ -91,7 +92,8 @@ struct ChunkBackward {
       dgamma[n - 1] += flow;
       dgamma[j] -= flow;
       for (int64_t c = 0; c < dk; c++) dk_sum[j * dk + c] += d[c];
-      for (int64_t c = 0; c < dv; c++) xs[static_cast<size_t>(j * dv + c)] += factor * part[static_cast<size_t>(j * dv + c)];
+      for (int64_t c = 0; c < dv; c++)
+        xs[static_cast<size_t>(j * dv + c)] += factor * part[static_cast<size_t>(j * dv + c)];
     }
     dgamma[n - 1] += exp_fast(static_cast<S>(gamma[n - 1])) * dot(state, D, dk * dv);
   }
@@ -214,11 +216,25 @@ struct SegmentBackward {
           grads[static_cast<size_t>(i * dv + j)] = widen(do_.as<T>()[(row + i) * do_.row_stride() + vh * dv + j]);
         }
       }
-      ChunkBackward<S>{dk, dv, n, saved.q.as<S>() + (row * shape.key_heads + kh) * dk,
-                       saved.k.as<S>() + (row * shape.key_heads + kh) * dk, shape.key_heads * dk,
-                       saved.u.as<S>() + (row * heads + vh) * dv, heads * dv,
-                       saved.states.as<S>() + ((first_chunk + c) * heads + vh) * size, values.data(), grads.data(), gamma, b,
-                       D.data(), dq + t0 * dk, dkey + t0 * dk, dvalue.data(), dgamma, db}
+      ChunkBackward<S>{dk,
+                       dv,
+                       n,
+                       saved.q.as<S>() + (row * shape.key_heads + kh) * dk,
+                       saved.k.as<S>() + (row * shape.key_heads + kh) * dk,
+                       shape.key_heads * dk,
+                       saved.u.as<S>() + (row * heads + vh) * dv,
+                       heads * dv,
+                       saved.states.as<S>() + ((first_chunk + c) * heads + vh) * size,
+                       values.data(),
+                       grads.data(),
+                       gamma,
+                       b,
+                       D.data(),
+                       dq + t0 * dk,
+                       dkey + t0 * dk,
+                       dvalue.data(),
+                       dgamma,
+                       db}
           .run();
       double running = 0;
       for (int64_t i = n - 1; i >= 0; i--) {
@@ -248,7 +264,19 @@ void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Ten
     stream.threads().parallel_uneven(segments.count() * shape.key_heads, [&](int64_t task) {
       const int64_t s = task / shape.key_heads;
       if (starts[s] == starts[s + 1]) return;
-      SegmentBackward<T>{dx, dg, dbeta, dstate0, do_, dstate1, x, beta, saved, shape, s, starts[s], starts[s + 1] - starts[s],
+      SegmentBackward<T>{dx,
+                         dg,
+                         dbeta,
+                         dstate0,
+                         do_,
+                         dstate1,
+                         x,
+                         beta,
+                         saved,
+                         shape,
+                         s,
+                         starts[s],
+                         starts[s + 1] - starts[s],
                          first_chunk[static_cast<size_t>(s)]}
           .run(task % shape.key_heads);
     });

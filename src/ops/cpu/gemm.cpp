@@ -95,7 +95,8 @@ void block_nt(int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c,
 }
 
 template <int MR, class A, class B, class C>
-void row_nt(int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
+void row_nt(int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
+            bool accumulate) {
   int64_t j = 0;
   for (; j + columns_nt <= n; j += columns_nt) {
     block_nt<MR, columns_nt>(k, a, lda, b + j * ldb, ldb, c + j, ldc, accumulate);
@@ -171,7 +172,8 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* 
       for (; rows_nt > 2 && i + 2 <= end; i += 2) {
         row_nt<2>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
       }
-      for (; i < end; i++) row_nt<1>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
+      for (; i < end; i++)
+        row_nt<1>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
     }
   }
 }
@@ -187,27 +189,37 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
     const B* bt = b + p * ldb;
     const bool add = accumulate || p > 0;
     int64_t i = 0;
-    for (; i + rows_nn <= m; i += rows_nn) row_nn<rows_nn>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
-    for (; rows_nn > 3 && i + 3 <= m; i += 3) row_nn<3>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
+    for (; i + rows_nn <= m; i += rows_nn)
+      row_nn<rows_nn>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
+    for (; rows_nn > 3 && i + 3 <= m; i += 3)
+      row_nn<3>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
     for (; i < m; i++) row_nn<1>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
   }
 }
 
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
+                      bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
+                      bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
+                      bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, float*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
+                      bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
+                      bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const float*, int64_t, float*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
+                      bool);
 #if !defined(__AVX2__)
-template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool);
-template void gemm_nn(int64_t, int64_t, int64_t, const double*, int64_t, int64_t, const double*, int64_t, double*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t,
+                      bool);
+template void gemm_nn(int64_t, int64_t, int64_t, const double*, int64_t, int64_t, const double*, int64_t, double*,
+                      int64_t, bool);
 #endif
 
 }  // namespace furlong::cpu::FURLONG_ISA

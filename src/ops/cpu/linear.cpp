@@ -18,14 +18,14 @@ void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& til
   // Many rows: split them, so that each thread reads its own. Few rows (decode): split the columns.
   const bool by_rows = rows >= 2 * row_block || columns < 2 * column_block;
   if (by_rows) {
-    const int64_t block = std::min<int64_t>(row_block, std::max<int64_t>(4, (rows / stream.threads().size() + 3) / 4 * 4));
+    const int64_t block =
+        std::min<int64_t>(row_block, std::max<int64_t>(4, (rows / stream.threads().size() + 3) / 4 * 4));
     const int64_t n = (rows + block - 1) / block;
     stream.threads().parallel(n, [&](int64_t i) { tile(i * block, std::min(rows, (i + 1) * block), 0, columns); });
   } else {
     const int64_t n = (columns + column_block - 1) / column_block;
-    stream.threads().parallel(n, [&](int64_t i) {
-      tile(0, rows, i * column_block, std::min(columns, (i + 1) * column_block));
-    });
+    stream.threads().parallel(
+        n, [&](int64_t i) { tile(0, rows, i * column_block, std::min(columns, (i + 1) * column_block)); });
   }
 }
 
@@ -71,8 +71,8 @@ void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, 
   });
 }
 
-void product_dx(Stream& stream, const Tensor& dx, const Tensor& dy, const Tensor& w, int64_t n, int64_t k, int64_t expert,
-                bool accumulate) {
+void product_dx(Stream& stream, const Tensor& dx, const Tensor& dy, const Tensor& w, int64_t n, int64_t k,
+                int64_t expert, bool accumulate) {
   dispatch(w.dtype(), [&]<class T>() {
     const T* wp = w.as<T>() + expert * n * k;
     if (dy.dtype() == dtype_of<T>) {

@@ -1,5 +1,5 @@
-// The CPU bodies of the ops, one table per instruction set. A front door checks its arguments and calls through the table
-// that cpu::ops(dtype) gives.
+// The CPU bodies of the ops, one table per instruction set. A front door checks its arguments and calls through the
+// table that cpu::ops(dtype) gives.
 #pragma once
 #include "ops/adamw.h"
 #include "ops/attention.h"
