@@ -251,7 +251,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   if (evaluates && rollout_id == 0 && !s.skip_eval_before_train) {
     // The first row's figures are those of the untouched weights.
     for (auto& [name, value] : evaluation())
-      row.emplace_back(name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : name, value);
+      row.emplace_back(
+          name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : "perf/eval_before_train_time", value);
   }
   std::vector<Trajectory> trajectories;
   if (s.debug_train_only) {
