@@ -108,6 +108,11 @@ sed 's/,"accept_length".*//' out >plain
 works generate --hf-checkpoint "$tiny" --input - --max-new-tokens 9 --seed 3 --rollout-speculative-algorithm EAGLE
 sed 's/,"accept_length".*//' out >drafted
 cmp plain drafted || fail 'drafts changed a generation'
+# A stop text ends a response with the token that completes it.
+works generate --hf-checkpoint "$tiny" --input one.jsonl --max-new-tokens 5 --temperature 0
+has '"text":"arur xX sp","finish_reason":"length"'
+works generate --hf-checkpoint "$tiny" --input one.jsonl --max-new-tokens 5 --temperature 0 --rollout-stop 'r x'
+has '"text":"arur x","finish_reason":"stop"'
 : >input
 works generate --hf-checkpoint "$tiny" --input -
 lines 0

@@ -318,7 +318,6 @@ TEST(Evaluation, RepeatsItselfOnUnchangedWeights) {
     compared++;
   }
   EXPECT_GE(compared, 10);
-  EXPECT_TRUE(same_files(playground().model, folder / "run/hf"));
 }
 
 TEST(PassAtK, Values) {
