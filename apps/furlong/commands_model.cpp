@@ -9,6 +9,7 @@
 #include "model/model.h"
 #include "model/mtp.h"
 #include "rl/loss_head.h"
+#include "tensor/copy.h"
 #include "trainer/session.h"
 
 namespace furlong {
@@ -52,8 +53,8 @@ struct Scored {
 // Scores whole sequences in packed batches.
 std::vector<Scored> score_all(const Session& session, const std::vector<std::vector<int32_t>>& sequences) {
   std::vector<Scored> results(sequences.size());
-  Stream stream(*session.threads), dry = Stream::dry(*session.threads);
-  Arena arena(0);
+  Stream stream(*session.threads, session.device), dry = Stream::dry(*session.threads, session.device);
+  Arena arena(0, session.device);
   for (size_t begin = 0; begin < sequences.size();) {
     BatchBuilder builder;
     std::vector<HeadRow> rows, mtp_rows;
@@ -71,19 +72,20 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
       }
       builder.add(ids.data(), static_cast<int64_t>(ids.size()));
     }
-    const Batch batch = builder.batch();
     std::vector<double> log_probs(rows.size()), entropy(rows.size()), mtp(mtp_rows.size());
     const auto body = [&](Exec exec) {
+      const Batch batch = placed(exec, builder.batch());
       const Tensor hidden = model_forward(exec, session.config, session.weights, batch, nullptr);
       score_rows(exec, session.weights, hidden, rows, {.entropy = true}, log_probs, entropy);
       if (session.weights.mtp.empty()) return;
-      const Tensor m = mtp_forward(exec, session.config, session.weights, hidden,
-                                   Tensor(next.data(), DType::i32, {batch.rows()}), batch, {}, nullptr);
+      const Tensor next_tokens =
+          on_device(exec.stream, exec.arena, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
+      const Tensor m = mtp_forward(exec, session.config, session.weights, hidden, next_tokens, batch, {}, nullptr);
       score_rows(exec, session.weights, m, mtp_rows, {}, mtp, {});
     };
-    Arena measure = Arena::measuring();
+    Arena measure = Arena::measuring(session.device);
     body({dry, measure});
-    if (measure.high_mark() > arena.capacity()) arena = Arena(measure.high_mark());
+    if (measure.high_mark() > arena.capacity()) arena = Arena(measure.high_mark(), session.device);
     const Arena::Scope scope(arena);
     body({stream, arena});
     auto lp = log_probs.begin();

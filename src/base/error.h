@@ -1,7 +1,9 @@
 // Errors of the user's making (a bad file, a bad flag, too little memory): what, where, why, what to do.
 // They are exceptions, caught once in main. Our own bugs go through CHECK (check.h) instead.
 #pragma once
+#ifndef __CUDACC__  // nvcc cannot compile fmt's headers
 #include <fmt/format.h>
+#endif
 
 #include <stdexcept>
 #include <string>
@@ -28,9 +30,11 @@ class Error : public std::runtime_error {
   Exit code_;
 };
 
+#ifndef __CUDACC__
 template <class... Args>
 [[noreturn]] void fail(Exit code, fmt::format_string<Args...> format, Args&&... args) {
   throw Error(code, fmt::format(format, std::forward<Args>(args)...));
 }
+#endif
 
 }  // namespace furlong

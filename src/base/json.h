@@ -7,6 +7,9 @@
 #include <string>
 #include <string_view>
 
+// Compiled once, in json_instance.cpp.
+extern template class nlohmann::basic_json<>;
+
 namespace furlong {
 
 using Json = nlohmann::json;                 // keys sorted

@@ -11,9 +11,10 @@ namespace furlong {
 struct LoadHfOptions {
   bool allow_nonfinite = false;   // take NaN and infinity as they are
   ThreadPool* threads = nullptr;  // null: the caller's thread alone
+  Device device = Device::cpu;    // where the weights shall lie
 };
 
-// Reads the language model and, if the config has one, the MTP head into host memory. `dtype` is f32 or bf16 (rounded
+// Reads the language model and, if the config has one, the MTP head. `dtype` is f32 or bf16 (rounded
 // to nearest even); A_log is f32 in either. F32, BF16 and F16 sources, experts fused or one by one (trunk and MTP each
 // for itself), names beginning with model.language_model., model. or language_model.model. All missing, unexpected and
 // mismatched tensors are reported in one Error(Exit::input), as are NaN and infinity. Tensors of other parts

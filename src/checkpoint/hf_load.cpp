@@ -9,6 +9,7 @@
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/values.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -17,8 +18,8 @@ namespace {
 struct Job {
   const TensorEntry* entry;
   int64_t first, count;  // elements of the entry
-  DType dtype;
-  uint8_t* to;
+  Tensor tensor;
+  int64_t at;  // element of the tensor
 };
 
 // What is wrong with a checkpoint, one list per kind, to be told at once.
@@ -59,7 +60,15 @@ class Loader {
       const Job& job = jobs_[static_cast<size_t>(i)];
       const size_t width = job.entry->dtype == "F32" ? 4 : 2;
       const uint8_t* from = job.entry->bytes.data() + static_cast<size_t>(job.first) * width;
-      finite[static_cast<size_t>(i)] = read_values(job.entry->dtype, from, job.count, job.dtype, job.to);
+      if (job.tensor.device() == Device::cpu) {
+        auto* to = static_cast<uint8_t*>(job.tensor.data()) + static_cast<size_t>(job.at) * size_of(job.tensor.dtype());
+        finite[static_cast<size_t>(i)] = read_values(job.entry->dtype, from, job.count, job.tensor.dtype(), to);
+      } else {
+        std::vector<uint8_t> staged(static_cast<size_t>(job.count) * size_of(job.tensor.dtype()));
+        finite[static_cast<size_t>(i)] =
+            read_values(job.entry->dtype, from, job.count, job.tensor.dtype(), staged.data());
+        write_numbers(job.tensor, job.at, job.count, staged.data());
+      }
     };
     if (options.threads != nullptr) {
       options.threads->parallel(static_cast<int64_t>(jobs_.size()), run);
@@ -139,10 +148,8 @@ class Loader {
 
   void add_jobs(const TensorEntry& entry, const Piece& piece, const Tensor& tensor) {
     constexpr int64_t block = 1 << 20;
-    const auto width = static_cast<int64_t>(size_of(tensor.dtype()));
-    auto* to = static_cast<uint8_t*>(tensor.data()) + piece.offset * width;
     for (int64_t i = 0; i < piece.numel; i += block) {
-      jobs_.push_back({&entry, i, std::min(block, piece.numel - i), tensor.dtype(), to + i * width});
+      jobs_.push_back({&entry, i, std::min(block, piece.numel - i), tensor, piece.offset + i});
     }
   }
 
@@ -187,7 +194,7 @@ class Loader {
 Weights load_hf(const std::string& directory, const ModelConfig& config, DType dtype, const LoadHfOptions& options) {
   CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights of {}", name_of(dtype));
   const SafetensorsDirectory source(directory);
-  Weights weights(config, dtype);
+  Weights weights(config, dtype, options.device);
   Loader loader(source, config, weights);
   loader.match();
   loader.copy(options);

@@ -15,6 +15,7 @@
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/values.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -84,7 +85,7 @@ class SavePlan {
       for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
     }
     CHECK(tensor.defined(), "{} is undefined and there is no source to take it from", spec.name);
-    CHECK(tensor.device() == Device::cpu && tensor.contiguous(), "{} {}", spec.name, tensor.describe());
+    CHECK(tensor.contiguous(), "{} {}", spec.name, tensor.describe());
     const bool per_expert = options_.experts == ExpertPacking::source
                                 ? was_per_expert
                                 : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
@@ -93,10 +94,13 @@ class SavePlan {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
       tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
-      const auto* data =
-          static_cast<const uint8_t*>(tensor.data()) + static_cast<size_t>(piece.offset) * size_of(tensor.dtype());
-      tensors_.back().emit = [data, own = tensor.dtype(), n = piece.numel, to = tensors_.back().dtype](
-                                 const ByteSink& sink) { emit_values(own, data, n, to, sink); };
+      tensors_.back().emit = [tensor, offset = piece.offset, n = piece.numel,
+                              to = tensors_.back().dtype](const ByteSink& sink) {
+        const auto width = static_cast<int64_t>(size_of(tensor.dtype()));
+        const OnHost host(
+            Tensor(static_cast<uint8_t*>(tensor.data()) + offset * width, tensor.dtype(), {n}, tensor.device()));
+        emit_values(tensor.dtype(), host.view().data(), n, to, sink);
+      };
     }
     always_f32_ = false;
   }

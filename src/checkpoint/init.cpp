@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/rng.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -47,14 +48,18 @@ void init_weights(Weights& weights, const ModelConfig& config, uint64_t seed, do
     const Kind kind = kind_of(weights.specs()[t]);
     auto fill = [&](int64_t b) {
       RngKey key{.seed = seed, .group = static_cast<uint32_t>(t), .purpose = Purpose::init};
-      for (int64_t i = b * block; i < std::min(tensor.numel(), (b + 1) * block); i++) {
+      const int64_t first = b * block, count = std::min(tensor.numel() - first, block);
+      std::vector<float> wide(static_cast<size_t>(count));
+      for (int64_t i = first; i < first + count; i++) {
         key.position = static_cast<uint32_t>(i >> 31);
-        const float x = draw(kind, key, static_cast<uint32_t>(i & 0x7fffffff), range);
-        if (tensor.dtype() == DType::f32) {
-          tensor.as<float>()[i] = x;
-        } else {
-          tensor.as<bf16>()[i] = bf16(x);
-        }
+        wide[static_cast<size_t>(i - first)] = draw(kind, key, static_cast<uint32_t>(i & 0x7fffffff), range);
+      }
+      if (tensor.dtype() == DType::f32) {
+        write_numbers(tensor, first, count, wide.data());
+      } else {
+        std::vector<bf16> narrow(wide.size());
+        for (size_t i = 0; i < wide.size(); i++) narrow[i] = bf16(wide[i]);
+        write_numbers(tensor, first, count, narrow.data());
       }
     };
     const int64_t blocks = (tensor.numel() + block - 1) / block;

@@ -12,6 +12,7 @@
 #include "checkpoint/folder.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/values.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -76,12 +77,13 @@ Json write_set(const std::string& folder, const NamedWeights& set) {
   for_each_tensor(
       [&](const TensorSpec& spec, const Tensor& t) {
         if (!t.defined()) return;
-        CHECK(t.device() == Device::cpu && t.contiguous(), "{} {}", spec.name, t.describe());
+        CHECK(t.contiguous(), "{} {}", spec.name, t.describe());
         sources.push_back({.name = spec.name,
                            .dtype = file_dtype_of(t.dtype()),
                            .shape = spec.shape,
                            .emit = [t](const ByteSink& sink) {
-                             if (t.bytes() > 0) sink(t.data(), t.bytes());
+                             const OnHost host(t);
+                             if (t.bytes() > 0) sink(host.view().data(), t.bytes());
                            }});
       },
       *set.weights);
@@ -178,7 +180,7 @@ void fill_set(const std::string& path, const NamedWeights& set) {
                "{}: tensor {} is {}, but this run needs {}; was it saved for another model or with another --dtype?",
                where, spec.name, entry->describe(), t.describe());
         }
-        if (t.bytes() > 0) std::memcpy(t.data(), entry->bytes.data(), t.bytes());
+        write_numbers(t, 0, t.numel(), entry->bytes.data());
       },
       *set.weights);
 }

@@ -24,6 +24,16 @@ struct Batch {
   int64_t rows() const { return tokens.rows(); }
 };
 
+// What a computation runs in: the stream, and the arena that holds its intermediates until the caller's scope closes.
+struct Exec {
+  Stream& stream;
+  Arena& arena;
+};
+
+// The batch in the exec's memory: itself on the CPU, copies of its integers in the arena on a device. The memory it
+// continues from is taken as it is.
+Batch placed(Exec&, const Batch& host);
+
 // Host-side owner of a batch's integers.
 class BatchBuilder {
  public:
@@ -37,12 +47,6 @@ class BatchBuilder {
 
  private:
   std::vector<int32_t> tokens_, positions_, starts_ = {0};
-};
-
-// What a computation runs in: the stream, and the arena that holds its intermediates until the caller's scope closes.
-struct Exec {
-  Stream& stream;
-  Arena& arena;
 };
 
 // The dtype of statistics, router logits and gradients beside activations of `t`.

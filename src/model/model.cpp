@@ -61,7 +61,8 @@ void model_backward(Exec& exec, const ModelConfig& c, const Weights& w, ModelSav
                     const Batch& batch, Weights& grads) {
   auto& [stream, arena] = exec;
   const Arena::Scope whole(arena);
-  Tensor d = arena.make_zero("model.d", w.dtype(), {dhidden.rows(), dhidden.dim(1)});
+  Tensor d = arena.make("model.d", w.dtype(), {dhidden.rows(), dhidden.dim(1)});
+  set_zero(stream, d);
   rms_norm_backward(stream, d, grads.final_norm, dhidden, saved.last, w.final_norm, saved.last_r);
   for (size_t i = w.layers.size(); i-- > 0;) {
     const Arena::Scope scope(arena);

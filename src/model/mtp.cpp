@@ -3,6 +3,7 @@
 #include "ops/embed.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
+#include "ops/reduce.h"
 
 namespace furlong {
 
@@ -42,14 +43,16 @@ void mtp_backward(Exec& exec, const ModelConfig& c, const Weights& w, const MtpS
   const MtpWeights& m = w.mtp.front();
   MtpWeights& dw = grads.mtp.front();
   const int64_t rows = dm.rows(), h = c.hidden_size;
-  Tensor d = arena.make_zero("mtp.d", w.dtype(), {rows, h});
+  Tensor d = arena.make("mtp.d", w.dtype(), {rows, h});
+  set_zero(stream, d);
   rms_norm_backward(stream, d, dw.norm, dm, saved.last, m.norm, saved.last_r);
   layer_backward(exec, c, m.layer, saved.layer, d, batch, dw.layer);
   linear_dw(stream, dw.fc, d, saved.joined);
   Tensor djoined = arena.make("mtp.djoined", w.dtype(), {rows, 2 * h});
   linear_dx(stream, djoined, d, m.fc, false);
   // The inputs are constants; their gradients are formed only because the norm's weight gradient comes with them.
-  Tensor unused = arena.make_zero("mtp.unused", w.dtype(), {rows, h});
+  Tensor unused = arena.make("mtp.unused", w.dtype(), {rows, h});
+  set_zero(stream, unused);
   rms_norm_backward(stream, unused, dw.norm_embedding, djoined.columns(0, h), saved.embedded, m.norm_embedding,
                     saved.embedded_r);
   rms_norm_backward(stream, unused, dw.norm_hidden, djoined.columns(h, 2 * h), saved.hidden, m.norm_hidden,

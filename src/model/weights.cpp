@@ -1,6 +1,6 @@
 #include "model/weights.h"
 
-#include <cstring>
+#include "ops/reduce.h"
 
 namespace furlong {
 namespace {
@@ -139,8 +139,9 @@ Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::opt
   }
 }
 
-void Weights::zero() {
-  if (storage_.bytes() > 0) std::memset(storage_.data(), 0, storage_.bytes());
+void Weights::zero(Stream& stream) {
+  const auto bytes = static_cast<int64_t>(storage_.bytes());
+  if (bytes > 0) set_zero(stream, Tensor(storage_.data(), DType::u8, {bytes}, storage_.device()));
 }
 
 }  // namespace furlong

@@ -8,6 +8,7 @@
 
 #include "model/config.h"
 #include "tensor/buffer.h"
+#include "tensor/stream.h"
 
 namespace furlong {
 
@@ -88,8 +89,9 @@ class Weights {
   const std::vector<Tensor>& tensors() const { return tensors_; }
   const std::vector<TensorSpec>& specs() const { return specs_; }
   DType dtype() const { return dtype_; }
+  Device device() const { return storage_.device(); }
   size_t bytes() const { return storage_.bytes(); }
-  void zero();
+  void zero(Stream&);
 
  private:
   DType dtype_ = DType::f32;

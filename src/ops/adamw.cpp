@@ -12,7 +12,7 @@ void adamw(Stream& stream, Tensor weight, Tensor master, Tensor m, Tensor v, Ten
   front::expect(weight.contiguous(), "adamw", "a contiguous weight wanted", {weight});
   CHECK(params.step >= 1, "adamw: step {}", params.step);
   if (front::skip(stream, weight)) return;
-  cpu::ops(weight.dtype()).adamw(stream, weight, master, m, v, grad, params);
+  front::body(weight).adamw(stream, weight, master, m, v, grad, params);
 }
 
 }  // namespace furlong

@@ -30,7 +30,7 @@ void attention(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
                                      pages.table.rows() == segments.count()),
                 "attention", "pages (P, page, kv_heads·D) and a table (S, n) wanted", {pages.k, pages.v, pages.table});
   if (front::skip(stream, q)) return;
-  cpu::ops(q.dtype()).attention(stream, o, lse, q, k, v, segments, pages, shape);
+  front::body(q).attention(stream, o, lse, q, k, v, segments, pages, shape);
 }
 
 void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor do_, Tensor q, Tensor k, Tensor v,
@@ -39,13 +39,13 @@ void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor 
   front::expect(dq.same_shape(q) && dk.same_shape(k) && dv.same_shape(v) && do_.same_shape(q) && o.same_shape(q),
                 "attention_backward", "gradients shaped as their values wanted", {dq, dk, dv, do_, q, k, v, o});
   if (front::skip(stream, q)) return;
-  cpu::ops(q.dtype()).attention_backward(stream, dq, dk, dv, do_, q, k, v, o, lse, segments, shape);
+  front::body(q).attention_backward(stream, dq, dk, dv, do_, q, k, v, o, lse, segments, shape);
 }
 
 void attention_gate(Stream& stream, Tensor a, Tensor o, Tensor x, const AttentionShape& shape) {
   check_gate("attention_gate", a, o, x, shape);
   if (front::skip(stream, a)) return;
-  cpu::ops(a.dtype()).attention_gate(stream, a, o, x, shape);
+  front::body(a).attention_gate(stream, a, o, x, shape);
 }
 
 void attention_gate_backward(Stream& stream, Tensor do_, Tensor dx, Tensor da, Tensor o, Tensor x,
@@ -54,7 +54,7 @@ void attention_gate_backward(Stream& stream, Tensor do_, Tensor dx, Tensor da, T
   front::expect(do_.same_shape(o) && dx.same_shape(x), "attention_gate_backward", "do as o, dx as x wanted",
                 {do_, o, dx, x});
   if (front::skip(stream, da)) return;
-  cpu::ops(da.dtype()).attention_gate_backward(stream, do_, dx, da, o, x, shape);
+  front::body(da).attention_gate_backward(stream, do_, dx, da, o, x, shape);
 }
 
 }  // namespace furlong

@@ -21,7 +21,7 @@ void conv_silu(Stream& stream, Tensor y, Tensor x, Tensor w, const Segments& seg
                 "conv_silu", "a window (slots, at least taps - 1, C) and a slot per segment wanted",
                 {x, w, slots.window, slots.slots});
   if (front::skip(stream, y)) return;
-  cpu::ops(x.dtype()).conv_silu(stream, y, x, w, segments, slots);
+  front::body(x).conv_silu(stream, y, x, w, segments, slots);
 }
 
 void conv_silu_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, const Segments& segments) {
@@ -30,7 +30,7 @@ void conv_silu_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor 
                     dw.dtype() == front::acc(x.dtype()) && dw.contiguous(),
                 "conv_silu_backward", "dx as x and dw as w, in fp32, wanted", {dx, x, dw, w});
   if (front::skip(stream, dx)) return;
-  cpu::ops(x.dtype()).conv_silu_backward(stream, dx, dw, dy, x, w, segments);
+  front::body(x).conv_silu_backward(stream, dx, dw, dy, x, w, segments);
 }
 
 }  // namespace furlong

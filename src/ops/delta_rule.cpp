@@ -20,6 +20,7 @@ void check(const char* op, const Tensor& o, const Tensor& x, const Tensor& g, co
 }  // namespace
 
 int64_t delta_chunks(const Segments& segments) {
+  if (segments.chunks >= 0) return segments.chunks;
   int64_t chunks = 0;
   const int32_t* starts = segments.starts.as<int32_t>();
   const int32_t* positions = segments.positions.as<int32_t>();
@@ -35,7 +36,7 @@ void delta_gates(Stream& stream, Tensor g, Tensor beta, Tensor a, Tensor b, Tens
                     dt_bias.rows() == g.dim(1),
                 "delta_gates", "g, beta, a, b (T,Vh), A_log and dt_bias (Vh) wanted", {g, beta, a, b, A_log, dt_bias});
   if (front::skip(stream, g)) return;
-  cpu::ops(a.dtype()).delta_gates(stream, g, beta, a, b, A_log, dt_bias);
+  front::body(a).delta_gates(stream, g, beta, a, b, A_log, dt_bias);
 }
 
 void delta_gates_backward(Stream& stream, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta,
@@ -45,7 +46,7 @@ void delta_gates_backward(Stream& stream, Tensor da, Tensor db, Tensor dA_log, T
                 "delta_gates_backward", "gradients shaped as their values wanted",
                 {da, db, dg, dbeta, dA_log, ddt_bias});
   if (front::skip(stream, g)) return;
-  cpu::ops(a.dtype()).delta_gates_backward(stream, da, db, dA_log, ddt_bias, dg, dbeta, g, beta, a, A_log, dt_bias);
+  front::body(a).delta_gates_backward(stream, da, db, dA_log, ddt_bias, dg, dbeta, g, beta, a, A_log, dt_bias);
 }
 
 void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1,
@@ -54,7 +55,7 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
   front::expect(!slots.defined() || slots.slots.rows() == segments.count(), "delta_rule", "a slot per segment wanted",
                 {slots.state, slots.slots});
   if (front::skip(stream, o)) return;
-  cpu::ops(x.dtype()).delta_rule(stream, o, x, g, beta, state0, state1, segments, slots, saved, shape);
+  front::body(x).delta_rule(stream, o, x, g, beta, state0, state1, segments, slots, saved, shape);
 }
 
 void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
@@ -64,15 +65,14 @@ void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Ten
   front::expect(dx.same_shape(x) && dg.same_shape(g) && dbeta.same_shape(beta) && saved.states.defined(),
                 "delta_rule_backward", "gradients shaped as their values and the saved states wanted", {dx, dg, dbeta});
   if (front::skip(stream, dx)) return;
-  cpu::ops(x.dtype()).delta_rule_backward(stream, dx, dg, dbeta, dstate0, do_, dstate1, x, g, beta, segments, saved,
-                                          shape);
+  front::body(x).delta_rule_backward(stream, dx, dg, dbeta, dstate0, do_, dstate1, x, g, beta, segments, saved, shape);
 }
 
 void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {
   front::expect(slots.defined() && before.same_shape(after) && before.rows() == slots.slots.rows(), "delta_commit",
                 "before and after (S) wanted", {before, after, slots.slots});
   if (front::skip(stream, before)) return;
-  cpu::ops(slots.state.dtype()).delta_commit(stream, slots, before, after, shape);
+  front::body(slots.state).delta_commit(stream, slots, before, after, shape);
 }
 
 }  // namespace furlong

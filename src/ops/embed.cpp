@@ -9,7 +9,7 @@ void embed(Stream& stream, Tensor x, Tensor tokens, Tensor table) {
                     tokens.dtype() == DType::i32 && x.dtype() == table.dtype(),
                 "embed", "x (T,C), tokens (T) i32, table (V,C) wanted", {x, tokens, table});
   if (front::skip(stream, x)) return;
-  cpu::ops(table.dtype()).embed(stream, x, tokens, table);
+  front::body(table).embed(stream, x, tokens, table);
 }
 
 void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
@@ -17,7 +17,7 @@ void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
                     tokens.dtype() == DType::i32 && dtable.dtype() == front::acc(dx.dtype()),
                 "embed_backward", "dtable (V,C) in fp32, dx (T,C), tokens (T) i32 wanted", {dtable, dx, tokens});
   if (front::skip(stream, dx)) return;
-  cpu::ops(dx.dtype()).embed_backward(stream, dtable, dx, tokens);
+  front::body(dx).embed_backward(stream, dtable, dx, tokens);
 }
 
 void scatter_rows(Stream& stream, Tensor x, Tensor rows, Tensor index) {
@@ -25,7 +25,7 @@ void scatter_rows(Stream& stream, Tensor x, Tensor rows, Tensor index) {
                     index.dtype() == DType::i32 && x.dtype() == rows.dtype(),
                 "scatter_rows", "x (T,C), rows (R,C), index (R) i32 wanted", {x, rows, index});
   if (front::skip(stream, rows)) return;
-  cpu::ops(x.dtype()).scatter_rows(stream, x, rows, index);
+  front::body(x).scatter_rows(stream, x, rows, index);
 }
 
 }  // namespace furlong

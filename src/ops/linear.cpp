@@ -22,37 +22,37 @@ void check_grouped(const char* op, const Tensor& y, const Tensor& x, const Tenso
 void linear(Stream& stream, Tensor y, Tensor x, Tensor w) {
   check_product("linear", y, x, w);
   if (front::skip(stream, y)) return;
-  cpu::ops(w.dtype()).linear(stream, y, x, w);
+  front::body(w).linear(stream, y, x, w);
 }
 
 void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
   check_product("linear_dx", dy, dx, w);
   if (front::skip(stream, dx)) return;
-  cpu::ops(w.dtype()).linear_dx(stream, dx, dy, w, accumulate);
+  front::body(w).linear_dx(stream, dx, dy, w, accumulate);
 }
 
 void linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x) {
   check_product("linear_dw", dy, x, dw);
   if (front::skip(stream, dy)) return;
-  cpu::ops(x.dtype()).linear_dw(stream, dw, dy, x);
+  front::body(x).linear_dw(stream, dw, dy, x);
 }
 
 void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets) {
   check_grouped("grouped_linear", y, x, w, offsets);
   if (front::skip(stream, y)) return;
-  cpu::ops(w.dtype()).grouped_linear(stream, y, x, w, offsets);
+  front::body(w).grouped_linear(stream, y, x, w, offsets);
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
   check_grouped("grouped_linear_dx", dy, dx, w, offsets);
   if (front::skip(stream, dx)) return;
-  cpu::ops(w.dtype()).grouped_linear_dx(stream, dx, dy, w, offsets);
+  front::body(w).grouped_linear_dx(stream, dx, dy, w, offsets);
 }
 
 void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
   check_grouped("grouped_linear_dw", dy, x, dw, offsets);
   if (front::skip(stream, dy)) return;
-  cpu::ops(x.dtype()).grouped_linear_dw(stream, dw, dy, x, offsets);
+  front::body(x).grouped_linear_dw(stream, dw, dy, x, offsets);
 }
 
 }  // namespace furlong

@@ -23,7 +23,7 @@ void log_prob(Stream& stream, Tensor log_prob, Tensor lse, Tensor entropy, Tenso
               double temperature) {
   check("log_prob", logits, targets, temperature, {log_prob, lse, entropy});
   if (front::skip(stream, logits)) return;
-  cpu::ops(logits.dtype()).log_prob(stream, log_prob, lse, entropy, logits, targets, temperature);
+  front::body(logits).log_prob(stream, log_prob, lse, entropy, logits, targets, temperature);
 }
 
 void log_prob_backward(Stream& stream, Tensor logits, Tensor d_log_prob, Tensor d_entropy, Tensor lse, Tensor entropy,
@@ -32,7 +32,7 @@ void log_prob_backward(Stream& stream, Tensor logits, Tensor d_log_prob, Tensor 
   front::expect(!d_entropy.defined() || entropy.defined(), "log_prob_backward", "the entropy wanted for its gradient",
                 {d_entropy, entropy});
   if (front::skip(stream, logits)) return;
-  cpu::ops(logits.dtype()).log_prob_backward(stream, logits, d_log_prob, d_entropy, lse, entropy, targets, temperature);
+  front::body(logits).log_prob_backward(stream, logits, d_log_prob, d_entropy, lse, entropy, targets, temperature);
 }
 
 }  // namespace furlong

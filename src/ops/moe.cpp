@@ -40,7 +40,7 @@ void route(Stream& stream, const Routing& routing, Tensor logits) {
                 "route", "logits (T,E) in fp32, ids and weights (T,k) with k <= E wanted",
                 {logits, routing.ids, routing.weights});
   if (front::skip(stream, routing.ids)) return;
-  cpu::ops(logits.dtype()).route(stream, routing, logits);
+  front::body(logits).route(stream, routing, logits);
 }
 
 void sort_by_expert(Stream& stream, const Routing& routing) {
@@ -48,7 +48,7 @@ void sort_by_expert(Stream& stream, const Routing& routing) {
   front::expect(routing.offsets.rank() == 1 && routing.offsets.rows() >= 2, "sort_by_expert", "offsets (E+1) wanted",
                 {routing.offsets});
   if (stream.is_dry()) return;
-  cpu::ops(DType::f32).sort_by_expert(stream, routing);
+  body_of(routing.ids.device(), DType::f32).sort_by_expert(stream, routing);
 }
 
 void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routing& routing) {
@@ -58,19 +58,19 @@ void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routi
                 "route_backward", "dlogits (T,E), dweights (T,k) as the weights wanted",
                 {dlogits, dweights, routing.ids, routing.weights});
   if (front::skip(stream, dlogits)) return;
-  cpu::ops(dlogits.dtype()).route_backward(stream, dlogits, dweights, routing);
+  front::body(dlogits).route_backward(stream, dlogits, dweights, routing);
 }
 
 void gather_rows(Stream& stream, Tensor rows, Tensor x, const Routing& routing) {
   check_rows("gather_rows", x, rows, routing);
   if (front::skip(stream, rows)) return;
-  cpu::ops(x.dtype()).gather_rows(stream, rows, x, routing);
+  front::body(x).gather_rows(stream, rows, x, routing);
 }
 
 void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing& routing) {
   check_rows("gather_rows_backward", dx, drows, routing);
   if (front::skip(stream, dx)) return;
-  cpu::ops(dx.dtype()).gather_rows_backward(stream, dx, drows, routing);
+  front::body(dx).gather_rows_backward(stream, dx, drows, routing);
 }
 
 void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing& routing) {
@@ -78,7 +78,7 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
   check_weights("combine", rows, routing);
   check_shared("combine", y, shared, shared_logit);
   if (front::skip(stream, y)) return;
-  cpu::ops(y.dtype()).combine(stream, y, rows, shared, shared_logit, routing);
+  front::body(y).combine(stream, y, rows, shared, shared_logit, routing);
 }
 
 void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,
@@ -86,7 +86,7 @@ void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tens
   check_shared("combine_backward", dy, shared, shared_logit);
   check_shared("combine_backward", dy, dshared, dshared_logit);
   if (front::skip(stream, dy)) return;
-  cpu::ops(dy.dtype()).combine_backward(stream, dshared, dshared_logit, dy, shared, shared_logit);
+  front::body(dy).combine_backward(stream, dshared, dshared_logit, dy, shared, shared_logit);
 }
 
 void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor a, const Routing& routing) {
@@ -96,7 +96,7 @@ void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor 
                 "routing_weight_gradient", "dweights (T,k) in fp32, da and a (T·k,F) wanted",
                 {dweights, da, a, routing.row_of});
   if (front::skip(stream, dweights)) return;
-  cpu::ops(a.dtype()).routing_weight_gradient(stream, dweights, da, a, routing);
+  front::body(a).routing_weight_gradient(stream, dweights, da, a, routing);
 }
 
 void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
@@ -105,7 +105,7 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
   front::expect(rows.rank() == 2 && rows.rows() == routing.row_of.numel(), "scale_rows", "rows (T·k,C) wanted",
                 {rows, routing.row_of});
   if (front::skip(stream, rows)) return;
-  cpu::ops(rows.dtype()).scale_rows(stream, rows, routing);
+  front::body(rows).scale_rows(stream, rows, routing);
 }
 
 }  // namespace furlong

@@ -27,7 +27,7 @@ void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps
   check_rows("rms_norm", x, w, r);
   check_like("rms_norm", x, {y});
   if (front::skip(stream, y)) return;
-  cpu::ops(x.dtype()).rms_norm(stream, y, r, x, w, eps);
+  front::body(x).rms_norm(stream, y, r, x, w, eps);
 }
 
 void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r) {
@@ -35,14 +35,14 @@ void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x
   check_like("rms_norm_backward", x, {dx, dy});
   check_dw("rms_norm_backward", dw, w, x);
   if (front::skip(stream, dx)) return;
-  cpu::ops(x.dtype()).rms_norm_backward(stream, dx, dw, dy, x, w, r);
+  front::body(x).rms_norm_backward(stream, dx, dw, dy, x, w, r);
 }
 
 void gated_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps) {
   check_rows("gated_rms_norm", o, w, r);
   check_like("gated_rms_norm", o, {y, z});
   if (front::skip(stream, y)) return;
-  cpu::ops(o.dtype()).gated_rms_norm(stream, y, r, o, z, w, eps);
+  front::body(o).gated_rms_norm(stream, y, r, o, z, w, eps);
 }
 
 void gated_rms_norm_backward(Stream& stream, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w,
@@ -51,7 +51,7 @@ void gated_rms_norm_backward(Stream& stream, Tensor do_, Tensor dz, Tensor dw, T
   check_like("gated_rms_norm_backward", o, {do_, dz, dy, z});
   check_dw("gated_rms_norm_backward", dw, w, o);
   if (front::skip(stream, do_)) return;
-  cpu::ops(o.dtype()).gated_rms_norm_backward(stream, do_, dz, dw, dy, o, z, w, r);
+  front::body(o).gated_rms_norm_backward(stream, do_, dz, dw, dy, o, z, w, r);
 }
 
 }  // namespace furlong

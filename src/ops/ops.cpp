@@ -1,25 +1,25 @@
 #include "ops/ops.h"
 
-#include "ops/cpu/table.h"
+#include "ops/table.h"
 
 namespace furlong {
 namespace cpu {
 
 namespace portable {
-extern const Ops table;
+extern const OpTable table;
 }
 #ifdef FURLONG_X86
 namespace avx2 {
-extern const Ops table;
+extern const OpTable table;
 }
 namespace avx512 {
-extern const Ops table;
+extern const OpTable table;
 }
 #endif
 
-const std::vector<const Ops*>& all_ops() {
-  static const std::vector<const Ops*> tables = [] {
-    std::vector<const Ops*> found;
+const std::vector<const OpTable*>& all_ops() {
+  static const std::vector<const OpTable*> tables = [] {
+    std::vector<const OpTable*> found;
 #ifdef FURLONG_X86
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
@@ -34,7 +34,7 @@ const std::vector<const Ops*>& all_ops() {
   return tables;
 }
 
-const Ops& ops(DType dtype) { return dtype == DType::f64 ? portable::table : *all_ops().front(); }
+const OpTable& ops(DType dtype) { return dtype == DType::f64 ? portable::table : *all_ops().front(); }
 
 }  // namespace cpu
 

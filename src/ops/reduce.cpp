@@ -1,15 +1,13 @@
 #include "ops/reduce.h"
 
-#include <cstring>
-
 #include "ops/front.h"
 
 namespace furlong {
 namespace {
 
 // The table that has bodies for both dtypes.
-const cpu::Ops& ops_for(const Tensor& a, const Tensor& b) {
-  return cpu::ops(a.dtype() == DType::f64 ? a.dtype() : b.dtype());
+const OpTable& ops_for(const Tensor& a, const Tensor& b) {
+  return body_of(a.device(), a.dtype() == DType::f64 ? a.dtype() : b.dtype());
 }
 
 }  // namespace
@@ -28,21 +26,17 @@ void convert(Stream& stream, Tensor y, Tensor x) {
 
 void set_zero(Stream& stream, Tensor x) {
   if (front::skip(stream, x)) return;
-  const int64_t rows = x.contiguous() ? 1 : x.rows();
-  const size_t bytes = x.bytes() / static_cast<size_t>(rows);
-  const size_t stride = static_cast<size_t>(x.row_stride()) * size_of(x.dtype());
-  for (int64_t r = 0; r < rows; r++)
-    std::memset(static_cast<char*>(x.data()) + static_cast<size_t>(r) * stride, 0, bytes);
+  front::body(x).set_zero(stream, x);
 }
 
 double sum_of_squares(Stream& stream, Tensor x) {
   if (front::skip(stream, x)) return 0;
-  return cpu::ops(x.dtype()).sum_of_squares(stream, x);
+  return front::body(x).sum_of_squares(stream, x);
 }
 
 bool all_finite(Stream& stream, Tensor x) {
   if (front::skip(stream, x)) return true;
-  return cpu::ops(x.dtype()).all_finite(stream, x);
+  return front::body(x).all_finite(stream, x);
 }
 
 }  // namespace furlong

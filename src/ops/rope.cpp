@@ -21,7 +21,7 @@ void check(const char* op, const Tensor& y, const Tensor& r, const Tensor& x, co
 void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape& shape) {
   check("norm_rope", y, r, x, w, positions, shape);
   if (front::skip(stream, y)) return;
-  cpu::ops(x.dtype()).norm_rope(stream, y, r, x, w, positions, shape);
+  front::body(x).norm_rope(stream, y, r, x, w, positions, shape);
 }
 
 void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,
@@ -30,7 +30,7 @@ void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor 
   front::expect(dx.same_shape(x) && dx.dtype() == x.dtype() && dw.same_shape(w) && dw.dtype() == front::acc(x.dtype()),
                 "norm_rope_backward", "dx as x and dw as w, in fp32, wanted", {dx, x, dw, w});
   if (front::skip(stream, dx)) return;
-  cpu::ops(x.dtype()).norm_rope_backward(stream, dx, dw, dy, x, w, r, positions, shape);
+  front::body(x).norm_rope_backward(stream, dx, dw, dy, x, w, r, positions, shape);
 }
 
 }  // namespace furlong

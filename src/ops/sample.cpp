@@ -14,7 +14,7 @@ void sample(Stream& stream, Tensor tokens, Tensor log_probs, Tensor logits, cons
                 "sample", "log_probs (R) in fp32 wanted", {logits, log_probs});
   for (const auto& row : rows) CHECK(row.params.temperature >= 0, "sample: temperature {}", row.params.temperature);
   if (front::skip(stream, logits)) return;
-  cpu::ops(logits.dtype()).sample(stream, tokens, log_probs, logits, rows);
+  front::body(logits).sample(stream, tokens, log_probs, logits, rows);
 }
 
 }  // namespace furlong

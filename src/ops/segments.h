@@ -6,8 +6,9 @@ namespace furlong {
 
 // Rows [starts[s], starts[s+1]) belong to segment s. Without memory a segment is a whole sequence from position 0.
 struct Segments {
-  Tensor starts;     // (S+1) i32
-  Tensor positions;  // (T) i32: the position of each row in its sequence, consecutive within a segment
+  Tensor starts;        // (S+1) i32
+  Tensor positions;     // (T) i32: the position of each row in its sequence, consecutive within a segment
+  int64_t chunks = -1;  // delta_chunks of these segments where starts and positions do not lie on the host
   int64_t count() const { return starts.rows() - 1; }
 };
 

@@ -16,14 +16,14 @@ void check(const char* op, const Tensor& y, const Tensor& gate_up) {
 void swiglu(Stream& stream, Tensor y, Tensor gate_up) {
   check("swiglu", y, gate_up);
   if (front::skip(stream, y)) return;
-  cpu::ops(y.dtype()).swiglu(stream, y, gate_up);
+  front::body(y).swiglu(stream, y, gate_up);
 }
 
 void swiglu_backward(Stream& stream, Tensor dgate_up, Tensor dy, Tensor gate_up) {
   check("swiglu_backward", dy, gate_up);
   check("swiglu_backward", dy, dgate_up);
   if (front::skip(stream, dy)) return;
-  cpu::ops(dy.dtype()).swiglu_backward(stream, dgate_up, dy, gate_up);
+  front::body(dy).swiglu_backward(stream, dgate_up, dy, gate_up);
 }
 
 }  // namespace furlong

@@ -11,22 +11,19 @@ DType state_dtype(DType weights) { return weights == DType::f64 ? DType::f64 : D
 
 }  // namespace
 
-Optimizer::Optimizer(const ModelConfig& config, Weights& weights, OptimOptions options)
+Optimizer::Optimizer(const ModelConfig& config, Weights& weights, OptimOptions options, Stream* stream)
     : weights_(&weights), options_(options), has_masters_(weights.dtype() == DType::bf16) {
   const std::optional<bool> part = options.train_mtp ? std::nullopt : std::optional<bool>(false);
   if (has_masters_) {
-    masters_ = Weights(config, DType::f32);
-    for_each_tensor(
-        [](const TensorSpec&, const Tensor& master, const Tensor& weight) {
-          for (int64_t i = 0; i < weight.numel(); i++) {
-            master.as<float>()[i] =
-                weight.dtype() == DType::bf16 ? static_cast<float>(weight.as<bf16>()[i]) : weight.as<float>()[i];
-          }
-        },
-        masters_, weights);
+    masters_ = Weights(config, DType::f32, weights.device());
+    ThreadPool alone(1);
+    Stream host(alone);
+    for_each_tensor([&](const TensorSpec&, const Tensor& master,
+                        const Tensor& weight) { convert(stream != nullptr ? *stream : host, master, weight); },
+                    masters_, weights);
   }
-  exp_avg_ = Weights(config, state_dtype(weights.dtype()), weights.embed.device(), part);
-  exp_avg_sq_ = Weights(config, state_dtype(weights.dtype()), weights.embed.device(), part);
+  exp_avg_ = Weights(config, state_dtype(weights.dtype()), weights.device(), part);
+  exp_avg_sq_ = Weights(config, state_dtype(weights.dtype()), weights.device(), part);
 }
 
 double Optimizer::lr_at(int64_t steps) const {

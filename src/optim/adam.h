@@ -28,7 +28,8 @@ class Optimizer {
  public:
   // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them. The moments begin at
   // zero.
-  Optimizer(const ModelConfig&, Weights& weights, OptimOptions options);
+  // stream: where weights on a device are worked on.
+  Optimizer(const ModelConfig&, Weights& weights, OptimOptions options, Stream* stream = nullptr);
 
   // One step in place from gradients (f32, same layout). Every gradient is checked before anything is written.
   StepResult step(Stream&, const Weights& grads);

@@ -6,11 +6,13 @@
 #include "ops/linear.h"
 #include "ops/loss.h"
 #include "ops/reduce.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
 
-constexpr int64_t logits_budget = 32 << 20;
+// Logits held at once: what a cache holds on the CPU, what keeps the matrix product busy on a device.
+constexpr int64_t logits_budget = int64_t{32} << 20, device_logits_budget = int64_t{2} << 30;
 
 struct Chunk {
   Tensor index, targets;  // (R) i32
@@ -18,20 +20,37 @@ struct Chunk {
   Tensor logits, log_prob, lse, entropy;
 };
 
-int64_t chunk_size(const HeadOptions& options, int64_t vocab) {
+int64_t chunk_size(const HeadOptions& options, Device device, int64_t vocab) {
   if (options.chunk_rows > 0) return options.chunk_rows;
-  return std::clamp<int64_t>(logits_budget / (vocab * 4), 16, 4096);
+  const int64_t budget = device == Device::cpu ? logits_budget : device_logits_budget;
+  return std::clamp<int64_t>(budget / (vocab * 4), 16, 4096);
 }
 
-double value(const Tensor& t, int64_t i) { return t.dtype() == DType::f64 ? t.as<double>()[i] : t.as<float>()[i]; }
-
-void set(const Tensor& t, int64_t i, double v) {
-  if (t.dtype() == DType::f64) {
-    t.as<double>()[i] = v;
-  } else {
-    t.as<float>()[i] = static_cast<float>(v);
+// Numbers of a chunk on the host, as long as the chunk.
+class HostNumbers {
+ public:
+  HostNumbers(DType dtype, int64_t n)
+      : bytes_(static_cast<size_t>(n) * size_of(dtype)), view_(bytes_.data(), dtype, {n}) {}
+  // The numbers of `t`, which may be undefined.
+  HostNumbers(Stream& stream, const Tensor& t) : HostNumbers(t.dtype(), t.rows()) {
+    if (t.defined()) copy(stream, view_, t);
   }
-}
+  double operator[](int64_t i) const {
+    return view_.dtype() == DType::f64 ? view_.as<double>()[i] : static_cast<double>(view_.as<float>()[i]);
+  }
+  void set(int64_t i, double v) {
+    if (view_.dtype() == DType::f64) {
+      view_.as<double>()[i] = v;
+    } else {
+      view_.as<float>()[i] = static_cast<float>(v);
+    }
+  }
+  const Tensor& view() const { return view_; }
+
+ private:
+  std::vector<uint8_t> bytes_;
+  Tensor view_;
+};
 
 Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows,
                     const HeadOptions& options) {
@@ -42,10 +61,13 @@ Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const
   c.index = arena.make("head.index", DType::i32, {n});
   c.targets = arena.make("head.targets", DType::i32, {n});
   if (!stream.is_dry()) {
-    for (int64_t i = 0; i < n; i++) {
-      c.index.as<int32_t>()[i] = rows[static_cast<size_t>(i)].row;
-      c.targets.as<int32_t>()[i] = rows[static_cast<size_t>(i)].target;
+    std::vector<int32_t> index, targets;
+    for (const HeadRow& row : rows) {
+      index.push_back(row.row);
+      targets.push_back(row.target);
     }
+    copy(stream, c.index, Tensor(index.data(), DType::i32, {n}));
+    copy(stream, c.targets, Tensor(targets.data(), DType::i32, {n}));
   }
   c.hidden = arena.make("head.hidden", hidden.dtype(), {n, hidden.dim(1)});
   embed(stream, c.hidden, c.index, hidden);
@@ -62,15 +84,16 @@ Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const
 
 void score_rows(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows, const HeadOptions& options,
                 std::span<double> log_probs, std::span<double> entropies) {
-  const auto step = static_cast<size_t>(chunk_size(options, w.lm_head.rows()));
+  const auto step = static_cast<size_t>(chunk_size(options, exec.stream.device(), w.lm_head.rows()));
   for (size_t begin = 0; begin < rows.size(); begin += step) {
     const Arena::Scope scope(exec.arena);
     const auto part = rows.subspan(begin, std::min(step, rows.size() - begin));
     const Chunk c = forward_chunk(exec, w, hidden, part, options);
     if (exec.stream.is_dry()) continue;
+    const HostNumbers found(exec.stream, c.log_prob), entropy(exec.stream, c.entropy);
     for (size_t i = 0; i < part.size(); i++) {
-      log_probs[begin + i] = value(c.log_prob, static_cast<int64_t>(i));
-      if (options.entropy) entropies[begin + i] = value(c.entropy, static_cast<int64_t>(i));
+      log_probs[begin + i] = found[static_cast<int64_t>(i)];
+      if (options.entropy) entropies[begin + i] = entropy[static_cast<int64_t>(i)];
     }
   }
 }
@@ -80,7 +103,7 @@ void loss_head(Exec& exec, const Weights& w, Tensor hidden, std::span<const Head
   auto& [stream, arena] = exec;
   const DType acc = accumulate_dtype(hidden.dtype());
   set_zero(stream, dhidden);
-  const auto step = static_cast<size_t>(chunk_size(options, w.lm_head.rows()));
+  const auto step = static_cast<size_t>(chunk_size(options, exec.stream.device(), w.lm_head.rows()));
   for (size_t begin = 0; begin < rows.size(); begin += step) {
     const Arena::Scope scope(arena);
     const auto part = rows.subspan(begin, std::min(step, rows.size() - begin));
@@ -89,12 +112,15 @@ void loss_head(Exec& exec, const Weights& w, Tensor hidden, std::span<const Head
     Tensor d_log_prob = arena.make("head.d_log_prob", acc, {n});
     Tensor d_entropy = options.entropy ? arena.make("head.d_entropy", acc, {n}) : Tensor();
     if (!stream.is_dry()) {
+      const HostNumbers found(stream, c.log_prob), entropy(stream, c.entropy);
+      HostNumbers by_log_prob(acc, n), by_entropy(acc, n);
       for (int64_t i = 0; i < n; i++) {
-        const HeadGradient g =
-            loss(begin + static_cast<size_t>(i), value(c.log_prob, i), options.entropy ? value(c.entropy, i) : 0);
-        set(d_log_prob, i, g.d_log_prob);
-        if (options.entropy) set(d_entropy, i, g.d_entropy);
+        const HeadGradient g = loss(begin + static_cast<size_t>(i), found[i], options.entropy ? entropy[i] : 0);
+        by_log_prob.set(i, g.d_log_prob);
+        by_entropy.set(i, g.d_entropy);
       }
+      copy(stream, d_log_prob, by_log_prob.view());
+      if (options.entropy) copy(stream, d_entropy, by_entropy.view());
     }
     log_prob_backward(stream, c.logits, d_log_prob, d_entropy, c.lse, c.entropy, c.targets, options.temperature);
     if (dlm_head.defined()) linear_dw(stream, dlm_head, c.logits, c.hidden);

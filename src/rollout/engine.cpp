@@ -7,12 +7,13 @@
 #include "ops/embed.h"
 #include "ops/linear.h"
 #include "ops/reduce.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
 
 // Rows whose logits are held at once.
-constexpr int64_t sample_chunk = 64;
+int64_t sample_chunk(Device device) { return device == Device::cpu ? 64 : 512; }
 
 // Scrap, a prompt and one sample of it.
 constexpr int64_t least_slots = 3;
@@ -40,21 +41,21 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
 
 // The working memory of the largest step, found by running it dry.
 Arena sized_arena(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
-  Arena measure = Arena::measuring();
-  Stream dry = Stream::dry(threads);
+  Arena measure = Arena::measuring(w.device());
+  Stream dry = Stream::dry(threads, w.device());
   Exec exec{dry, measure};
   BatchBuilder builder;
   const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
   builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
-  const Batch batch = builder.batch();
+  const Batch batch = placed(exec, builder.batch());
   Tensor hidden = model_forward(exec, c, w, batch, nullptr);
   if (o.drafts > 0) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
   for (const char* name : {"sample.rows", "mtp.hidden", "mtp.rows"}) {
     measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
   }
-  measure.make("sample.logits", DType::f32, {sample_chunk, c.vocab_size});
+  measure.make("sample.logits", DType::f32, {sample_chunk(w.device()), c.vocab_size});
   measure.make("sample.slack", DType::u8, {1 << 20});
-  return Arena(measure.high_mark());
+  return Arena(measure.high_mark(), w.device());
 }
 
 }  // namespace
@@ -77,8 +78,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     : config_(config),
       weights_(weights),
       options_(options),
-      stream_(threads),
-      memory_(std::make_unique<RolloutMemory>(config, weights.dtype(), memory_options(config, weights, options))),
+      stream_(threads, weights.device()),
+      memory_(
+          std::make_unique<RolloutMemory>(config, weights.dtype(), memory_options(config, weights, options), &stream_)),
       arena_(sized_arena(config, weights, options, threads)) {
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
@@ -110,7 +112,7 @@ void Engine::step(Scheduler& scheduler) {
   Exec exec{stream_, arena_};
   Tensor hidden;
   if (round.batch.rows() > 0) {
-    const Batch batch = round.batch.batch(&memory_->view(round.sequences, round.speculative));
+    const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
     hidden = model_forward(exec, config_, weights_, batch, nullptr);
   }
   draw(scheduler, round, hidden);
@@ -124,7 +126,7 @@ void Engine::step(Scheduler& scheduler) {
     prefix.done += round.chunks[i];
     prefix.memory.length = prefix.done;
     if (prefix.done == static_cast<int64_t>(scheduler.request(prefix.request).prompt.size())) {
-      prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size});
+      prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
       convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
     }
   }
@@ -166,15 +168,28 @@ void Engine::sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::v
                          std::vector<float>* log_probs) {
   tokens.resize(keys.size());
   if (log_probs != nullptr) log_probs->resize(keys.size());
-  for (int64_t begin = 0; begin < rows.rows(); begin += sample_chunk) {
+  const int64_t chunk = sample_chunk(weights_.device());
+  for (int64_t begin = 0; begin < rows.rows(); begin += chunk) {
     const Arena::Scope scope(arena_);
-    const int64_t end = std::min(rows.rows(), begin + sample_chunk);
+    const int64_t end = std::min(rows.rows(), begin + chunk), n = end - begin;
     Tensor logits = arena_.make("sample.logits", DType::f32, {end - begin, config_.vocab_size});
     linear(stream_, logits, rows.rows(begin, end), weights_.lm_head);
-    sample(stream_, Tensor(tokens.data() + begin, DType::i32, {end - begin}),
-           log_probs == nullptr ? Tensor() : Tensor(log_probs->data() + begin, DType::f32, {end - begin}), logits,
-           {keys.begin() + begin, keys.begin() + end});
+    const Tensor drawn = arena_.make("sample.tokens", DType::i32, {n});
+    const Tensor found = log_probs == nullptr ? Tensor() : arena_.make("sample.log_probs", DType::f32, {n});
+    sample(stream_, drawn, found, logits, {keys.begin() + begin, keys.begin() + end});
+    copy(stream_, Tensor(tokens.data() + begin, DType::i32, {n}), drawn);
+    if (log_probs != nullptr) copy(stream_, Tensor(log_probs->data() + begin, DType::f32, {n}), found);
   }
+}
+
+// to[r] = from[index[r]]; rows whose index is negative hold anything.
+void Engine::gather(Tensor to, Tensor from, const std::vector<int32_t>& index) {
+  if (!from.defined()) return;
+  std::vector<int32_t> rows(index);
+  for (int32_t& row : rows) row = std::max(row, 0);
+  const Arena::Scope scope(arena_);
+  const auto n = static_cast<int64_t>(rows.size());
+  embed(stream_, to, on_device(stream_, arena_, "gather.index", Tensor(rows.data(), DType::i32, {n})), from);
 }
 
 bool Engine::append(const Request& request, Sample& sample, int32_t token, float log_prob) {
@@ -206,10 +221,11 @@ void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
   for (size_t i = 0; i < round.decoding.size(); i++) {
     const Sample& s = *round.decoding[i];
     const int64_t n = 1 + static_cast<int64_t>(s.drafts.size());
-    convert(stream_, rows.rows(row, row + n), hidden.rows(round.first_row[i], round.first_row[i] + n));
     for (int64_t j = 0; j < n; j++) add_key(s, s.memory.length + 1 + j);
     row += n;
   }
+  // The decoding samples' rows stand at the end of the batch, one after another.
+  if (row > 0) convert(stream_, rows.rows(0, row), hidden.rows(round.first_row[0], round.first_row[0] + row));
   for (const Sample* s : round.fresh) {
     convert(stream_, rows.rows(row, row + 1), s->fresh->hidden);
     add_key(*s, s->memory.length);
@@ -278,7 +294,7 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
     row += round.chunks[i];
   }
   std::vector<Sample*> proposing;
-  std::vector<int64_t> last_row;
+  std::vector<int32_t> last_row;
   for (size_t i = 0; i < round.decoding.size(); i++) {
     Sample& s = *round.decoding[i];
     const int64_t n = round.accepted[i];
@@ -287,7 +303,7 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
     add(s.memory, s.memory.length - n, {s.out.tokens.end() - n, s.out.tokens.end()});
     for (int64_t j = 0; j < n; j++) source.push_back(static_cast<int32_t>(round.first_row[i] + j));
     proposing.push_back(&s);
-    last_row.push_back(batch.rows() - 1);
+    last_row.push_back(static_cast<int32_t>(batch.rows() - 1));
   }
   for (size_t i = 0; i < round.fresh.size(); i++) {
     Sample& s = *round.fresh[i];
@@ -295,15 +311,16 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
     add(s.memory, s.memory.length - 1, {s.root()});
     source.push_back(-1 - static_cast<int32_t>(i));
     proposing.push_back(&s);
-    last_row.push_back(batch.rows() - 1);
+    last_row.push_back(static_cast<int32_t>(batch.rows() - 1));
   }
   if (batch.rows() == 0) return;
+  CHECK(hidden.defined() || std::all_of(source.begin(), source.end(), [](int32_t row) { return row < 0; }),
+        "rows of a step that ran none");
   Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+  gather(inputs, hidden, source);
   for (int64_t r = 0; r < batch.rows(); r++) {
     const int32_t from = source[static_cast<size_t>(r)];
-    convert(
-        stream_, inputs.rows(r, r + 1),
-        from >= 0 ? hidden.rows(from, from + 1) : Tensor(round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden));
+    if (from < 0) convert(stream_, inputs.rows(r, r + 1), round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden);
   }
   Tensor rows =
       arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
@@ -312,12 +329,11 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
     const std::vector<uint8_t> speculative(sequences.size(), 1);
     const MemoryView& view = memory_->view(sequences, speculative);
     Exec exec{stream_, arena_};
-    const Tensor next_tokens(next.data(), DType::i32, {batch.rows()});
-    const Tensor m = mtp_forward(exec, config_, weights_, inputs, next_tokens, batch.batch(&view), view.mtp, nullptr);
-    for (size_t i = 0; i < proposing.size(); i++) {
-      const auto r = static_cast<int64_t>(i);
-      convert(stream_, rows.rows(r, r + 1), m.rows(last_row[i], last_row[i] + 1));
-    }
+    const Batch extended = placed(exec, batch.batch(&view));
+    const Tensor next_tokens =
+        on_device(stream_, arena_, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
+    const Tensor m = mtp_forward(exec, config_, weights_, inputs, next_tokens, extended, view.mtp, nullptr);
+    gather(rows, m, last_row);
   }
   if (!proposing.empty()) propose(proposing, rows);
 }
@@ -347,7 +363,7 @@ void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
     const std::vector<uint8_t> speculative(sequences.size(), 1);
     const MemoryView& view = memory_->view(sequences, speculative);
     Exec exec{stream_, arena_};
-    const Batch drafted = batch.batch(&view);
+    const Batch drafted = placed(exec, batch.batch(&view));
     convert(stream_, rows, mtp_forward(exec, config_, weights_, rows, drafted.tokens, drafted, view.mtp, nullptr));
   }
 }

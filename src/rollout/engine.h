@@ -53,6 +53,7 @@ class Engine {
   void propose(std::span<Sample* const> samples, Tensor rows);
   void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
                    std::vector<float>* log_probs);
+  void gather(Tensor to, Tensor from, const std::vector<int32_t>& index);
   bool append(const Request&, Sample&, int32_t token, float log_prob);
 
   ModelConfig config_;

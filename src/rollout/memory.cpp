@@ -4,16 +4,13 @@
 #include <cstring>
 
 #include "model/delta_net.h"
+#include "ops/reduce.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
 
 constexpr size_t fp32 = 4;
-
-void copy_entry(const Tensor& t, int32_t to, int32_t from) {
-  std::memcpy(t.rows(to, to + 1).data(), t.rows(from, from + 1).data(),
-              static_cast<size_t>(t.row_size()) * size_of(t.dtype()));
-}
 
 }  // namespace
 
@@ -35,10 +32,11 @@ RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, 
           static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o)};
 }
 
-RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o) : config_(c), options_(o) {
+RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o, Stream* stream)
+    : config_(c), options_(o), stream_(stream), device_(stream != nullptr ? stream->device() : Device::cpu) {
   CHECK(o.pages >= 2 && o.slots >= 2 && o.draft_rows >= 1, "{} pages, {} slots", o.pages, o.slots);
   const auto make = [&](DType t, std::initializer_list<int64_t> shape) {
-    return tensors_.emplace_back(t, shape).view();
+    return tensors_.emplace_back(t, shape, device_).view();
   };
   const auto make_pages = [&] {
     const int64_t width = c.num_kv_heads * c.head_dim;
@@ -82,6 +80,29 @@ void RolloutMemory::drop_page(int32_t page) {
   if (--references_[static_cast<size_t>(page)] == 0) free_pages_.insert(page);
 }
 
+void RolloutMemory::copy_entry(const Tensor& t, int32_t to, int32_t from) {
+  const Tensor target = t.rows(to, to + 1), source = t.rows(from, from + 1);
+  if (device_ == Device::cpu) {
+    std::memcpy(target.data(), source.data(), target.bytes());
+  } else {
+    copy(*stream_, target, source);
+  }
+}
+
+Tensor RolloutMemory::integers(size_t part, const std::vector<int32_t>& host, std::initializer_list<int64_t> shape) {
+  // The ops take views that may be written; these are only read.
+  const Tensor view(const_cast<int32_t*>(host.data()), DType::i32, shape);
+  if (device_ == Device::cpu) return view;
+  Buffer& buffer = device_integers_[part];
+  if (buffer.bytes() < view.bytes()) {
+    stream_->synchronize();
+    buffer = Buffer(2 * view.bytes(), device_);
+  }
+  const Tensor device = view.placed(buffer.data(), device_);
+  copy(*stream_, device, view);
+  return device;
+}
+
 void RolloutMemory::copy_page(int32_t to, int32_t from) {
   const auto copy = [&](const KvPages& p) {
     copy_entry(p.k, to, from);
@@ -100,7 +121,11 @@ void RolloutMemory::copy_slot(int32_t to, int32_t from) {
 void RolloutMemory::clear_slot(int32_t slot) {
   for (const auto& d : view_.delta) {
     const Tensor state = d.state.rows(slot, slot + 1);
-    std::memset(state.data(), 0, state.bytes());
+    if (device_ == Device::cpu) {
+      std::memset(state.data(), 0, state.bytes());
+    } else {
+      set_zero(*stream_, state);
+    }
   }
 }
 
@@ -150,10 +175,10 @@ void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequ
   }
   if (slots_.empty()) return;
   const auto n = static_cast<int64_t>(slots_.size());
+  const Tensor slots = integers(1, slots_, {n}), before = integers(3, before_, {n}), after = integers(4, after_, {n});
   for (auto d : view_.delta) {
-    d.slots = Tensor(slots_.data(), DType::i32, {n});
-    delta_commit(stream, d, Tensor(before_.data(), DType::i32, {n}), Tensor(after_.data(), DType::i32, {n}),
-                 delta_shape(config_));
+    d.slots = slots;
+    delta_commit(stream, d, before, after, delta_shape(config_));
   }
 }
 
@@ -176,12 +201,13 @@ const MemoryView& RolloutMemory::view(std::span<const SequenceMemory* const> seq
     slots_.push_back(sequences[i]->slot);
   }
   const auto n = static_cast<int64_t>(sequences.size());
-  const Tensor table(table_.data(), DType::i32, {n, static_cast<int64_t>(widest)});
+  const Tensor table = integers(0, table_, {n, static_cast<int64_t>(widest)}), slots = integers(1, slots_, {n});
+  const Tensor flags = integers(2, speculative_, {n});
   for (auto& p : view_.attention) p.table = table;
   if (view_.mtp.defined()) view_.mtp.table = table;
   for (auto& d : view_.delta) {
-    d.slots = Tensor(slots_.data(), DType::i32, {n});
-    d.speculative = Tensor(speculative_.data(), DType::i32, {n});
+    d.slots = slots;
+    d.speculative = flags;
   }
   return view_;
 }

@@ -1,6 +1,7 @@
 // The rollout's memory: pages of keys and values, and recurrent slots. Page 0 and slot 0 are scrap. Pools hand out the
 // lowest free index. A sequence reserves what it may need, commits what was accepted, and releases.
 #pragma once
+#include <array>
 #include <set>
 #include <span>
 #include <vector>
@@ -27,7 +28,8 @@ struct SequenceMemory {
 
 class RolloutMemory {
  public:
-  RolloutMemory(const ModelConfig&, DType dtype, const MemoryOptions&);
+  // stream: where the memory lies and is copied; null: the host.
+  RolloutMemory(const ModelConfig&, DType dtype, const MemoryOptions&, Stream* stream = nullptr);
 
   // Bytes that these options take, by part.
   struct Bytes {
@@ -64,14 +66,20 @@ class RolloutMemory {
   void copy_page(int32_t to, int32_t from);
   void copy_slot(int32_t to, int32_t from);
   void clear_slot(int32_t slot);
+  void copy_entry(const Tensor& t, int32_t to, int32_t from);
+  // `shape` integers where the ops read them: `host` itself, or a copy in the part-th piece of device memory.
+  Tensor integers(size_t part, const std::vector<int32_t>& host, std::initializer_list<int64_t> shape);
 
   ModelConfig config_;
   MemoryOptions options_;
+  Stream* stream_;
+  Device device_;
   std::vector<OwnedTensor> tensors_;
   MemoryView view_;  // over the whole pools; the tables are set per view
   std::set<int32_t> free_pages_, free_slots_;
   std::vector<int32_t> references_;  // per page
   std::vector<int32_t> table_, slots_, speculative_, before_, after_;
+  std::array<Buffer, 5> device_integers_;
 };
 
 }  // namespace furlong

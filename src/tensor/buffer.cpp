@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "tensor/cuda.h"
 
 namespace furlong {
 namespace {
@@ -27,9 +28,12 @@ size_t bytes_of(DType dtype, std::initializer_list<int64_t> shape) {
 
 }  // namespace
 
-Buffer::Buffer(size_t bytes, Device device) : bytes_(aligned(bytes)) {
-  CHECK(device == Device::cpu, "this build has no CUDA");
+Buffer::Buffer(size_t bytes, Device device) : bytes_(aligned(bytes)), device_(device) {
   if (bytes_ == 0) return;
+  if (device == Device::cuda) {
+    data_ = cuda::allocate(bytes_);
+    return;
+  }
   // Anonymous pages come zeroed and are only backed once touched.
   void* p = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) {
@@ -41,15 +45,21 @@ Buffer::Buffer(size_t bytes, Device device) : bytes_(aligned(bytes)) {
 }
 
 Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (data_ == nullptr) return;
+  if (device_ == Device::cuda) {
+    cuda::release(data_);
+  } else {
+    munmap(data_, bytes_);
+  }
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), device_(other.device_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
+  std::swap(device_, other.device_);
   return *this;
 }
 
@@ -65,8 +75,8 @@ Arena Arena::measuring(Device device) {
   return arena;
 }
 
-Tensor Arena::make(std::string_view name, DType dtype, std::initializer_list<int64_t> shape) {
-  const size_t bytes = aligned(bytes_of(dtype, shape));
+void* Arena::take(std::string_view name, size_t size) {
+  const size_t bytes = aligned(size);
   if (bytes > capacity_ - used_) {
     fail(Exit::resources, "the working memory is too small for {}: {} bytes wanted, {} of {} left", name, bytes,
          capacity_ - used_, capacity_);
@@ -82,13 +92,15 @@ Tensor Arena::make(std::string_view name, DType dtype, std::initializer_list<int
       for (const auto& block : blocks_) at_high_[std::string(block.name)] += block.bytes;
     }
   }
-  return {p, dtype, shape.begin(), static_cast<int>(shape.size()), device_};
+  return p;
 }
 
-Tensor Arena::make_zero(std::string_view name, DType dtype, std::initializer_list<int64_t> shape) {
-  const Tensor t = make(name, dtype, shape);
-  if (!measuring_ && t.bytes() > 0) std::memset(t.data(), 0, t.bytes());
-  return t;
+Tensor Arena::make(std::string_view name, DType dtype, std::initializer_list<int64_t> shape) {
+  return {take(name, bytes_of(dtype, shape)), dtype, shape.begin(), static_cast<int>(shape.size()), device_};
+}
+
+Tensor Arena::make_like(std::string_view name, const Tensor& other) {
+  return other.placed(take(name, other.bytes()), device_);
 }
 
 }  // namespace furlong

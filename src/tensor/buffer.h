@@ -10,7 +10,7 @@
 
 namespace furlong {
 
-// One block of memory, 64-byte aligned, zeroed. Throws Error(Exit::resources) when it cannot be had.
+// One block of memory of a device, 64-byte aligned, zeroed. Throws Error(Exit::resources) when it cannot be had.
 class Buffer {
  public:
   Buffer() = default;
@@ -23,10 +23,12 @@ class Buffer {
 
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  Device device() const { return device_; }
 
  private:
   void* data_ = nullptr;
   size_t bytes_ = 0;
+  Device device_ = Device::cpu;
 };
 
 // A tensor with its own memory.
@@ -53,7 +55,11 @@ class Arena {
   Device device() const { return device_; }
   // Contents are undefined. Throws Error(Exit::resources) when the capacity is exceeded.
   Tensor make(std::string_view name, DType dtype, std::initializer_list<int64_t> shape);
-  Tensor make_zero(std::string_view name, DType dtype, std::initializer_list<int64_t> shape);
+  // One of the dtype and shape of another.
+  Tensor make_like(std::string_view name, const Tensor& other);
+
+  // Memory of this name and size, 64-byte aligned.
+  void* take(std::string_view name, size_t bytes);
 
   size_t capacity() const { return capacity_; }
   size_t used() const { return used_; }

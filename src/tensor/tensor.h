@@ -55,6 +55,8 @@ class Tensor {
   Tensor at(int64_t i) const;
   // The same numbers under another shape of equal size; the tensor must be contiguous.
   Tensor reshape(std::initializer_list<int64_t> shape) const;
+  // A contiguous tensor of this shape and dtype over other memory.
+  Tensor placed(void* data, Device device) const { return {data, dtype_, shape_.data(), rank_, device}; }
   // "f32[8,64]" for messages.
   std::string describe() const;
 

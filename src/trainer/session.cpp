@@ -51,19 +51,33 @@ DType parse_dtype(const std::string& name) {
   fail(Exit::usage, "--dtype {}: fp32 or bf16 wanted", name);
 }
 
+Device parse_device(const std::string& name) {
+  if (name == "cpu") return Device::cpu;
+  if (name == "cuda") return Device::cuda;
+  fail(Exit::usage, "--device {}: cpu or cuda wanted", name);
+}
+
 Session open_session(const Settings& settings) {
   if (settings.hf_checkpoint.empty()) fail(Exit::usage, "--hf-checkpoint DIR is needed: the model to start from");
   Session session;
   session.directory = settings.hf_checkpoint;
   session.config = read_model_config(session.directory);
   session.threads = std::make_unique<ThreadPool>(static_cast<int>(settings.threads));
+  session.device = parse_device(settings.device);
+  if (session.device == Device::cuda) {
+    cuda::open();
+    const auto device = cuda::device_info();
+    log::info("{}: {} multiprocessors, {:.1f} of {:.1f} GiB free", device.name, device.multiprocessors,
+              static_cast<double>(device.free_bytes) / 1073741824.0,
+              static_cast<double>(device.total_bytes) / 1073741824.0);
+  }
   if (settings.random_init) {
-    session.weights = Weights(session.config, parse_dtype(settings.dtype));
+    session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
     init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
                  session.threads.get());
   } else {
-    session.weights =
-        load_hf(session.directory, session.config, parse_dtype(settings.dtype), {.threads = session.threads.get()});
+    session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
+                              {.threads = session.threads.get(), .device = session.device});
   }
   if (std::filesystem::exists(session.directory + "/tokenizer.json")) {
     session.tokenizer = Tokenizer::load(session.directory);
@@ -189,7 +203,9 @@ EngineOptions engine_options(const Session& session, const Settings& settings, i
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
   }
-  const auto available = static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGESIZE));
+  const double available = session.device == Device::cuda ? static_cast<double>(cuda::device_info().free_bytes)
+                                                          : static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) *
+                                                                static_cast<double>(sysconf(_SC_PAGESIZE));
   options.memory_bytes =
       static_cast<size_t>(available * settings.rollout_mem_fraction_static.value_or(default_memory_fraction));
   return options;

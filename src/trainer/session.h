@@ -19,6 +19,7 @@ namespace furlong {
 struct Session {
   std::string directory;  // the Hugging Face checkpoint
   ModelConfig config;
+  Device device = Device::cpu;
   std::unique_ptr<ThreadPool> threads;
   Weights weights;
   std::optional<Tokenizer> tokenizer;   // absent when the folder has none
@@ -29,6 +30,7 @@ struct Session {
 };
 
 DType parse_dtype(const std::string& name);
+Device parse_device(const std::string& name);
 
 // Reads the checkpoint that --hf-checkpoint names. Throws Error(Exit::input) or Error(Exit::usage).
 Session open_session(const Settings& settings);

@@ -8,6 +8,7 @@
 #include "checkpoint/tensor_file.h"
 #include "model/mtp.h"
 #include "rl/loss_head.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -37,12 +38,12 @@ struct TrainStep::Sums {
 TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options)
     : config_(config),
       weights_(weights),
-      stream_(threads),
-      dry_(Stream::dry(threads)),
+      stream_(threads, weights.device()),
+      dry_(Stream::dry(threads, weights.device())),
       options_(std::move(options)),
-      grads_(config, DType::f32, weights.embed.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
-      optimizer_(config, weights, options_.optim),
-      arena_(0) {
+      grads_(config, DType::f32, weights.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
+      optimizer_(config, weights, options_.optim, &stream_),
+      arena_(0, weights.device()) {
   CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
   if (options_.loss.entropy_coef != 0) options_.entropy = true;
 }
@@ -51,21 +52,23 @@ template <class F>
 void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
   size_t wanted = 0;
   for (auto& pack : packs) {
-    Arena measure = Arena::measuring();
+    Arena measure = Arena::measuring(weights_.device());
     Exec exec{dry_, measure};
     body(exec, pack);
     wanted = std::max(wanted, measure.high_mark());
   }
   if (wanted > arena_.capacity()) {
-    arena_ = Arena(0);  // the old one goes first
-    arena_ = Arena(wanted + wanted / 8);
+    stream_.synchronize();
+    arena_ = Arena(0, weights_.device());  // the old one goes first
+    arena_ = Arena(wanted + wanted / 8, weights_.device());
   }
 }
 
 void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Sums& sums) {
   const Arena::Scope scope(exec.arena);
   MtpSaved saved;
-  const Tensor next(pack.next_tokens.data(), DType::i32, {batch.rows()});
+  const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
+                                Tensor(pack.next_tokens.data(), DType::i32, {batch.rows()}));
   const Tensor m = mtp_forward(exec, config_, weights_, hidden, next, batch, {}, &saved);
   const Tensor dm = exec.arena.make("mtp.dm", weights_.dtype(), {batch.rows(), config_.hidden_size});
   const double factor = options_.mtp_factor / static_cast<double>(config_.mtp_num_layers);
@@ -82,7 +85,7 @@ void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidd
 void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
                            const std::vector<TokenTargets>& targets, Sums& sums) {
   const Arena::Scope scope(exec.arena);
-  const Batch batch = pack.batch.batch();
+  const Batch batch = placed(exec, pack.batch.batch());
   ModelSaved saved{.recompute = options_.recompute};
   const Tensor hidden = model_forward(exec, config_, weights_, batch, &saved);
   const Tensor dhidden = exec.arena.make("train.dhidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
@@ -131,7 +134,7 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   auto packs = pack_step(trajectories, options_.pack, options_.per_token, options_.mtp);
   Sums unused;
   fit(packs, [&](Exec& exec, Pack& pack) { micro_step(exec, pack, trajectories, targets, unused); });
-  grads_.zero();
+  grads_.zero(stream_);
   Sums sums;
   Exec exec{stream_, arena_};
   for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
@@ -182,7 +185,7 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
   auto packs = pack_step(trajectories, options_.pack, options_.per_token, false);
   const auto body = [&](Exec& exec, Pack& pack) {
     const Arena::Scope scope(exec.arena);
-    const Tensor hidden = model_forward(exec, config_, weights, pack.batch.batch(), nullptr);
+    const Tensor hidden = model_forward(exec, config_, weights, placed(exec, pack.batch.batch()), nullptr);
     std::vector<double> log_probs(pack.rows.size());
     HeadOptions head = head_options(options_);
     head.entropy = false;
@@ -216,7 +219,7 @@ std::vector<std::pair<std::string, uint64_t>> TrainStep::plan(int64_t tokens) {
   longest.loss_mask.assign(static_cast<size_t>(longest.response_length), 1);
   const std::vector<const Trajectory*> one = {&longest};
   auto packs = pack_step(one, {}, false, options_.mtp);
-  Arena measure = Arena::measuring();
+  Arena measure = Arena::measuring(weights_.device());
   Exec exec{dry_, measure};
   Sums unused;
   micro_step(exec, packs.front(), one, {TokenTargets{}}, unused);

@@ -18,7 +18,7 @@ OpCase linear_case(int64_t rows, int64_t k, int64_t n, bool wide, int64_t pad) {
   const int dw = c.inout("dw", {n, k}, random.normal(n * k), rows, Kind::sum);
   for (const int i : {x, dy, y, dx}) c.operands[static_cast<size_t>(i)].pad = pad;
   for (const int i : {x, dy, y, dx, dx_sum}) c.operands[static_cast<size_t>(i)].by_row = true;
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.linear(stream, t[y], t[x], t[w]);
     ops.linear_dx(stream, t[dx], t[dy], t[w], false);
     ops.linear_dx(stream, t[dx_sum], t[dy], t[w], true);
@@ -39,7 +39,7 @@ OpCase grouped_case(const std::vector<int32_t>& rows_of, int64_t k, int64_t n) {
   const int dy = c.in("dy", {rows, n}, random.normal(rows * n));
   const int y = c.out("y", {rows, n}, k), dx = c.out("dx", {rows, k}, n);
   const int dw = c.inout("dw", {experts, n, k}, random.normal(experts * n * k), most, Kind::sum);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.grouped_linear(stream, t[y], t[x], t[w], t[offsets]);
     ops.grouped_linear_dx(stream, t[dx], t[dy], t[w], t[offsets]);
     ops.grouped_linear_dw(stream, t[dw], t[dy], t[x], t[offsets]);
@@ -61,7 +61,7 @@ OpCase route_case(int64_t rows, int64_t experts, int64_t k) {
   const int dlogits = c.out("dlogits", {rows, experts}, k, Kind::sum);
   for (const int i : {logits, dweights, ids, weights, dlogits}) c.operands[static_cast<size_t>(i)].by_row = true;
   c.operands[static_cast<size_t>(row_of)].by_row = c.operands[static_cast<size_t>(token_of)].by_row = false;
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.route(stream, routing, t[logits]);
     if (t[logits].rows() == t[row_of].rows()) ops.sort_by_expert(stream, routing);
@@ -91,7 +91,7 @@ OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, in
   const int dshared = c.out("dshared", {rows, columns}, 1), dlogit = c.out("dshared_logit", {rows, 1}, columns);
   const int dweights = c.out("dweights", {rows, k}, columns, Kind::sum);
   const int scaled = c.inout("scaled", {rows * k, columns}, random.normal(rows * k * columns), 1);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.sort_by_expert(stream, routing);
     ops.gather_rows(stream, t[gathered], t[x], routing);

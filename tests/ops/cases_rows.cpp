@@ -38,7 +38,7 @@ OpCase norm(const Size& s) {
   c.operands[static_cast<size_t>(dx)].summands =
       norm_terms(s, c.operands[static_cast<size_t>(x)].values, c.operands[static_cast<size_t>(dy)].values,
                  1 + largest(c.operands[static_cast<size_t>(w)].values));
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.rms_norm(stream, t[y], t[r], t[x], t[w], 1e-6);
     ops.rms_norm_backward(stream, t[dx], t[dw], t[dy], t[x], t[w], t[r]);
   };
@@ -61,7 +61,7 @@ OpCase gated_norm(const Size& s) {
   c.operands[static_cast<size_t>(do_)].summands = norm_terms(
       s, c.operands[static_cast<size_t>(o)].values, c.operands[static_cast<size_t>(dy)].values,
       largest(c.operands[static_cast<size_t>(w)].values) * largest(c.operands[static_cast<size_t>(z)].values));
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.gated_rms_norm(stream, t[y], t[r], t[o], t[z], t[w], 1e-6);
     ops.gated_rms_norm_backward(stream, t[do_], t[dz], t[dw], t[dy], t[o], t[z], t[w], t[r]);
   };
@@ -84,7 +84,7 @@ OpCase rope(int64_t rows, int64_t heads, int64_t head_dim, int64_t rotary_dim, b
   const int dx = c.out("dx", {rows, heads * stride}, head_dim);
   const int dw = c.inout("dw", {head_dim}, random.normal(head_dim), rows * heads + head_dim, Kind::sum);
   by_row(c, {x, positions, dy, y, r, dx});
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.norm_rope(stream, t[y], t[r], t[x], t[w], t[positions], shape);
     ops.norm_rope_backward(stream, t[dx], t[dw], t[dy], t[x], t[w], t[r], t[positions], shape);
   };
@@ -99,7 +99,7 @@ OpCase swiglu_case(const Size& s) {
   const int y = c.out("y", {s.rows, s.columns}, 1), din = c.out("dgate_up", {s.rows, 2 * s.columns}, 1);
   for (const int i : {in, dy, y, din}) c.operands[static_cast<size_t>(i)].pad = s.pad;
   by_row(c, {in, dy, y, din});
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.swiglu(stream, t[y], t[in]);
     ops.swiglu_backward(stream, t[din], t[dy], t[in]);
   };
@@ -123,7 +123,7 @@ OpCase embed_case(const Size& s) {
   for (int64_t t = 0; t < s.rows; t++) places.push_back(static_cast<int32_t>(2 * (s.rows - 1 - t)));
   const int index = c.index("index", {s.rows}, places);
   const int spread = c.inout("spread", {2 * s.rows, s.columns}, random.normal(2 * s.rows * s.columns), 1);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.embed(stream, t[x], t[tokens], t[table]);
     ops.embed_backward(stream, t[dtable], t[dx], t[tokens]);
     if (t[dx].rows() == t[index].rows()) ops.scatter_rows(stream, t[spread], t[dx], t[index]);
@@ -145,7 +145,7 @@ OpCase log_prob_case(int64_t rows, int64_t vocabulary, double temperature, bool 
   const int h = c.out("entropy", {rows}, terms, Kind::sum);
   const int grad = c.inout("dlogits", {rows, vocabulary}, l, terms, Kind::sum);
   by_row(c, {in, targets, d, de, lp, lse, h, grad});
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.log_prob(stream, t[lp], t[lse], entropy ? t[h] : Tensor(), t[in], t[targets], temperature);
     ops.log_prob_backward(stream, t[grad], t[d], entropy ? t[de] : Tensor(), t[lse], entropy ? t[h] : Tensor(),
                           t[targets], temperature);
@@ -164,7 +164,7 @@ OpCase elementwise(const Size& s) {
   const int down = c.out("down", {s.rows, s.columns}, 1), up = c.out("up", {s.rows, s.columns}, 1, Kind::sum);
   for (const int i : {x, y, down}) c.operands[static_cast<size_t>(i)].pad = s.pad;
   by_row(c, {x, wide, y, y_wide, down, up});
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.add(stream, t[y], t[x]);
     ops.add(stream, t[y_wide], t[x]);
     ops.convert(stream, t[down], t[wide]);
@@ -185,7 +185,7 @@ OpCase adamw_case(int64_t n, int64_t step) {
   const int alone = c.inout("master of itself", {n}, random.normal(n), 8, Kind::sum);
   const int m2 = c.inout("m of it", {n}, random.normal(n, 0.1), 4, Kind::sum);
   const int v2 = c.inout("v of it", {n}, random.uniform(n, 0.01, 0.2), 4, Kind::sum);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.adamw(stream, t[weight], t[master], t[m], t[v], t[grad], params);
     ops.adamw(stream, t[alone], t[alone], t[m2], t[v2], t[grad], params);
   };

@@ -43,7 +43,7 @@ OpCase attention_case(const std::vector<int32_t>& lengths, const AttentionShape&
   const int dk = c.out("dk", {s.rows, narrow}, group * terms), dv = c.out("dv", {s.rows, narrow}, group * terms);
   const int gated = c.out("gated", {s.rows, wide}, 1), dvalue = c.out("dvalue", {s.rows, wide}, 1);
   const int dx = c.out("dx", {s.rows, 2 * wide}, 1);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Segments segments{t[static_cast<size_t>(s.starts)], t[static_cast<size_t>(s.positions)]};
     ops.attention(stream, t[o], t[lse], t[q], t[k], t[v], segments, {}, shape);
     ops.attention_backward(stream, t[dq], t[dk], t[dv], t[dout], t[q], t[k], t[v], t[out], t[lse], segments, shape);
@@ -63,7 +63,7 @@ OpCase conv_case(const std::vector<int32_t>& lengths, int64_t channels, int64_t 
   const int y = c.out("y", {s.rows, channels}, taps), dx = c.out("dx", {s.rows, channels}, taps * taps);
   const int dw = c.inout("dw", {channels, 1, taps}, random.normal(channels * taps), s.rows + taps, Kind::sum);
   for (const int i : {x, dy, y, dx}) c.operands[static_cast<size_t>(i)].pad = pad;
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Segments segments{t[static_cast<size_t>(s.starts)], t[static_cast<size_t>(s.positions)]};
     ops.conv_silu(stream, t[y], t[x], t[w], segments, {});
     ops.conv_silu_backward(stream, t[dx], t[dw], t[dy], t[x], t[w], segments);
@@ -85,7 +85,7 @@ OpCase gates_case(int64_t rows, int64_t heads) {
   const int dA_log = c.inout("dA_log", {heads}, random.normal(heads), rows, Kind::sum);
   const int dbias = c.inout("ddt_bias", {heads}, random.normal(heads), rows, Kind::sum);
   for (const int i : {a, b, dg, dbeta, g, beta, da, db}) c.operands[static_cast<size_t>(i)].by_row = true;
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.delta_gates(stream, t[g], t[beta], t[a], t[b], t[A_log], t[bias]);
     ops.delta_gates_backward(stream, t[da], t[db], t[dA_log], t[dbias], t[dg], t[dbeta], t[g], t[beta], t[a], t[A_log],
                              t[bias]);
@@ -127,7 +127,7 @@ OpCase delta_case(const std::vector<int32_t>& lengths, const DeltaShape& d, doub
   const int u = c.out("u", {rows, d.value_heads, d.value_dim}, terms, Kind::sum);
   const int gamma = c.out("gamma", {rows, d.value_heads}, delta_chunk, Kind::exact);
   const int states = c.out("states", {chunks, d.value_heads, d.key_dim, d.value_dim}, terms, Kind::sum);
-  c.run = [=](const cpu::Ops& ops, Stream& stream, const std::vector<Tensor>& t) {
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Segments seg{t[static_cast<size_t>(s.starts)], t[static_cast<size_t>(s.positions)]};
     const DeltaSaved saved{t[q], t[k], t[q_r], t[k_r], t[u], t[gamma], t[states]};
     ops.delta_rule(stream, t[o], t[x], t[g], t[beta], t[state0], t[state1], seg, {}, saved, d);

@@ -100,7 +100,7 @@ void check(const Streamed& op, DType dtype, const std::string& what) {
   }
 }
 
-void for_all(const std::function<Streamed(const cpu::Ops&, DType)>& make) {
+void for_all(const std::function<Streamed(const OpTable&, DType)>& make) {
   for (const auto* ops : cpu::all_ops()) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       check(make(*ops, dtype), dtype, fmt::format("{} {}", ops->isa, name_of(dtype)));
@@ -111,7 +111,7 @@ void for_all(const std::function<Streamed(const cpu::Ops&, DType)>& make) {
 constexpr int32_t drafts = 3;
 
 TEST(Memory, Conv) {
-  for_all([](const cpu::Ops& ops, DType dtype) {
+  for_all([](const OpTable& ops, DType dtype) {
     const int64_t channels = 37, taps = 4;
     Random random(62);
     const auto w = std::make_shared<Array>(dtype, Shape{channels, 1, taps}, random.normal(channels * taps));
@@ -137,7 +137,7 @@ TEST(Memory, Conv) {
 }
 
 TEST(Memory, Attention) {
-  for_all([](const cpu::Ops& ops, DType dtype) {
+  for_all([](const OpTable& ops, DType dtype) {
     const AttentionShape shape{4, 2, 16};
     const int64_t q = shape.heads * shape.head_dim, kv = shape.kv_heads * shape.head_dim, page = 16, pages = 40;
     const auto k = std::make_shared<Array>(dtype, Shape{pages, page, kv}),
@@ -159,7 +159,7 @@ TEST(Memory, Attention) {
 }
 
 TEST(Memory, DeltaRule) {
-  for_all([](const cpu::Ops& ops, DType) {
+  for_all([](const OpTable& ops, DType) {
     const DeltaShape d{2, 4, 8, 12};
     const int64_t in_width = 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim, ring = delta_chunk + drafts;
     // States start at zero; what is left in the rings must not matter.

@@ -7,11 +7,11 @@
 namespace furlong::test {
 namespace {
 
-const cpu::Ops& reference() { return *cpu::all_ops().back(); }
+const OpTable& reference() { return *cpu::all_ops().back(); }
 
-class OpsParity : public ::testing::TestWithParam<const cpu::Ops*> {};
+class OpsParity : public ::testing::TestWithParam<const OpTable*> {};
 
-void compare(const OpCase& c, const cpu::Ops& ops, DType dtype) {
+void compare(const OpCase& c, const OpTable& ops, DType dtype) {
   ThreadPool threads(1);
   Stream stream(threads);
   const auto expected = materialise(c, DType::f64, dtype), got = materialise(c, dtype, dtype);
@@ -45,7 +45,7 @@ TEST_P(OpsParity, EqualsDoublePrecision) {
   }
 }
 
-std::vector<std::vector<uint8_t>> output_bits(const OpCase& c, const cpu::Ops& ops, DType dtype, int threads) {
+std::vector<std::vector<uint8_t>> output_bits(const OpCase& c, const OpTable& ops, DType dtype, int threads) {
   ThreadPool pool(threads);
   Stream stream(pool);
   const auto arrays = materialise(c, dtype, dtype);

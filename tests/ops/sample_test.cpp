@@ -52,7 +52,7 @@ struct Drawn {
   std::vector<float> log_probs;
 };
 
-Drawn draw(const cpu::Ops& ops, int threads, const Tensor& logits, const std::vector<SampleRow>& rows) {
+Drawn draw(const OpTable& ops, int threads, const Tensor& logits, const std::vector<SampleRow>& rows) {
   ThreadPool pool(threads);
   Stream stream(pool);
   Drawn out;

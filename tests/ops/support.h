@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "ops/cpu/table.h"
+#include "ops/table.h"
 #include "tensor/buffer.h"
 
 namespace furlong::test {
@@ -78,7 +78,10 @@ struct Operand {
 struct OpCase {
   std::string name;
   std::vector<Operand> operands;
-  std::function<void(const cpu::Ops&, Stream&, const std::vector<Tensor>&)> run;
+  std::function<void(const OpTable&, Stream&, const std::vector<Tensor>&)> run;
+  // Roundings to bf16 inside the op, in halves of its spacing relative to the result's size, that a body on tensor
+  // cores may add in bf16.
+  double inner_roundings = 0;
 
   int in(const std::string& name, const Shape& shape, const Values& values, Kind kind = Kind::model);
   int index(const std::string& name, const Shape& shape, const std::vector<int32_t>& values);

@@ -188,7 +188,7 @@ TEST_P(Adam, FollowsTheReference) {
 TEST_P(Adam, DecaysMatricesOnly) {
   Optimizer optimizer(config_, weights_, {.lr = 0.1, .weight_decay = 0.5});
   const Numbers before = numbers(optimizer.masters());
-  grads_.zero();
+  grads_.zero(stream_);
   EXPECT_EQ(optimizer.step(stream_, grads_).grad_norm, 0);
   const Numbers after = numbers(optimizer.masters());
   size_t vectors = 0;

@@ -335,7 +335,7 @@ TEST(LossHead, AgainstTheDefinition) {
       EXPECT_NEAR(log_probs[i], target - std::log(sum), 1e-12);
       EXPECT_NEAR(entropies[i], std::log(sum) - mean / sum, 1e-12);
     }
-    grads.zero();
+    grads.zero(stream);
     size_t called = 0;
     loss_head(
         exec, weights, hidden, rows, options,

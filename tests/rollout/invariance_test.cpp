@@ -187,6 +187,31 @@ TEST(Ends, AStopIdInsideAnAcceptedRun) {
   for (const size_t count : places) EXPECT_GT(count, 0u);
 }
 
+// A rule over the response so far ends it in the middle of an accepted run, too.
+TEST(Ends, AStopRuleInsideAnAcceptedRun) {
+  const TestModel m = foreseen_model();
+  Request r{.prompt = {1, 2}, .samples = 64, .params = {.temperature = 1}, .max_new_tokens = 40};
+  r.stop_when = [](std::span<const int32_t> tokens) {
+    return tokens.size() >= 2 && tokens.back() - tokens[tokens.size() - 2] == 4;
+  };
+  const auto plain = generate(m, {.max_running = 32, .max_tokens = 64}, {r});
+  expect_same(generate(m, {.max_running = 5, .drafts = 3, .max_tokens = 64}, {r}), plain, "a stop rule");
+  std::vector<size_t> places(4, 0);
+  size_t unstopped = 0;
+  for (const auto& c : plain) {
+    bool holds = false;
+    for (size_t n = 1; n <= c.tokens.size(); n++) {
+      if (!r.stop_when({c.tokens.data(), n})) continue;
+      EXPECT_EQ(n, c.tokens.size()) << "drawn past the end";
+      holds = true;
+    }
+    EXPECT_EQ(c.reason, holds ? FinishReason::stop : FinishReason::length);
+    (holds ? places[(c.tokens.size() - 2) % 4] : unstopped)++;
+  }
+  for (const size_t count : places) EXPECT_GT(count, 0u);
+  EXPECT_GT(unstopped, 0u);
+}
+
 TEST(Ends, NothingToDo) {
   EXPECT_TRUE(generate(toy_model(), {.max_running = 4, .drafts = 1, .max_tokens = 64}, {}).empty());
 }

@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -194,6 +195,12 @@ inline std::map<std::string, std::string> files_of(const std::string& folder, co
 
 inline bool same_files(const std::string& a, const std::string& b, const std::string& ending = ".safetensors") {
   return files_of(a, ending) == files_of(b, ending);
+}
+
+inline std::vector<float> floats_of(const std::string& bytes) {
+  std::vector<float> out(bytes.size() / sizeof(float));
+  std::memcpy(out.data(), bytes.data(), out.size() * sizeof(float));
+  return out;
 }
 
 // The bytes of each tensor of a checkpoint folder whose name begins (or does not begin) with "mtp.".

@@ -1,7 +1,7 @@
 // The CPU bodies of one instruction set, as declared to each other and to its table, and how they take a dtype.
 #pragma once
 #include "ops/cpu/simd.h"
-#include "ops/cpu/table.h"
+#include "ops/table.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 
@@ -70,6 +70,7 @@ void add(Stream&, Tensor y, Tensor x);
 void convert(Stream&, Tensor y, Tensor x);
 double sum_of_squares(Stream&, Tensor x);
 bool all_finite(Stream&, Tensor x);
+void set_zero(Stream&, Tensor x);
 void adamw(Stream&, Tensor weight, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamParams&);
 void sample(Stream&, Tensor tokens, Tensor log_probs, Tensor logits, const std::vector<SampleRow>& rows);
 

@@ -1,3 +1,5 @@
+#include <cstring>
+
 #include <atomic>
 
 #include "ops/cpu/rows.h"
@@ -127,6 +129,14 @@ bool all_finite(Stream& stream, Tensor x) {
     });
     return finite.load();
   });
+}
+
+void set_zero(Stream&, Tensor x) {
+  const int64_t rows = x.contiguous() ? 1 : x.rows();
+  const size_t bytes = x.bytes() / static_cast<size_t>(rows);
+  const size_t stride = static_cast<size_t>(x.row_stride()) * size_of(x.dtype());
+  for (int64_t r = 0; r < rows; r++)
+    std::memset(static_cast<char*>(x.data()) + static_cast<size_t>(r) * stride, 0, bytes);
 }
 
 }  // namespace furlong::cpu::FURLONG_ISA

@@ -1,4 +1,4 @@
-#include "ops/cpu/table.h"
+#include "ops/table.h"
 
 #include "ops/cpu/bodies.h"
 
@@ -7,8 +7,8 @@ namespace FURLONG_ISA {
 
 constexpr const char* isa = vector_bytes == 64 ? "avx512" : vector_bytes == 32 ? "avx2" : "portable";
 
-extern const Ops table;
-const Ops table = {
+extern const OpTable table;
+const OpTable table = {
     .isa = isa,
     .rms_norm = rms_norm,
     .rms_norm_backward = rms_norm_backward,
@@ -53,6 +53,7 @@ const Ops table = {
     .convert = convert,
     .sum_of_squares = sum_of_squares,
     .all_finite = all_finite,
+    .set_zero = set_zero,
     .adamw = adamw,
     .sample = sample,
 };

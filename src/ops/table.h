@@ -1,5 +1,5 @@
-// The CPU bodies of the ops, one table per instruction set. A front door checks its arguments and calls through the
-// table that cpu::ops(dtype) gives.
+// The bodies of the ops: one table per CPU instruction set and one for CUDA. A front door checks its arguments and
+// calls through the table of its tensors' device and dtype.
 #pragma once
 #include "ops/adamw.h"
 #include "ops/attention.h"
@@ -15,10 +15,10 @@
 #include "ops/sample.h"
 #include "ops/swiglu.h"
 
-namespace furlong::cpu {
+namespace furlong {
 
-struct Ops {
-  const char* isa;
+struct OpTable {
+  const char* isa;  // "portable", "avx2", "avx512" or "cuda"
   decltype(&furlong::rms_norm) rms_norm;
   decltype(&furlong::rms_norm_backward) rms_norm_backward;
   decltype(&furlong::gated_rms_norm) gated_rms_norm;
@@ -62,13 +62,26 @@ struct Ops {
   decltype(&furlong::convert) convert;
   decltype(&furlong::sum_of_squares) sum_of_squares;
   decltype(&furlong::all_finite) all_finite;
+  decltype(&furlong::set_zero) set_zero;
   decltype(&furlong::adamw) adamw;
   decltype(&furlong::sample) sample;
 };
 
+namespace cpu {
 // The table for tensors of this dtype: the best set this machine runs; float64 (gradient checks) has one of its own.
-const Ops& ops(DType dtype);
+const OpTable& ops(DType dtype);
 // Every table this machine can run, best first, for parity tests.
-const std::vector<const Ops*>& all_ops();
+const std::vector<const OpTable*>& all_ops();
+}  // namespace cpu
 
-}  // namespace furlong::cpu
+namespace cuda {
+// The table for tensors on a CUDA device (f32 and bf16). Throws Error(Exit::resources) in a build without CUDA.
+const OpTable& ops();
+}  // namespace cuda
+
+// The table for a tensor.
+inline const OpTable& body_of(Device device, DType dtype) {
+  return device == Device::cuda ? cuda::ops() : cpu::ops(dtype);
+}
+
+}  // namespace furlong

@@ -1,0 +1,47 @@
+// The CUDA runtime as the rest of the program sees it: devices, memory, transfers, the queue that ops run in. Only
+// files under a folder named cuda include CUDA's own headers. In a build without CUDA whatever needs a device throws
+// Error(Exit::resources).
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+namespace furlong::cuda {
+
+struct DeviceInfo {
+  std::string name;
+  int major = 0, minor = 0;  // compute capability
+  int multiprocessors = 0;
+  size_t total_bytes = 0, free_bytes = 0;
+};
+
+// Whether this program was compiled with CUDA.
+bool built();
+// Makes device `index` the process's own. Throws Error(Exit::resources) when there is none or its kernels are not in
+// this program, naming what was found and what to do.
+void open(int index = 0);
+// Of the device that is open.
+DeviceInfo device_info();
+
+// Device memory, zeroed, 256-byte aligned. Throws Error(Exit::resources) with what is free.
+void* allocate(size_t bytes);
+void release(void* memory) noexcept;
+// Page-locked host memory, which the device copies at full speed. Contents undefined.
+void* allocate_pinned(size_t bytes);
+void release_pinned(void* memory) noexcept;
+
+// A CUDA stream and what ops need beside it; defined in tensor/cuda/queue.h.
+struct Queue;
+std::shared_ptr<Queue> make_queue();
+void synchronize(Queue&);
+
+// Copies `rows` rows of `width` bytes, strides in bytes, in the queue's order. Each side is host or device memory as it
+// says. A copy to the host has ended on return; one from the host has taken its bytes.
+void copy(Queue&, void* to, size_t to_stride, bool to_device, const void* from, size_t from_stride, bool from_device,
+          size_t width, size_t rows);
+
+// The same for one run of bytes after all queues have finished; for work outside a stream (checkpoint files).
+void copy_now(void* to, const void* from, size_t bytes, bool to_device);
+
+}  // namespace furlong::cuda

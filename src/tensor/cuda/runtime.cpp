@@ -1,0 +1,174 @@
+#include <cstring>
+
+#include "base/check.h"
+#include "tensor/cuda/queue.h"
+
+namespace furlong::cuda {
+namespace {
+
+constexpr size_t ring_bytes = size_t{32} << 20;
+constexpr int built_major = 9;  // sm_90a
+
+double gibibytes(size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
+
+}  // namespace
+
+void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  const Exit code = status == cudaErrorMemoryAllocation ? Exit::resources : Exit::lost;
+  fail(code, "CUDA error in {}: {} ({}). The last checkpoint is untouched; start again to resume from it.", what,
+       cudaGetErrorString(status), cudaGetErrorName(status));
+}
+
+bool built() { return true; }
+
+void open(int index) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess || count == 0) {
+    fail(Exit::resources, "--device cuda: no CUDA device was found ({}). Check nvidia-smi, or use --device cpu.",
+         status == cudaSuccess ? "none is visible" : cudaGetErrorString(status));
+  }
+  if (index >= count) {
+    fail(Exit::resources, "--device cuda: device {} was asked for, {} found", index, count);
+  }
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  if (properties.major != built_major) {
+    fail(Exit::resources,
+         "--device cuda: {} has compute capability {}.{}; this program holds code for 9.0 (H100, H200) only. Use such "
+         "a device, or --device cpu.",
+         properties.name, properties.major, properties.minor);
+  }
+  check(cudaSetDevice(index), "cudaSetDevice");
+  check(cudaFree(nullptr), "opening the device");
+}
+
+DeviceInfo device_info() {
+  int index = 0;
+  check(cudaGetDevice(&index), "cudaGetDevice");
+  cudaDeviceProp properties;
+  check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
+  DeviceInfo info{.name = properties.name,
+                  .major = properties.major,
+                  .minor = properties.minor,
+                  .multiprocessors = properties.multiProcessorCount};
+  check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "cudaMemGetInfo");
+  return info;
+}
+
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMalloc(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    size_t free = 0, total = 0;
+    cudaMemGetInfo(&free, &total);
+    fail(Exit::resources,
+         "the GPU has too little memory: {:.2f} GiB wanted at once, {:.2f} of {:.2f} GiB free. Smaller "
+         "--max-tokens-per-gpu, --rollout-mem-fraction-static or --optimizer-cpu-offload need less.",
+         gibibytes(bytes), gibibytes(free), gibibytes(total));
+  }
+  check(status, "cudaMalloc");
+  check(cudaMemset(memory, 0, bytes), "cudaMemset");
+  return memory;
+}
+
+void release(void* memory) noexcept {
+  if (memory != nullptr) cudaFree(memory);
+}
+
+void* allocate_pinned(size_t bytes) {
+  void* memory = nullptr;
+  const cudaError_t status = cudaMallocHost(&memory, bytes);
+  if (status == cudaErrorMemoryAllocation) {
+    cudaGetLastError();
+    fail(Exit::resources, "cannot lock {:.2f} GiB of host memory for transfers to the GPU", gibibytes(bytes));
+  }
+  check(status, "cudaMallocHost");
+  return memory;
+}
+
+void release_pinned(void* memory) noexcept {
+  if (memory != nullptr) cudaFreeHost(memory);
+}
+
+void* DeviceBlock::reserve(size_t bytes) {
+  if (bytes > bytes_) {
+    release(data_);
+    data_ = nullptr;
+    bytes_ = 0;
+    data_ = allocate(bytes);
+    bytes_ = bytes;
+  }
+  return data_;
+}
+
+Queue::Queue() {
+  check(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), "cudaStreamCreate");
+  multiprocessors = device_info().multiprocessors;
+  ring_ = static_cast<char*>(allocate_pinned(ring_bytes));
+}
+
+Queue::~Queue() {
+  if (stream != nullptr) {
+    cudaStreamSynchronize(stream);
+    cudaStreamDestroy(stream);
+  }
+  release_pinned(ring_);
+}
+
+void* Queue::scratch(size_t bytes) { return scratch_.reserve((bytes + 255) / 256 * 256); }
+
+void* Queue::stage(size_t bytes) {
+  CHECK(bytes <= stage_limit, "{} bytes staged at once", bytes);
+  if (ring_at_ + bytes > ring_bytes) {
+    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    ring_at_ = 0;
+  }
+  void* place = ring_ + ring_at_;
+  ring_at_ += (bytes + 63) / 64 * 64;
+  return place;
+}
+
+std::shared_ptr<Queue> make_queue() { return std::make_shared<Queue>(); }
+
+void synchronize(Queue& queue) { check(cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
+
+void check_launch(Queue& queue, const char* op) {
+  check(cudaGetLastError(), op);
+#ifdef FURLONG_CUDA_DEBUG
+  check(cudaStreamSynchronize(queue.stream), op);
+#else
+  (void)queue;
+#endif
+}
+
+void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* from, size_t from_stride,
+          bool from_device, size_t width, size_t rows) {
+  if (width == 0 || rows == 0) return;
+  // Small uploads go through page-locked memory, so that they need not wait for the stream.
+  if (!from_device && width * rows <= Queue::stage_limit) {
+    auto* staged = static_cast<char*>(queue.stage(width * rows));
+    for (size_t r = 0; r < rows; r++) {
+      std::memcpy(staged + r * width, static_cast<const char*>(from) + r * from_stride, width);
+    }
+    from = staged;
+    from_stride = width;
+  }
+  const cudaMemcpyKind kind = to_device ? (from_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
+                                        : (from_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
+  if (rows == 1 || (to_stride == width && from_stride == width)) {
+    check(cudaMemcpyAsync(to, from, width * rows, kind, queue.stream), "cudaMemcpyAsync");
+  } else {
+    check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, kind, queue.stream), "cudaMemcpy2DAsync");
+  }
+  if (!to_device || (!from_device && width * rows > Queue::stage_limit)) synchronize(queue);
+}
+
+void copy_now(void* to, const void* from, size_t bytes, bool to_device) {
+  check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  check(cudaMemcpy(to, from, bytes, to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost), "cudaMemcpy");
+}
+
+}  // namespace furlong::cuda

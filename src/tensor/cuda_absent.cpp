@@ -1,0 +1,30 @@
+// A build without CUDA.
+#ifndef FURLONG_CUDA
+#include "base/error.h"
+#include "tensor/cuda.h"
+
+namespace furlong::cuda {
+namespace {
+
+[[noreturn]] void absent() {
+  fail(Exit::resources,
+       "--device cuda: this program was built without CUDA. Build it with ./run build where nvcc is installed "
+       "(PRESET=cuda), or use --device cpu.");
+}
+
+}  // namespace
+
+bool built() { return false; }
+void open(int) { absent(); }
+DeviceInfo device_info() { absent(); }
+void* allocate(size_t) { absent(); }
+void release(void*) noexcept {}
+void* allocate_pinned(size_t) { absent(); }
+void release_pinned(void*) noexcept {}
+std::shared_ptr<Queue> make_queue() { absent(); }
+void synchronize(Queue&) { absent(); }
+void copy(Queue&, void*, size_t, bool, const void*, size_t, bool, size_t, size_t) { absent(); }
+void copy_now(void*, const void*, size_t, bool) { absent(); }
+
+}  // namespace furlong::cuda
+#endif
