@@ -21,8 +21,8 @@ class ThreadPool {
 
   int size() const { return size_; }
 
-  // Calls task(i) for i in [0, n) and returns when all are done. Tasks are handed out in contiguous blocks, one per
-  // thread. Calls from inside a task run serially. A task must not throw.
+  // Calls task(i) for i in [0, n) and returns when all are done. Tasks are handed out in contiguous blocks, several per
+  // thread, to whichever thread is free. Calls from inside a task run serially. A task must not throw.
   template <class F>
   void parallel(int64_t n, F&& task) {
     if (n <= 0) return;
@@ -31,7 +31,7 @@ class ThreadPool {
       return;
     }
     run(
-        n,
+        n, std::min<int64_t>(n, blocks_per_thread * size_),
         [](void* context, int64_t begin, int64_t end) {
           auto& f = *static_cast<std::remove_reference_t<F>*>(context);
           for (int64_t i = begin; i < end; i++) f(i);
@@ -39,31 +39,41 @@ class ThreadPool {
         &task);
   }
 
-  // The same with tasks handed out one by one to whichever thread is free: for tasks of unequal size.
+  // The same with tasks handed out one by one: for tasks of unequal size.
   template <class F>
   void parallel_uneven(int64_t n, F&& task) {
-    std::atomic<int64_t> next{0};
-    parallel(std::min<int64_t>(n, size_), [&](int64_t) {
-      for (int64_t i = next.fetch_add(1, std::memory_order_relaxed); i < n;
-           i = next.fetch_add(1, std::memory_order_relaxed)) {
-        task(i);
-      }
-    });
+    if (n <= 1 || size_ == 1) {
+      for (int64_t i = 0; i < n; i++) task(i);
+      return;
+    }
+    run(
+        n, std::min<int64_t>(n, most_blocks),
+        [](void* context, int64_t begin, int64_t end) {
+          auto& f = *static_cast<std::remove_reference_t<F>*>(context);
+          for (int64_t i = begin; i < end; i++) f(i);
+        },
+        &task);
   }
 
  private:
   using Body = void (*)(void*, int64_t, int64_t);
-  void run(int64_t n, Body body, void* context);
-  void work(int index);
+  // Enough that a thread whose core is taken away holds up little; few enough that handing out costs nothing.
+  static constexpr int64_t blocks_per_thread = 4, most_blocks = 1 << 20;
+  void run(int64_t n, int64_t blocks, Body body, void* context);
+  void take_blocks(uint32_t generation);
+  void work();
 
   int size_;
   std::vector<std::thread> threads_;
-  // One job at a time: the fields are written before `generation_` is raised and read after it is seen.
+  // One job at a time. A block is taken by raising the count in `ticket_`, which also names the job it belongs to: a
+  // thread that comes late takes nothing, and nobody waits for it. The fields stay as they are until every block of the
+  // job is done.
   Body body_ = nullptr;
   void* context_ = nullptr;
   int64_t n_ = 0;
-  std::atomic<uint64_t> generation_{0};
-  std::atomic<int> running_{0};
+  std::atomic<uint64_t> ticket_{0};  // generation (20 bits), blocks (22), blocks taken (22)
+  std::atomic<int64_t> done_{0};
+  std::atomic<uint32_t> generation_{0};
   std::atomic<int> sleepers_{0};
   std::atomic<bool> busy_{false};
   std::atomic<bool> stop_{false};

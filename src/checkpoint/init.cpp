@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/rng.h"
+#include "ops/random.h"
 #include "tensor/copy.h"
 
 namespace furlong {
@@ -19,11 +20,11 @@ Kind kind_of(const TensorSpec& spec) {
   return spec.shape.size() == 1 ? Kind::zero : Kind::normal;
 }
 
-struct Range {
+struct Spread {
   double normal, conv;
 };
 
-float draw(Kind kind, const RngKey& key, uint32_t i, const Range& range) {
+float draw(Kind kind, const RngKey& key, uint32_t i, const Spread& range) {
   if (kind == Kind::zero || kind == Kind::one) return kind == Kind::one ? 1.0f : 0.0f;
   if (kind == Kind::normal) return static_cast<float>(range.normal * static_cast<double>(normal(key, i)));
   const double u = open_uniform(random_word(key, i));
@@ -39,13 +40,18 @@ float draw(Kind kind, const RngKey& key, uint32_t i, const Range& range) {
 }  // namespace
 
 void init_weights(Weights& weights, const ModelConfig& config, uint64_t seed, double initializer_range,
-                  ThreadPool* threads) {
+                  ThreadPool* threads, Stream* stream) {
   constexpr int64_t block = 1 << 16;
-  const Range range{initializer_range, 1 / std::sqrt(static_cast<double>(config.conv_kernel))};
+  const Spread range{initializer_range, 1 / std::sqrt(static_cast<double>(config.conv_kernel))};
   for (size_t t = 0; t < weights.tensors().size(); t++) {
     const Tensor& tensor = weights.tensors()[t];
     if (!tensor.defined()) continue;
     const Kind kind = kind_of(weights.specs()[t]);
+    if (kind == Kind::normal && stream != nullptr) {
+      random_normal(*stream, tensor, {.seed = seed, .group = static_cast<uint32_t>(t), .purpose = Purpose::init},
+                    initializer_range);
+      continue;
+    }
     auto fill = [&](int64_t b) {
       RngKey key{.seed = seed, .group = static_cast<uint32_t>(t), .purpose = Purpose::init};
       const int64_t first = b * block, count = std::min(tensor.numel() - first, block);

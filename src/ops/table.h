@@ -10,6 +10,7 @@
 #include "ops/loss.h"
 #include "ops/moe.h"
 #include "ops/norm.h"
+#include "ops/random.h"
 #include "ops/reduce.h"
 #include "ops/rope.h"
 #include "ops/sample.h"
@@ -65,6 +66,7 @@ struct OpTable {
   decltype(&furlong::set_zero) set_zero;
   decltype(&furlong::adamw) adamw;
   decltype(&furlong::sample) sample;
+  decltype(&furlong::random_normal) random_normal;
 };
 
 namespace cpu {

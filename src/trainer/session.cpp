@@ -73,8 +73,10 @@ Session open_session(const Settings& settings) {
   }
   if (settings.random_init) {
     session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
+    Stream stream(*session.threads, session.device);
     init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
-                 session.threads.get());
+                 session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
+    stream.synchronize();
   } else {
     session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
                               {.threads = session.threads.get(), .device = session.device});

@@ -96,7 +96,6 @@ void add_run(Table& t) {
               .differs("not in miles"),
           row("device", &Settings::device, model_commands, "where to compute")
               .choices({"cpu", "cuda"})
-              .later({"\"cpu\""})
               .differs("not in miles"),
           row("dtype", &Settings::dtype, model_commands,
               "compute and weights: fp32, or bf16 with fp32 accumulation and masters")
@@ -110,7 +109,7 @@ void add_run(Table& t) {
           row("actor_num_nodes", &Settings::actor_num_nodes, T | S, "machines of the run").from(1).later({"1"}),
           row("actor_num_gpus_per_node", &Settings::actor_num_gpus_per_node, T | S, "devices a machine")
               .from(1)
-              .no_effect("one process on the CPU"),
+              .no_effect("one process"),
           row("colocate", &Settings::colocate, T | S, "training and rollout share devices")
               .no_effect("training and rollout always share one engine and one copy of the weights"),
       });
@@ -553,7 +552,7 @@ void add_without_effect(Table& t) {
       {"attention_backend", "moe_permute_fusion", "linear_attention_backend", "train_backend",
        "no_gradient_accumulation_fusion", "rollout_attention_backend", "rollout_moe_runner_backend",
        "rollout_mamba_scheduler_strategy"});
-  add("one process on the CPU",
+  add("one process",
       {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router", "use_fault_tolerance",
        "overlap_grad_reduce", "overlap_param_gather", "distributed_timeout_minutes"});
   add("the trainer's weights are the rollout's",

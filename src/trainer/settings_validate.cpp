@@ -13,7 +13,7 @@ namespace furlong {
 namespace {
 
 // Without the quotation marks of TOML.
-std::string bare(std::string text) {
+std::string unquoted(std::string text) {
   text.erase(std::remove(text.begin(), text.end(), '"'), text.end());
   return text;
 }
@@ -62,14 +62,14 @@ class Validator {
       if (value.empty() || std::find(allowed.begin(), allowed.end(), value) != allowed.end()) continue;
       const auto origin = s_.given.find(field.name);
       const bool from_file = origin != s_.given.end() && origin->second.find(':') != std::string::npos;
-      std::string remedy = "use " + bare(join_or(allowed));
+      std::string remedy = "use " + unquoted(join_or(allowed));
       if (field.kind == Kind::flag)
         remedy = from_file ? "leave it out, or give --no-" + field.flag().substr(2) : "leave it out";
       if (field.kind == Kind::integers)
         remedy = from_file ? "leave it out, or give " + field.flag() + "=" : "leave it out";
       const std::string where = from_file ? origin->second + ": " + field.name : field.flag();
-      const std::string shown = field.kind == Kind::flag ? "" : " " + bare(printable(value, 40));
-      complain("{}{}: this build runs one process on the CPU; {}", where, shown, remedy);
+      const std::string shown = field.kind == Kind::flag ? "" : " " + unquoted(printable(value, 40));
+      complain("{}{}: this build runs one process; {}", where, shown, remedy);
     }
   }
 

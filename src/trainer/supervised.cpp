@@ -16,7 +16,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t stop_after_skipped = 3;
 
 // Conversations as trajectories: the response begins at the first token to learn.
 std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) {

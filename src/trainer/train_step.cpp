@@ -1,5 +1,6 @@
 #include "trainer/train_step.h"
 
+#include <chrono>
 #include <cmath>
 
 #include "base/error.h"
@@ -12,6 +13,8 @@
 
 namespace furlong {
 namespace {
+
+using Clock = std::chrono::steady_clock;
 
 HeadOptions head_options(const TrainOptions& o) {
   return {.temperature = o.temperature, .chunk_rows = o.head_chunk, .entropy = o.entropy};
@@ -137,7 +140,10 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   grads_.zero(stream_);
   Sums sums;
   Exec exec{stream_, arena_};
+  const auto begun = Clock::now();
   for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
+  stream_.synchronize();
+  const auto learnt = Clock::now();
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
   // Per sample, a sample whose mask is empty has no weight, so the weights may add up to less than 1, never to more.
   if (!(sums.weight < 1 + 1e-6)) {
@@ -153,12 +159,14 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
     result.skipped = true;
     result.grad_norm = std::nan("");
   }
+  stream_.synchronize();  // the rollout reads the weights in a stream of its own
   skipped_in_a_row_ = result.skipped ? skipped_in_a_row_ + 1 : 0;
   if (result.skipped) {
     skipped_++;
     log::warn("a training step was skipped: {} is not finite; weights and optimizer are as before",
               std::isfinite(loss) ? "the gradient norm" : "the loss");
   }
+  const std::chrono::duration<double> gradients = learnt - begun, update = Clock::now() - learnt;
   Metrics m = {{"train/loss", loss}, {"train/grad_norm", result.grad_norm}, {"train/lr-pg_0", result.lr}};
   if (options_.objective == Objective::policy) {
     m.emplace_back("train/pg_loss", sums.policy);
@@ -173,6 +181,8 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
     }
   }
   if (options_.mtp) m.emplace_back("train/mtp_loss", sums.mtp);
+  m.emplace_back("perf/gradients_time", gradients.count());
+  m.emplace_back("perf/optimizer_time", update.count());
   m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
   return m;
 }

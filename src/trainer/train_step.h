@@ -34,6 +34,9 @@ struct TokenTargets {
   std::optional<std::vector<float>> old_log_probs, ref_log_probs;  // per response token
 };
 
+// Training steps in a row with a loss or gradient that is not finite, after which a run ends.
+constexpr int64_t stop_after_skipped = 3;
+
 class TrainStep {
  public:
   TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options);

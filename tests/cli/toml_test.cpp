@@ -16,7 +16,7 @@ TomlEntry only(const std::string& text) {
   return entries.at(0);
 }
 
-std::string complaint(const std::string& text) {
+std::string refusal_of(const std::string& text) {
   try {
     parse_toml(text, "r.toml");
   } catch (const Error& e) {
@@ -61,13 +61,13 @@ TEST(Toml, SectionsAndLines) {
 
 TEST(Toml, ErrorsNameLineAndColumn) {
   EXPECT_EQ(
-      complaint("a = 1\nb = abc\n"),
+      refusal_of("a = 1\nb = abc\n"),
       "r.toml:2:5: expected a value (\"text\" in quotes, a decimal number, true, false or [a list]), found `abc`");
-  EXPECT_EQ(complaint("a = 1 2"), "r.toml:1:7: expected the end of the line, found `2`");
-  EXPECT_EQ(complaint("a_b = 1\n[s]\na-b = 2"), "r.toml:3:1: a-b is already set in line 1");
-  EXPECT_EQ(complaint("a 1"), "r.toml:1:3: expected = after a, found `1`");
-  EXPECT_EQ(complaint("a = [1\n\n"), "r.toml:3:1: the list that begins in line 1 does not end");
-  EXPECT_EQ(complaint("a = \"x\nb"), "r.toml:1:7: the text does not end on its line");
+  EXPECT_EQ(refusal_of("a = 1 2"), "r.toml:1:7: expected the end of the line, found `2`");
+  EXPECT_EQ(refusal_of("a_b = 1\n[s]\na-b = 2"), "r.toml:3:1: a-b is already set in line 1");
+  EXPECT_EQ(refusal_of("a 1"), "r.toml:1:3: expected = after a, found `1`");
+  EXPECT_EQ(refusal_of("a = [1\n\n"), "r.toml:3:1: the list that begins in line 1 does not end");
+  EXPECT_EQ(refusal_of("a = \"x\nb"), "r.toml:1:7: the text does not end on its line");
 }
 
 TEST(Toml, RefusesWhatARecipeHasNoUseFor) {
@@ -110,7 +110,7 @@ TEST(Toml, RefusesWhatARecipeHasNoUseFor) {
                           "a = 1e999",
                           "\"a",
                           "a\rb = 1"}) {
-    EXPECT_NE(complaint(bad), "") << bad;
+    EXPECT_NE(refusal_of(bad), "") << bad;
   }
 }
 
@@ -124,7 +124,7 @@ TEST(Toml, RandomTextsParseOrComplain) {
     std::string text;
     const uint32_t n = random_word(key, 0) % 12;
     for (uint32_t i = 1; i <= n; i++) text += pieces[random_word(key, i) % pieces.size()];
-    const std::string found = complaint(text);
+    const std::string found = refusal_of(text);
     if (found.empty()) {
       parsed++;
     } else {

@@ -8,6 +8,7 @@ namespace {
 OpCase linear_case(int64_t rows, int64_t k, int64_t n, bool wide, int64_t pad) {
   Random random(11);
   OpCase c{fmt::format("linear {}x{}x{}{}", rows, k, n, wide ? " to fp32" : "")};
+  if (wide) c.inner_roundings = 1;  // a gradient kept in fp32 is rounded for the tensor cores
   const Kind kind = wide ? Kind::sum : Kind::model;
   const int x = c.in("x", {rows, k}, random.normal(rows * k));
   const int w = c.in("w", {n, k}, random.normal(n * k, 0.3));
@@ -118,6 +119,16 @@ std::vector<OpCase> expert_cases() {
   cases.push_back(grouped_case({3, 0, 5, 1}, 17, 9));
   cases.push_back(grouped_case({0, 70, 0}, 64, 33));
   cases.push_back(grouped_case({64, 1, 65, 0, 40}, 33, 65));
+  // Shapes of the tensor cores: few rows to an expert, then many; more columns than tiles and stages have.
+  cases.push_back(grouped_case({1, 0, 8, 17, 33, 0, 129, 2, 64, 0}, 320, 192));
+  cases.push_back(grouped_case({0, 1, 129, 0, 300, 64, 2, 0}, 192, 320));
+  cases.push_back(grouped_case({0, 0, 600, 0, 0}, 64, 64));
+  cases.push_back(grouped_case({200, 90, 30, 225}, 448, 128));
+  std::vector<int32_t> spread;
+  for (int32_t e = 0; e < 130; e++) spread.push_back(e % 7 == 0 ? 0 : e * e % 11);
+  cases.push_back(grouped_case(spread, 128, 64));
+  spread[70] = 5000;
+  cases.push_back(grouped_case(spread, 64, 128));
   cases.push_back(route_case(1, 1, 1));
   cases.push_back(route_case(3, 5, 5));
   cases.push_back(route_case(130, 8, 2));

@@ -43,6 +43,8 @@ OpCase attention_case(const std::vector<int32_t>& lengths, const AttentionShape&
   const int dk = c.out("dk", {s.rows, narrow}, group * terms), dv = c.out("dv", {s.rows, narrow}, group * terms);
   const int gated = c.out("gated", {s.rows, wide}, 1), dvalue = c.out("dvalue", {s.rows, wide}, 1);
   const int dx = c.out("dx", {s.rows, 2 * wide}, 1);
+  // Heads of 256 go to tensor cores: the weights are rounded, and so are the gradients of the scores formed from them.
+  if (shape.head_dim == 256) c.inner_roundings = 2;
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Segments segments{t[static_cast<size_t>(s.starts)], t[static_cast<size_t>(s.positions)]};
     ops.attention(stream, t[o], t[lse], t[q], t[k], t[v], segments, {}, shape);
@@ -118,8 +120,8 @@ OpCase delta_case(const std::vector<int32_t>& lengths, const DeltaShape& d, doub
             dg = c.out("dg", {rows, d.value_heads}, terms * d.value_dim, Kind::sum);
   const int dbeta = c.out("dbeta", {rows, d.value_heads}, terms, Kind::sum);
   const int dstate0 = c.out("dstate0", state_shape, terms, Kind::sum);
-  // The inputs are of size one, and so are the terms of the gradients, whatever is left of them.
-  for (const int i : {dg, dbeta, dstate0}) c.operands[static_cast<size_t>(i)].summands = 1;
+  // The inputs are of size one, and so are the terms of the state and of the gradients, whatever is left of them.
+  for (const int i : {state1, dg, dbeta, dstate0}) c.operands[static_cast<size_t>(i)].summands = 1;
   const int q = c.out("q", {rows, d.key_heads, d.key_dim}, d.key_dim, Kind::sum);
   const int k = c.out("k", {rows, d.key_heads, d.key_dim}, d.key_dim, Kind::sum);
   const int q_r = c.out("q_r", {rows, d.key_heads}, d.key_dim, Kind::sum);
@@ -145,6 +147,9 @@ std::vector<OpCase> sequence_cases() {
   cases.push_back(attention_case({5, 1, 33}, {4, 2, 17}));
   cases.push_back(attention_case({63, 64, 65}, {2, 1, 16}));
   cases.push_back(attention_case({130}, {8, 2, 64}));
+  cases.push_back(attention_case({1}, {8, 1, 256}));
+  cases.push_back(attention_case({63, 65, 200}, {16, 2, 256}));
+  cases.push_back(attention_case({140, 3}, {3, 1, 256}));
   cases.push_back(conv_case({1}, 1, 4, 0));
   cases.push_back(conv_case({3, 1, 7, 2}, 17, 4, 0));
   cases.push_back(conv_case({5, 30}, 300, 4, 5));
@@ -157,6 +162,12 @@ std::vector<OpCase> sequence_cases() {
   cases.push_back(delta_case({63, 64, 65}, {1, 3, 8, 16}, -0.05));
   cases.push_back(delta_case({130, 20}, {2, 2, 32, 32}, -0.02));
   cases.push_back(delta_case({70, 130}, {1, 2, 16, 24}, -30));
+  // The heads of the released models, which a body may have tensor cores for.
+  for (const double strongest : {-0.02, -5.0}) {
+    cases.push_back(delta_case({1}, {2, 4, 128, 128}, strongest));
+    cases.push_back(delta_case({63, 64, 65}, {2, 4, 128, 128}, strongest));
+    cases.push_back(delta_case({200}, {2, 4, 128, 128}, strongest));
+  }
   return cases;
 }
 

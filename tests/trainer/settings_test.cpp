@@ -317,17 +317,15 @@ INSTANTIATE_TEST_SUITE_P(
                      },
                      "enable_thinking needs true or false"},
         ConflictCase{"Overwrite", [](Settings& s) { s.save_hf = "model"; }, "would overwrite --hf-checkpoint"},
-        ConflictCase{"Cuda", [](Settings& s) { s.device = "cuda"; },
-                     "--device cuda: this build runs one process on the CPU; use cpu"},
         ConflictCase{"Tensor", [](Settings& s) { s.tensor_model_parallel_size = 2; },
-                     "--tensor-model-parallel-size 2: this build runs one process on the CPU; use 1"},
+                     "--tensor-model-parallel-size 2: this build runs one process; use 1"},
         ConflictCase{"Offload", [](Settings& s) { s.optimizer_cpu_offload = true; },
-                     "--optimizer-cpu-offload: this build runs one process on the CPU; leave it out"},
+                     "--optimizer-cpu-offload: this build runs one process; leave it out"},
         ConflictCase{"Graphs",
                      [](Settings& s) {
                        s.rollout_cuda_graph_bs = {1, 2};
                      },
-                     "--rollout-cuda-graph-bs [1, 2]: this build runs one process on the CPU; leave it out"}),
+                     "--rollout-cuda-graph-bs [1, 2]: this build runs one process; leave it out"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {

@@ -56,6 +56,7 @@ const OpTable table = {
     .set_zero = set_zero,
     .adamw = adamw,
     .sample = sample,
+    .random_normal = random_normal,
 };
 
 }  // namespace FURLONG_ISA

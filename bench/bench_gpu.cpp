@@ -1,0 +1,159 @@
+// The model at true shapes on a GPU, random weights drawn on the device:
+//   bench_gpu train LAYERS TOKENS SEQUENCES     one training step (full recompute, MTP): gradients and AdamW
+//   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS decode at a context length; DRAFTS 0: one token a step
+//   bench_gpu prefill LAYERS TOKENS             one prompt
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "checkpoint/init.h"
+#include "furlong/presets.h"
+#include "rollout/engine.h"
+#include "trainer/train_step.h"
+
+namespace furlong::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+struct Model {
+  explicit Model(int64_t layers) : config(make_preset("35b-a3b", layers).config), threads(0) {
+    cuda::open();
+    weights = Weights(config, DType::bf16, Device::cuda);
+    Stream stream(threads, Device::cuda);
+    init_weights(weights, config, 1, 0.02, &threads, &stream);
+    stream.synchronize();
+    std::printf("%s: %ld layers, %.2f GB of weights\n", cuda::device_info().name.c_str(), layers,
+                static_cast<double>(weights.bytes()) / 1e9);
+  }
+  ModelConfig config;
+  ThreadPool threads;
+  Weights weights;
+};
+
+int32_t token(const ModelConfig& c, uint32_t sequence, uint32_t i) {
+  return static_cast<int32_t>(random_word({.seed = 3, .group = sequence}, i) % static_cast<uint32_t>(c.vocab_size));
+}
+
+double figure(const Metrics& metrics, const char* name) {
+  for (const auto& [key, value] : metrics) {
+    if (key == name) return value;
+  }
+  return 0;
+}
+
+void train(int64_t layers, int64_t tokens, int64_t sequences) {
+  Model model(layers);
+  TrainOptions options;
+  options.pack = {.dynamic = true, .max_tokens = tokens};
+  options.objective = Objective::supervised;
+  options.recompute = Recompute::full;
+  options.mtp = true;
+  options.optim.train_mtp = true;
+  options.optim.lr = 1e-6;
+  TrainStep step(model.config, model.weights, model.threads, options);
+  std::vector<Trajectory> samples(static_cast<size_t>(sequences));
+  std::vector<const Trajectory*> picked;
+  for (size_t i = 0; i < samples.size(); i++) {
+    for (int64_t p = 0; p < tokens / sequences; p++) {
+      samples[i].tokens.push_back(token(model.config, static_cast<uint32_t>(i), static_cast<uint32_t>(p)));
+    }
+    samples[i].response_length = static_cast<int32_t>(samples[i].tokens.size()) - 1;
+    samples[i].loss_mask.assign(static_cast<size_t>(samples[i].response_length), 1);
+    picked.push_back(&samples[i]);
+  }
+  std::vector<double> gradients, update;
+  for (int i = 0; i < 8; i++) {
+    const Metrics m = step.run(picked, std::vector<TokenTargets>(picked.size()));
+    std::printf("  loss %.5f mtp %.5f grad norm %.5f: gradients %.1f ms, optimizer %.1f ms\n", figure(m, "train/loss"),
+                figure(m, "train/mtp_loss"), figure(m, "train/grad_norm"), 1e3 * figure(m, "perf/gradients_time"),
+                1e3 * figure(m, "perf/optimizer_time"));
+    if (i >= 2) gradients.push_back(figure(m, "perf/gradients_time"));
+    if (i >= 2) update.push_back(figure(m, "perf/optimizer_time"));
+  }
+  const auto median = [](std::vector<double> x) {
+    std::nth_element(x.begin(), x.begin() + static_cast<int64_t>(x.size() / 2), x.end());
+    return x[x.size() / 2];
+  };
+  std::printf("train, %ld layers, %ld sequences of %ld tokens: %.1f ms, %.0f tok/s; AdamW %.1f ms\n", layers, sequences,
+              tokens / sequences, 1e3 * median(gradients), static_cast<double>(tokens) / median(gradients),
+              1e3 * median(update));
+}
+
+void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
+  Model model(layers);
+  constexpr int64_t warm = 16, timed = 96;
+  const int64_t longest = context + (warm + timed) * (1 + drafts) + 64;
+  Engine engine(model.config, model.weights,
+                {.max_running = batch, .drafts = drafts, .max_tokens = longest, .prefill_budget = 8192}, model.threads);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < batch; i++) {
+    Request r{.samples = 1,
+              .params = {.temperature = 1},
+              .max_new_tokens = (warm + timed) * (1 + drafts),
+              .seed = 7,
+              .group_index = i};
+    for (int64_t p = 0; p < context; p++) {
+      r.prompt.push_back(token(model.config, static_cast<uint32_t>(i), static_cast<uint32_t>(p)));
+    }
+    requests.push_back(std::move(r));
+  }
+  const auto begun = Clock::now();
+  double prefilled = 0, from = 0, to = 0;
+  int64_t steps = 0, from_step = 0, to_step = 0, from_tokens = 0, to_tokens = 0;
+  engine.generate(requests, [&](size_t done, int64_t tokens) {
+    steps++;
+    if (tokens == 0) prefilled = seconds_since(begun);
+    if (from == 0 && tokens >= batch * warm) from = seconds_since(begun), from_step = steps, from_tokens = tokens;
+    if (done == 0) to = seconds_since(begun), to_step = steps, to_tokens = tokens;
+  });
+  const double n = static_cast<double>(to_step - from_step);
+  std::printf(
+      "decode, %ld layers, batch %ld at %ld tokens, %ld drafts: %.3f ms a step, %.0f tok/s (%.2f tokens a step and "
+      "sequence); "
+      "prefill about %.0f tok/s\n",
+      layers, batch, context, drafts, 1e3 * (to - from) / n, static_cast<double>(to_tokens - from_tokens) / (to - from),
+      static_cast<double>(to_tokens - from_tokens) / n / static_cast<double>(batch),
+      static_cast<double>(batch * context) / std::max(prefilled, 1e-9));
+}
+
+void prefill(int64_t layers, int64_t tokens) {
+  Model model(layers);
+  Engine engine(model.config, model.weights, {.max_running = 1, .max_tokens = tokens + 2, .prefill_budget = 8192},
+                model.threads);
+  for (int i = 0; i < 3; i++) {
+    Request r{.samples = 1, .params = {.temperature = 1}, .max_new_tokens = 1, .seed = 7, .group_index = i};
+    for (int64_t p = 0; p < tokens; p++) r.prompt.push_back(token(model.config, 1, static_cast<uint32_t>(p)));
+    const auto begun = Clock::now();
+    engine.generate({&r, 1});
+    std::printf("prefill, %ld layers, %ld tokens: %.0f tok/s\n", layers, tokens,
+                static_cast<double>(tokens) / seconds_since(begun));
+  }
+}
+
+}  // namespace
+}  // namespace furlong::bench
+
+int main(int argc, char** argv) {
+  using namespace furlong::bench;
+  const auto number = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
+  try {
+    if (argc > 1 && std::strcmp(argv[1], "train") == 0) {
+      train(number(2, 4), number(3, 8192), number(4, 1));
+    } else if (argc > 1 && std::strcmp(argv[1], "decode") == 0) {
+      decode(number(2, 40), number(3, 64), number(4, 4096), number(5, 0));
+    } else if (argc > 1 && std::strcmp(argv[1], "prefill") == 0) {
+      prefill(number(2, 40), number(3, 32768));
+    } else {
+      std::printf(
+          "bench_gpu train LAYERS TOKENS SEQUENCES | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS TOKENS\n");
+    }
+  } catch (const std::exception& e) {
+    std::fprintf(stderr, "bench_gpu: %s\n", e.what());
+    return 4;
+  }
+  return 0;
+}

@@ -1,0 +1,113 @@
+// The gated delta rule's operands as its kernels see them, and the chunks of a batch.
+#pragma once
+#include "ops/cuda/kernel.cuh"
+#include "ops/delta_rule.h"
+
+namespace furlong::cuda::delta {
+
+constexpr int chunk_rows = static_cast<int>(delta_chunk);
+constexpr float l2_eps = 1e-6f;
+
+// Everything but the model's own dtype; pointers are null where a tensor is undefined.
+struct Call {
+  int rows, segments;
+  int kh, vh, dk, dv, group;  // group: value heads per key head
+  const int32_t *starts, *positions;
+  const int32_t *slots, *speculative;
+  float *state, *ring_k, *ring_u;
+  double* ring_g;
+  int ring;
+  const float *g, *beta;
+  float *q, *k, *q_r, *k_r, *u;
+  double* gamma;
+  float* states;
+  const float* state0;
+  float* state1;
+
+  __device__ int64_t state_size() const { return static_cast<int64_t>(dk) * dv; }
+  __device__ const float* ring_k_at(int slot, int position, int key_head) const {
+    return ring_k + ((static_cast<int64_t>(slot) * ring + position % ring) * kh + key_head) * dk;
+  }
+  __device__ const float* ring_u_at(int slot, int position, int head) const {
+    return ring_u + ((static_cast<int64_t>(slot) * ring + position % ring) * vh + head) * dv;
+  }
+  __device__ double ring_g_at(int slot, int position, int head) const {
+    return ring_g[(static_cast<int64_t>(slot) * ring + position % ring) * vh + head];
+  }
+};
+
+template <class T>
+T* data_or_null(const Tensor& t) {
+  return t.defined() ? t.as<T>() : nullptr;
+}
+
+inline Call call_of(const Tensor& g, const Tensor& beta, const Tensor& state0, const Tensor& state1,
+                    const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved, const DeltaShape& d) {
+  Call c{};
+  c.rows = static_cast<int>(g.rows());
+  c.segments = static_cast<int>(segments.count());
+  c.kh = static_cast<int>(d.key_heads), c.vh = static_cast<int>(d.value_heads);
+  c.dk = static_cast<int>(d.key_dim), c.dv = static_cast<int>(d.value_dim), c.group = c.vh / c.kh;
+  c.starts = segments.starts.as<int32_t>(), c.positions = segments.positions.as<int32_t>();
+  if (slots.defined()) {
+    c.slots = slots.slots.as<int32_t>(), c.speculative = slots.speculative.as<int32_t>();
+    c.state = slots.state.as<float>(), c.ring_k = slots.ring_k.as<float>(), c.ring_u = slots.ring_u.as<float>();
+    c.ring_g = slots.ring_g.as<double>(), c.ring = static_cast<int>(slots.ring_k.dim(1));
+  }
+  c.g = g.as<float>(), c.beta = beta.as<float>();
+  c.q = saved.q.as<float>(), c.k = saved.k.as<float>(), c.q_r = saved.q_r.as<float>(), c.k_r = saved.k_r.as<float>();
+  c.u = saved.u.as<float>(), c.gamma = saved.gamma.as<double>();
+  c.states = data_or_null<float>(saved.states);
+  c.state0 = data_or_null<float>(state0), c.state1 = data_or_null<float>(state1);
+  return c;
+}
+
+// One chunk of a segment. Its row r, of 64, is row base + r of the batch for lo <= r < hi; rows before lo, where the
+// segment begins within the chunk, lie in the slot's ring.
+struct Chunk {
+  int segment, base, begin;  // begin: the position of row 0
+  int16_t lo, hi;
+};
+
+// Where a batch's chunks are listed, in device memory: chunks[total()] in segment order, first[s] the first of a
+// segment, first[segments] their number.
+struct Plan {
+  Chunk* chunks;
+  int* first;
+};
+
+// At most this many chunks: each segment adds at most two that are not full.
+inline int64_t most_chunks(int64_t rows, int64_t segments) {
+  return std::min(rows, rows / delta_chunk + 2 * segments);
+}
+
+__device__ inline Chunk chunk_of(const Call& c, int segment, int index) {
+  const int start = c.starts[segment], rows = c.starts[segment + 1] - start, p = c.positions[start];
+  const int begin = (p / chunk_rows + index) * chunk_rows, base = start + begin - p;
+  return {segment, base, begin, static_cast<int16_t>(max(0, p - begin)),
+          static_cast<int16_t>(min(chunk_rows, p + rows - begin))};
+}
+
+__device__ inline int chunks_in(const Call& c, int segment) {
+  const int start = c.starts[segment], end = c.starts[segment + 1];
+  if (start == end) return 0;
+  const int p = c.positions[start];
+  return (p + end - start - 1) / chunk_rows - p / chunk_rows + 1;
+}
+
+// Launches what fills the plan.
+void make_plan(Queue&, const Call&, const Plan&);
+
+constexpr bool tensor_cores = true;
+// The heads of the generic kernels and those of the released models.
+inline bool fits_tensor_cores(const Tensor& x, const DeltaShape& d) {
+  return tensor_cores && x.dtype() == DType::bf16 && d.key_dim == 128 && d.value_dim == 128 && x.row_stride() % 8 == 0 &&
+         reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+}
+
+void forward_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
+void decode_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
+void backward_128(Queue&, const Call&, const Tensor& dx, const Tensor& dg, const Tensor& dbeta, const Tensor& dstate0,
+                  const Tensor& do_, const Tensor& dstate1, const Tensor& x);
+
+}  // namespace furlong::cuda::delta

@@ -1,0 +1,84 @@
+#include "ops/cuda/grouped.h"
+
+#include <cudaTypedefs.h>
+
+#include "ops/cuda/kernel.cuh"
+
+namespace furlong::cuda {
+namespace grouped {
+namespace {
+
+PFN_cuTensorMapEncodeTiled_v12000 encoder() {
+  static const auto encode = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found{};
+    check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found),
+          "cuTensorMapEncodeTiled");
+    CHECK(found == cudaDriverEntryPointSuccess && entry != nullptr, "the driver has no cuTensorMapEncodeTiled");
+    return reinterpret_cast<PFN_cuTensorMapEncodeTiled_v12000>(entry);
+  }();
+  return encode;
+}
+
+bool whole_16_bytes(const Tensor& t) {
+  return t.dtype() == DType::bf16 && t.row_stride() % 8 == 0 && reinterpret_cast<uintptr_t>(t.data()) % 16 == 0;
+}
+
+// Whether the tensor cores' body takes dy (or y) and x of these shapes.
+bool regular(const Tensor& y, const Tensor& x, const Tensor& offsets) {
+  return whole_16_bytes(y) && whole_16_bytes(x) && y.dim(1) % 64 == 0 && x.dim(1) % 64 == 0 &&
+         offsets.rows() <= most_experts + 1;
+}
+
+}  // namespace
+
+CUtensorMap box_map(void* data, DType dtype, int64_t rows, int64_t columns, int64_t stride, int box_rows) {
+  const size_t size = size_of(dtype);
+  const cuuint64_t extents[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
+  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * size};
+  const cuuint32_t box[] = {static_cast<cuuint32_t>(128 / size), static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  CUtensorMap map;
+  const CUresult result =
+      encoder()(&map, dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_FLOAT32, 2,
+                data, extents, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CHECK(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled refused a map");
+  return map;
+}
+
+int* zero_counter(Queue& queue) {
+  int* counter = queue.scratch<int>(1);
+  check(cudaMemsetAsync(counter, 0, sizeof(int), queue.stream), "cudaMemsetAsync");
+  return counter;
+}
+
+}  // namespace grouped
+
+void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets) {
+  if (w.dtype() == DType::bf16 && grouped::regular(y, x, offsets)) {
+    grouped::tensor_rows(stream, y, x, w, offsets, false);
+  } else {
+    grouped::generic_rows(stream, y, x, w, offsets, false);
+  }
+  check_launch(stream.queue(), "grouped_linear");
+}
+
+void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
+  if (w.dtype() == DType::bf16 && grouped::regular(dy, dx, offsets)) {
+    grouped::tensor_rows(stream, dx, dy, w, offsets, true);
+  } else {
+    grouped::generic_rows(stream, dx, dy, w, offsets, true);
+  }
+  check_launch(stream.queue(), "grouped_linear_dx");
+}
+
+void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
+  if (grouped::regular(dy, x, offsets)) {
+    grouped::tensor_dw(stream, dw, dy, x, offsets);
+  } else {
+    grouped::generic_dw(stream, dw, dy, x, offsets);
+  }
+  check_launch(stream.queue(), "grouped_linear_dw");
+}
+
+}  // namespace furlong::cuda

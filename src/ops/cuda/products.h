@@ -1,0 +1,19 @@
+// The library's products and our own kernels beside it, as linear.cu chooses between them.
+#pragma once
+#include "ops/cuda/blas.h"
+
+namespace furlong::cuda {
+
+// Any shape and alignment, a and b in f32 or bf16 each; every number is one sum over k in order.
+void plain_product(Queue&, const Product&);
+
+// y (T,N) = x (T,K) · w (N,K)ᵀ in bf16 for the few rows of decoding, at the speed of reading w.
+bool is_skinny(const Tensor& y, const Tensor& x, const Tensor& w);
+void skinny_linear(Queue&, const Tensor& y, const Tensor& x, const Tensor& w);
+
+// The three products of a weight with one row, N = 1.
+void narrow_linear(Queue&, const Tensor& y, const Tensor& x, const Tensor& w);
+void narrow_linear_dx(Queue&, const Tensor& dx, const Tensor& dy, const Tensor& w, bool accumulate);
+void narrow_linear_dw(Queue&, const Tensor& dw, const Tensor& dy, const Tensor& x);
+
+}  // namespace furlong::cuda

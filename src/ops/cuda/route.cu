@@ -1,0 +1,322 @@
+// Routing: the choice of experts, the stable sort of choices by expert, the gradient of the weights.
+#include "ops/cuda/kernel.cuh"
+
+namespace furlong::cuda {
+namespace {
+
+constexpr int route_threads = 128, route_warps = route_threads / warp;
+constexpr unsigned all_lanes = 0xffffffffu;
+
+// Numbers in the order of floats; -0 and 0 are one.
+__device__ uint32_t ordered(float x) {
+  const uint32_t u = __float_as_uint(x + 0.0f);
+  return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+__device__ float unordered(uint32_t u) { return __uint_as_float(u & 0x80000000u ? u & 0x7fffffffu : ~u); }
+
+// The largest number of a warp's lanes and the lowest expert that offers it, 0 being no offer.
+__device__ void warp_best(uint32_t& key, int& expert) {
+  const uint32_t top = __reduce_max_sync(all_lanes, key);
+  expert = static_cast<int>(__reduce_min_sync(all_lanes, key == top ? static_cast<unsigned>(expert) : ~0u));
+  key = top;
+}
+
+// ids and weights of a token, a warp for each: k times the largest logit that is left. A lane holds those of PerLane
+// experts in registers and strikes out what was taken; 0: any number of experts, read again each time and passed over
+// where they come before the last one taken.
+template <int PerLane>
+__global__ __launch_bounds__(route_threads) void route_kernel(int32_t* ids, float* weights, const float* logits,
+                                                              int64_t stride, int64_t rows, int experts, int k) {
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * route_warps + threadIdx.x / warp;
+  const int lane = threadIdx.x % warp;
+  if (t >= rows) return;
+  const float* row = logits + t * stride;
+  uint32_t keys[PerLane > 0 ? PerLane : 1];
+#pragma unroll
+  for (int i = 0; i < PerLane; i++) keys[i] = lane + i * warp < experts ? max(ordered(row[lane + i * warp]), 1u) : 0;
+  uint32_t last = ~0u;
+  int last_expert = -1;
+  float first = 0, sum = 0;
+  for (int c = 0; c < k; c++) {
+    uint32_t best = 0;
+    int expert = 0;
+    if constexpr (PerLane > 0) {
+#pragma unroll
+      for (int i = 0; i < PerLane; i++) {
+        if (keys[i] > best) {
+          best = keys[i];
+          expert = lane + i * warp;
+        }
+      }
+    } else {
+      for (int e = lane; e < experts; e += warp) {
+        const uint32_t key = max(ordered(row[e]), 1u);
+        if (key > best && (key < last || (key == last && e > last_expert))) {
+          best = key;
+          expert = e;
+        }
+      }
+    }
+    warp_best(best, expert);
+    last = best;
+    last_expert = expert;
+#pragma unroll
+    for (int i = 0; i < PerLane; i++) {
+      if (lane + i * warp == expert) keys[i] = 0;
+    }
+    const float logit = unordered(best);
+    if (c == 0) first = logit;
+    const float p = expf(logit - first);
+    sum += p;
+    if (lane == c % warp) {
+      ids[t * k + c] = expert;
+      weights[t * k + c] = p;
+    }
+  }
+  for (int c = lane; c < k; c += warp) weights[t * k + c] /= sum;  // each lane what it wrote
+}
+
+// dlogits of a token, a warp for each: zeros, then p (dp - Σ p dp) at its experts.
+__global__ __launch_bounds__(route_threads) void route_backward_kernel(float* dlogits, int64_t stride,
+                                                                       const float* dweights, const int32_t* ids,
+                                                                       const float* weights, int64_t rows, int experts,
+                                                                       int k) {
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * route_warps + threadIdx.x / warp;
+  const int lane = threadIdx.x % warp;
+  if (t >= rows) return;
+  float* row = dlogits + t * stride;
+  for (int e = lane; e < experts; e += warp) row[e] = 0;
+  float mean = 0;
+  for (int c = lane; c < k; c += warp) mean += weights[t * k + c] * dweights[t * k + c];
+  mean = warp_sum(mean);
+  __syncwarp();
+  for (int c = lane; c < k; c += warp) {
+    const float p = weights[t * k + c];
+    row[ids[t * k + c]] = p * (dweights[t * k + c] - mean);
+  }
+}
+
+// ---- The sort. A block takes a run of choices; each of its warps an equal run of these, 32 at a time. ----
+
+constexpr int most_experts = 4096;
+
+struct Sort {
+  const int32_t* ids;
+  int32_t *offsets, *row_of, *token_of;
+  int32_t* counts;  // (blocks, experts): choices of an expert in a block; null where there is one block
+  int64_t choices;
+  int experts, k;
+};
+
+// A warp takes 32 · Rounds choices.
+template <int Rounds>
+__device__ int64_t begin_of(int warp_index) {
+  return (static_cast<int64_t>(blockIdx.x) * (blockDim.x / warp) + warp_index) * warp * Rounds;
+}
+
+__device__ int expert_at(const Sort& s, int64_t i) {
+  if (i >= s.choices) return -1;
+  const int e = s.ids[i];
+  if (static_cast<unsigned>(e) >= static_cast<unsigned>(s.experts)) __trap();
+  return e;
+}
+
+// The exclusive sum over a block of one number a thread; `total` is the sum of all. `sums` holds 33 numbers.
+__device__ int block_scan(int x, int* sums, int& total) {
+  const int lane = threadIdx.x % warp, wi = threadIdx.x / warp, count = blockDim.x / warp;
+  int sum = x;
+#pragma unroll
+  for (int d = 1; d < warp; d *= 2) {
+    const int other = __shfl_up_sync(all_lanes, sum, d);
+    if (lane >= d) sum += other;
+  }
+  __syncthreads();
+  if (lane == warp - 1) sums[wi] = sum;
+  __syncthreads();
+  if (wi == 0) {
+    int mine = lane < count ? sums[lane] : 0;
+#pragma unroll
+    for (int d = 1; d < warp; d *= 2) {
+      const int other = __shfl_up_sync(all_lanes, mine, d);
+      if (lane >= d) mine += other;
+    }
+    sums[lane + 1] = mine;
+    if (lane == 0) sums[0] = 0;
+  }
+  __syncthreads();
+  total = sums[warp];
+  return sums[wi] + sum - x;
+}
+
+// counts[block][e] = the block's choices of expert e.
+template <int Rounds>
+__global__ void count_kernel(Sort s) {
+  extern __shared__ int shared[];
+  for (int e = threadIdx.x; e < s.experts; e += blockDim.x) shared[e] = 0;
+  __syncthreads();
+  const int lane = threadIdx.x % warp, wi = threadIdx.x / warp;
+#pragma unroll
+  for (int r = 0; r < Rounds; r++) {
+    const int e = expert_at(s, begin_of<Rounds>(wi) + r * warp + lane);
+    if (e >= 0) atomicAdd(&shared[e], 1);
+  }
+  __syncthreads();
+  for (int e = threadIdx.x; e < s.experts; e += blockDim.x) s.counts[int64_t{blockIdx.x} * s.experts + e] = shared[e];
+}
+
+// A choice's place among those of its warp's run: equal experts before it in the 32 at hand, and `seen` in those
+// before.
+__device__ int rank_of(int e, uint16_t* seen) {
+  const unsigned same = __match_any_sync(all_lanes, e);
+  const int lane = threadIdx.x % warp, before = __popc(same & ((1u << lane) - 1));
+  const int rank = e < 0 ? 0 : seen[e] + before;
+  __syncwarp();
+  if (e >= 0 && before == 0) seen[e] = static_cast<uint16_t>(seen[e] + __popc(same));
+  __syncwarp();
+  return rank;
+}
+
+// Turns the warps' numbers of choices of an expert into those of the warps before; returns the sum.
+__device__ int sum_of_warps(uint16_t* seen, int experts, int count) {
+  constexpr int at_once = 8;
+  int before = 0;
+  for (int w0 = 0; w0 < count; w0 += at_once) {
+    int n[at_once];
+#pragma unroll
+    for (int w = 0; w < at_once; w++) n[w] = seen[(w0 + w) * experts];
+#pragma unroll
+    for (int w = 0; w < at_once; w++) {
+      seen[(w0 + w) * experts] = static_cast<uint16_t>(before);
+      before += n[w];
+    }
+  }
+  return before;
+}
+
+// Rows of all choices. The row of a choice: choices of lower experts, those of its expert in earlier blocks, in earlier
+// warps of the block, and earlier ones of its warp.
+template <int Rounds>
+__global__ void place_kernel(Sort s) {
+  extern __shared__ int shared[];
+  __shared__ int sums[warp + 1];
+  const int lane = threadIdx.x % warp, wi = threadIdx.x / warp, count = blockDim.x / warp;
+  const int64_t begin = begin_of<Rounds>(wi) + lane;
+  int e[Rounds], rank[Rounds];
+#pragma unroll
+  for (int r = 0; r < Rounds; r++) e[r] = expert_at(s, begin + r * warp);
+  int* first = shared;                                                         // of an expert in this block
+  auto* seen = reinterpret_cast<uint16_t*>(shared + (s.experts + 1) / 2 * 2);  // (warps, experts)
+  for (int i = threadIdx.x; i < s.experts * count / 2; i += blockDim.x) reinterpret_cast<uint32_t*>(seen)[i] = 0;
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < Rounds; r++) rank[r] = rank_of(e[r], seen + wi * s.experts);
+  __syncthreads();
+
+  int done = 0;  // choices of the experts before
+  for (int e0 = 0; e0 < s.experts; e0 += blockDim.x) {
+    const int mine = e0 + threadIdx.x;
+    int total = 0, earlier = 0;
+    if (mine < s.experts) {
+      total = sum_of_warps(seen + mine, s.experts, count);
+      if (s.counts != nullptr) {
+        total = 0;
+#pragma unroll 32
+        for (int b = 0; b < gridDim.x; b++) {
+          const int n = s.counts[int64_t{b} * s.experts + mine];
+          if (b < blockIdx.x) earlier += n;
+          total += n;
+        }
+      }
+    }
+    int all = 0;
+    const int start = done + block_scan(total, sums, all);
+    if (mine < s.experts) {
+      first[mine] = start + earlier;
+      if (blockIdx.x == 0) s.offsets[mine] = start;
+    }
+    done += all;
+  }
+  if (blockIdx.x == 0 && threadIdx.x == 0) s.offsets[s.experts] = done;
+  __syncthreads();
+
+#pragma unroll
+  for (int r = 0; r < Rounds; r++) {
+    if (e[r] < 0) continue;
+    const int64_t i = begin + r * warp;
+    const int row = first[e[r]] + seen[wi * s.experts + e[r]] + rank[r];
+    s.row_of[i] = row;
+    s.token_of[row] = static_cast<int32_t>(i / s.k);
+  }
+}
+
+template <int Rounds>
+void launch_sort(Queue& queue, Sort s, int threads) {
+  static const bool allowed [[maybe_unused]] = [] {
+    check(cudaFuncSetAttribute(place_kernel<Rounds>, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 * 1024),
+          "sort_by_expert");
+    return true;
+  }();
+  const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, blocks_for(s.choices, threads * Rounds)));
+  const size_t counted = static_cast<size_t>(s.experts + 1) / 2 * 2 * sizeof(int);
+  if (blocks > 1) {
+    s.counts = queue.scratch<int32_t>(int64_t{blocks} * s.experts);
+    count_kernel<Rounds><<<blocks, threads, counted, queue.stream>>>(s);
+  }
+  place_kernel<Rounds><<<blocks, threads, counted + counted / 2 * (threads / warp), queue.stream>>>(s);
+}
+
+template <int PerLane>
+void launch_route(Queue& queue, const Routing& r, const Tensor& logits) {
+  const int64_t rows = logits.rows();
+  route_kernel<PerLane><<<static_cast<unsigned>(blocks_for(rows, route_warps)), route_threads, 0, queue.stream>>>(
+      data_of<int32_t>(r.ids), data_of<float>(r.weights), data_of<float>(logits), logits.row_stride(), rows,
+      static_cast<int>(logits.dim(1)), static_cast<int>(r.ids.dim(1)));
+}
+
+}  // namespace
+
+void route(Stream& stream, const Routing& routing, Tensor logits) {
+  Queue& queue = stream.queue();
+  CHECK(logits.dtype() == DType::f32, "routing logits in {}", name_of(logits.dtype()));
+  if (logits.dim(1) <= 8 * warp) {
+    launch_route<8>(queue, routing, logits);
+  } else {
+    launch_route<0>(queue, routing, logits);
+  }
+  check_launch(queue, "route");
+}
+
+void sort_by_expert(Stream& stream, const Routing& routing) {
+  Queue& queue = stream.queue();
+  const int64_t experts = routing.offsets.rows() - 1, choices = routing.ids.numel();
+  CHECK(experts <= most_experts && choices < INT32_MAX, "{} choices of {} experts", choices, experts);
+  const Sort s{data_of<int32_t>(routing.ids),
+               data_of<int32_t>(routing.offsets),
+               data_of<int32_t>(routing.row_of),
+               data_of<int32_t>(routing.token_of),
+               nullptr,
+               choices,
+               static_cast<int>(experts),
+               static_cast<int>(routing.ids.dim(1))};
+  // Few choices: one block. More: a block for each 1024, and larger ones once their number weighs.
+  const int threads = experts <= 1024 && choices > 512 ? 1024 : 256;
+  if (choices <= threads || (choices > 4096 && choices <= 1024 * 128)) {
+    launch_sort<1>(queue, s, threads);
+  } else if (choices <= 1024 * 1024) {
+    launch_sort<4>(queue, s, threads);
+  } else {
+    launch_sort<16>(queue, s, threads);
+  }
+  check_launch(queue, "sort_by_expert");
+}
+
+void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routing& routing) {
+  Queue& queue = stream.queue();
+  const int64_t rows = dlogits.rows();
+  route_backward_kernel<<<static_cast<unsigned>(blocks_for(rows, route_warps)), route_threads, 0, queue.stream>>>(
+      data_of<float>(dlogits), dlogits.row_stride(), data_of<float>(dweights), data_of<int32_t>(routing.ids),
+      data_of<float>(routing.weights), rows, static_cast<int>(dlogits.dim(1)), static_cast<int>(routing.ids.dim(1)));
+  check_launch(queue, "route_backward");
+}
+
+}  // namespace furlong::cuda

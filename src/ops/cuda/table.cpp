@@ -1,0 +1,59 @@
+#include "ops/cuda/bodies.h"
+
+namespace furlong::cuda {
+
+const OpTable& ops() {
+  static const OpTable table = {
+      .isa = "cuda",
+      .rms_norm = rms_norm,
+      .rms_norm_backward = rms_norm_backward,
+      .gated_rms_norm = gated_rms_norm,
+      .gated_rms_norm_backward = gated_rms_norm_backward,
+      .linear = linear,
+      .linear_dx = linear_dx,
+      .linear_dw = linear_dw,
+      .grouped_linear = grouped_linear,
+      .grouped_linear_dx = grouped_linear_dx,
+      .grouped_linear_dw = grouped_linear_dw,
+      .norm_rope = norm_rope,
+      .norm_rope_backward = norm_rope_backward,
+      .attention = attention,
+      .attention_backward = attention_backward,
+      .attention_gate = attention_gate,
+      .attention_gate_backward = attention_gate_backward,
+      .conv_silu = conv_silu,
+      .conv_silu_backward = conv_silu_backward,
+      .delta_gates = delta_gates,
+      .delta_gates_backward = delta_gates_backward,
+      .delta_rule = delta_rule,
+      .delta_rule_backward = delta_rule_backward,
+      .delta_commit = delta_commit,
+      .route = route,
+      .sort_by_expert = sort_by_expert,
+      .route_backward = route_backward,
+      .gather_rows = gather_rows,
+      .gather_rows_backward = gather_rows_backward,
+      .combine = combine,
+      .combine_backward = combine_backward,
+      .routing_weight_gradient = routing_weight_gradient,
+      .scale_rows = scale_rows,
+      .swiglu = swiglu,
+      .swiglu_backward = swiglu_backward,
+      .embed = embed,
+      .embed_backward = embed_backward,
+      .scatter_rows = scatter_rows,
+      .log_prob = log_prob,
+      .log_prob_backward = log_prob_backward,
+      .add = add,
+      .convert = convert,
+      .sum_of_squares = sum_of_squares,
+      .all_finite = all_finite,
+      .set_zero = set_zero,
+      .adamw = adamw,
+      .sample = sample,
+      .random_normal = random_normal,
+  };
+  return table;
+}
+
+}  // namespace furlong::cuda
