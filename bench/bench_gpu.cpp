@@ -88,7 +88,13 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
   constexpr int64_t warm = 16, timed = 96;
   const int64_t longest = context + (warm + timed) * (1 + drafts) + 64;
   Engine engine(model.config, model.weights,
-                {.max_running = batch, .drafts = drafts, .max_tokens = longest, .prefill_budget = 8192}, model.threads);
+                {.max_running = batch,
+                 .drafts = drafts,
+                 .max_tokens = longest,
+                 .prefill_budget = 8192,
+                 .graph_batches = {batch},
+                 .forced_accept_length = drafts > 0 ? 2.49 : 0},
+                model.threads);
   std::vector<Request> requests;
   for (int64_t i = 0; i < batch; i++) {
     Request r{.samples = 1,

@@ -75,7 +75,8 @@ void training(Stream& stream, int64_t sequences, int64_t length) {
   const int64_t chunks = sequences * ((length + 63) / 64);
   const DType h = DType::bf16, f = DType::f32;
   const Numbers x(stream, h, {T, channels}, -1, 1), y(stream, h, {T, channels}), w(stream, h, {channels, 1, 4}, -1, 1);
-  const Numbers dw(stream, f, {channels, 1, 4}), g(stream, f, {T, heads}, -0.2, -0.001), beta(stream, f, {T, heads}, 0, 1);
+  const Numbers dw(stream, f, {channels, 1, 4}), g(stream, f, {T, heads}, -0.2, -0.001),
+      beta(stream, f, {T, heads}, 0, 1);
   const Numbers o(stream, h, {T, vd}), dout(stream, h, {T, vd}, -1, 1), dx(stream, h, {T, channels});
   const Numbers q(stream, f, {T, 16, 128}), k(stream, f, {T, 16, 128}), qr(stream, f, {T, 16}), kr(stream, f, {T, 16});
   const Numbers u(stream, f, {T, heads, 128}), gamma(stream, DType::f64, {T, heads});
@@ -85,20 +86,23 @@ void training(Stream& stream, int64_t sequences, int64_t length) {
   const double dt = static_cast<double>(T);
   // Per chunk and head: six products of 64x128x128 and 64x64x128 kind forward, about 2.6 times as many backward.
   const double forward = dt / 64 * heads * 2 * (4.0 * 64 * 64 * 128 + 3.0 * 64 * 128 * 128);
-  const double moved = dt * (channels + vd) * 2, saves = dt * (2.0 * kd + vd) * 4 + static_cast<double>(chunks) * heads * 65536;
+  const double moved = dt * (channels + vd) * 2,
+               saves = dt * (2.0 * kd + vd) * 4 + static_cast<double>(chunks) * heads * 65536;
   report("conv forward " + name, median_ms(stream, [&] { ops.conv_silu(stream, y, x, w, segments, {}); }), 0,
          dt * channels * 4);
   report("conv backward " + name, median_ms(stream, [&] { ops.conv_silu_backward(stream, dx, dw, y, x, w, segments); }),
          0, dt * channels * 6);
-  report("delta forward " + name, median_ms(stream, [&] {
-           ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, {}, saved, shape);
-         }), forward, moved + saves);
-  report("delta forward, no states " + name, median_ms(stream, [&] {
-           ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, {}, scoring, shape);
-         }), forward, moved + dt * (2.0 * kd + vd) * 4);
-  report("delta backward " + name, median_ms(stream, [&] {
-           ops.delta_rule_backward(stream, dx, dg, db, {}, dout, {}, x, g, beta, segments, saved, shape);
-         }), 2.6 * forward, 2 * moved + saves);
+  report("delta forward " + name,
+         median_ms(stream, [&] { ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, {}, saved, shape); }), forward,
+         moved + saves);
+  report("delta forward, no states " + name,
+         median_ms(stream, [&] { ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, {}, scoring, shape); }),
+         forward, moved + dt * (2.0 * kd + vd) * 4);
+  report(
+      "delta backward " + name,
+      median_ms(stream,
+                [&] { ops.delta_rule_backward(stream, dx, dg, db, {}, dout, {}, x, g, beta, segments, saved, shape); }),
+      2.6 * forward, 2 * moved + saves);
 }
 
 void decode(Stream& stream, int64_t sequences, int64_t rows) {
@@ -110,15 +114,18 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
   for (int64_t s = 0; s < sequences; s++) {
     const int64_t at = 1000 + s * 37 % 61;  // rows of the chunk so far: any
     held += static_cast<double>(at % 64);
-    for (int64_t i = 0; i < rows; i++) positions.push_back(static_cast<int32_t>(at / 64 * 64 + std::min<int64_t>(at % 64, 60) + i));
+    for (int64_t i = 0; i < rows; i++)
+      positions.push_back(static_cast<int32_t>(at / 64 * 64 + std::min<int64_t>(at % 64, 60) + i));
     slots.push_back(static_cast<int32_t>(s + 1));
     speculative.push_back(rows > 1);
   }
   const Indices st(stream, starts), po(stream, positions), sl(stream, slots), sp(stream, speculative);
   const Segments segments{st, po};
   const DType h = DType::bf16, f = DType::f32;
-  const Numbers state(stream, f, {sequences + 1, heads, 128, 128}, -1, 1), rk(stream, f, {sequences + 1, ring, 16, 128}, -0.1, 0.1);
-  const Numbers ru(stream, f, {sequences + 1, ring, heads, 128}, -1, 1), rg(stream, DType::f64, {sequences + 1, ring, heads});
+  const Numbers state(stream, f, {sequences + 1, heads, 128, 128}, -1, 1),
+      rk(stream, f, {sequences + 1, ring, 16, 128}, -0.1, 0.1);
+  const Numbers ru(stream, f, {sequences + 1, ring, heads, 128}, -1, 1),
+      rg(stream, DType::f64, {sequences + 1, ring, heads});
   const Numbers win(stream, h, {sequences + 1, window, channels}, -1, 1);
   const Numbers x(stream, h, {T, channels}, -1, 1), y(stream, h, {T, channels}), w(stream, h, {channels, 1, 4}, -1, 1);
   const Numbers g(stream, f, {T, heads}, -0.2, -0.001), beta(stream, f, {T, heads}, 0, 1), o(stream, h, {T, vd});
@@ -130,9 +137,9 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
   const double n = static_cast<double>(sequences);
   report("conv decode " + name, median_ms(stream, [&] { ops.conv_silu(stream, y, x, w, segments, memory); }), 0,
          static_cast<double>(T) * channels * 6 + n * 3 * channels * 2);
-  report("delta decode " + name, median_ms(stream, [&] {
-           ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, memory, saved, shape);
-         }), 0, n * heads * 65536 + held * (16 + 32) * 512);
+  report("delta decode " + name,
+         median_ms(stream, [&] { ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, memory, saved, shape); }), 0,
+         n * heads * 65536 + held * (16 + 32) * 512);
   const Indices before(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 10)),
       after(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 12));
   report("delta commit of none " + name,

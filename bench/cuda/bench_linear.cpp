@@ -77,6 +77,22 @@ void backward(Stream& stream, int64_t m, int64_t k, int64_t n, DType grad = DTyp
   report("dw " + shape, ms, 2 * size(dw.view()) + size(x.view()) + size(dy.view()), 2.0 * m * n * k);
 }
 
+// As in decoding: one product after another, each with a weight that is not in the cache.
+void forward_in_turn(Stream& stream, int64_t m, int64_t k, int64_t n) {
+  const int64_t count = (int64_t{1} << 30) / (k * n * 2);
+  const Random x(DType::bf16, {m, k}), w(DType::bf16, {count, n, k});
+  const OwnedTensor y(DType::bf16, {m, n}, Device::cuda);
+  const double ms = median_ms(
+                        stream,
+                        [&] {
+                          for (int64_t i = 0; i < count; i++) cuda::linear(stream, y, x, w.view().at(i));
+                        },
+                        7) /
+                    static_cast<double>(count);
+  report("linear in turn " + std::to_string(m) + "x" + std::to_string(k) + "x" + std::to_string(n), ms,
+         size(x.view()) + size(y.view()) + 2.0 * k * n, 2.0 * m * n * k);
+}
+
 // How many numbers of a row change with the rows computed beside it.
 void alike(Stream& stream, int64_t k, int64_t n, DType dtype) {
   constexpr int64_t most = 4096;
@@ -96,7 +112,16 @@ void alike(Stream& stream, int64_t k, int64_t n, DType dtype) {
 }
 
 void dense(Stream& stream) {
-  for (const int64_t m : {1, 8, 32, 64, 96, 128, 200, 256, 8192}) {
+  for (const int64_t m : {1, 8, 64, 256}) {
+    forward_in_turn(stream, m, 2048, 8192);
+    forward_in_turn(stream, m, 2048, 4096);
+    forward_in_turn(stream, m, 4096, 2048);
+    forward_in_turn(stream, m, 2048, 512);
+    forward_in_turn(stream, m, 512, 2048);
+    forward_in_turn(stream, m, 2048, 256);
+    forward_in_turn(stream, m, 2048, 32);
+  }
+  for (const int64_t m : {1, 64, 8192}) {
     forward(stream, m, 2048, 8192);
     forward(stream, m, 2048, 4096);
     forward(stream, m, 4096, 2048);
@@ -116,6 +141,8 @@ void dense(Stream& stream) {
   backward(stream, 8192, 2048, 32);
   backward(stream, 8192, 2048, 1, DType::f32);
   backward(stream, 2048, 2048, 248320, DType::f32);
+  backward(stream, 4096, 2048, 248320, DType::f32);
+  backward(stream, 2048, 2048, 248320);
 }
 
 void experts(Stream& stream, int64_t tokens) {
@@ -165,6 +192,14 @@ int main() {
   bench::alike(stream, 2048, 1000, DType::bf16);
   bench::alike(stream, 2048, 8192, DType::f32);
   bench::alike(stream, 256, 96, DType::f32);
+  for (const DType t : {DType::bf16, DType::f32}) {
+    bench::alike(stream, 64, 96, t);
+    bench::alike(stream, 256, 512, t);
+    bench::alike(stream, 64, 130, t);
+    bench::alike(stream, 32, 4, t);
+    bench::alike(stream, 2048, 1, t);
+    bench::alike(stream, 512, 2048, t);
+  }
   bench::experts(stream, 1);
   bench::experts(stream, 256);
   bench::experts(stream, 8192);

@@ -1,6 +1,7 @@
 #include "rollout/engine.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "model/model.h"
 #include "model/mtp.h"
@@ -85,6 +86,10 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
+  if (weights.device() == Device::cuda && !options.graph_batches.empty()) {
+    const int64_t pages = (options.max_tokens + options.drafts + options.page - 1) / options.page + 1;
+    graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+  }
 }
 
 Engine::~Engine() = default;
@@ -109,12 +114,7 @@ void Engine::step(Scheduler& scheduler) {
   Round round;
   build(scheduler, round);
   stats_.steps++;
-  Exec exec{stream_, arena_};
-  Tensor hidden;
-  if (round.batch.rows() > 0) {
-    const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
-    hidden = model_forward(exec, config_, weights_, batch, nullptr);
-  }
+  const Tensor hidden = round.batch.rows() > 0 ? forward(round) : Tensor();
   draw(scheduler, round, hidden);
   if (options_.drafts > 0) extend_drafts(scheduler, round, hidden);
   for (Sample* s : round.fresh) s->fresh = nullptr;
@@ -130,6 +130,21 @@ void Engine::step(Scheduler& scheduler) {
       convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
     }
   }
+}
+
+Tensor Engine::forward(Round& round) {
+  Exec exec{stream_, arena_};
+  const int64_t rows = 1 + options_.drafts;
+  const auto running = static_cast<int64_t>(round.decoding.size());
+  if (graphs_ != nullptr && round.prefixes.empty() && round.batch.rows() == running * rows) {
+    const Tensor tokens = round.batch.batch().tokens;
+    const Tensor hidden =
+        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
+    if (hidden.defined()) return hidden;
+  }
+  const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
+  return model_forward(exec, config_, weights_, batch, nullptr);
 }
 
 void Engine::build(Scheduler& scheduler, Round& round) {
@@ -243,6 +258,10 @@ void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
     const Request& request = scheduler.request(s->request);
     size_t accepted = 0;
     while (accepted < drafts && s->drafts[accepted] == tokens[at + accepted]) accepted++;
+    if (options_.forced_accept_length > 0) {
+      const double rate = options_.forced_accept_length - 1, n = static_cast<double>(s->out.verify_steps);
+      accepted = std::min(drafts, static_cast<size_t>(std::floor((n + 1) * rate) - std::floor(n * rate)));
+    }
     if (drafts > 0) {
       s->out.verify_steps++;
       s->out.drafted += static_cast<int64_t>(drafts);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "model/weights.h"
+#include "rollout/decode_graphs.h"
 #include "rollout/memory.h"
 #include "rollout/request.h"
 #include "rollout/scheduler.h"
@@ -16,11 +17,14 @@ namespace furlong {
 
 struct EngineOptions {
   int64_t max_running = 512;
-  int64_t drafts = 0;             // MTP proposals per round; 0: no speculation
-  int64_t page = 32;              // rows per page
-  int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
-  int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
-  size_t memory_bytes = 0;        // for pages and slots at most; 0: as much as max_running longest requests need
+  int64_t drafts = 0;                  // MTP proposals per round; 0: no speculation
+  int64_t page = 32;                   // rows per page
+  int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
+  int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
+  size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
+  std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
+  // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
+  double forced_accept_length = 0;
   bool greedy_drafts = false;  // drafts by the likeliest token instead of the target's own noise (to measure the gain)
 };
 
@@ -48,6 +52,7 @@ class Engine {
   struct Round;  // what one step works on
   void step(Scheduler&);
   void build(Scheduler&, Round&);
+  Tensor forward(Round&);
   void draw(Scheduler&, Round&, Tensor hidden);
   void extend_drafts(Scheduler&, Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
@@ -62,6 +67,7 @@ class Engine {
   Stream stream_;
   std::unique_ptr<RolloutMemory> memory_;
   Arena arena_;
+  std::unique_ptr<DecodeGraphs> graphs_;
   EngineStats stats_;
 };
 

@@ -203,13 +203,19 @@ const MemoryView& RolloutMemory::view(std::span<const SequenceMemory* const> seq
   const auto n = static_cast<int64_t>(sequences.size());
   const Tensor table = integers(0, table_, {n, static_cast<int64_t>(widest)}), slots = integers(1, slots_, {n});
   const Tensor flags = integers(2, speculative_, {n});
-  for (auto& p : view_.attention) p.table = table;
-  if (view_.mtp.defined()) view_.mtp.table = table;
-  for (auto& d : view_.delta) {
-    d.slots = slots;
-    d.speculative = flags;
-  }
+  view_ = view_over(table, slots, flags);
   return view_;
+}
+
+MemoryView RolloutMemory::view_over(Tensor table, Tensor slots, Tensor speculative) const {
+  MemoryView view = view_;
+  for (auto& p : view.attention) p.table = table;
+  if (view.mtp.defined()) view.mtp.table = table;
+  for (auto& d : view.delta) {
+    d.slots = slots;
+    d.speculative = speculative;
+  }
+  return view;
 }
 
 }  // namespace furlong

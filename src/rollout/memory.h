@@ -58,6 +58,8 @@ class RolloutMemory {
 
   // A view for one segment per sequence; valid until the next call. speculative[i]: the segment's rows may be rejected.
   const MemoryView& view(std::span<const SequenceMemory* const> sequences, std::span<const uint8_t> speculative);
+  // The whole pools under tables of the caller's: table (S, n), slots (S), speculative (S), all i32.
+  MemoryView view_over(Tensor table, Tensor slots, Tensor speculative) const;
 
  private:
   int64_t shared_pages(int64_t prompt) const { return prompt == 0 ? 0 : (prompt - 1) / options_.page; }

@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -35,6 +36,15 @@ void release_pinned(void* memory) noexcept;
 struct Queue;
 std::shared_ptr<Queue> make_queue();
 void synchronize(Queue&);
+
+// A recorded run of launches.
+struct Graph;
+// Records what `body` launches, without running it. It must neither wait for the device nor take memory: run it once
+// before, so that everything it needs is there.
+std::shared_ptr<Graph> record(Queue&, const std::function<void()>& body);
+void launch(Queue&, const Graph&);
+// Changes whenever memory that recorded launches may use has moved: graphs recorded under another value are void.
+uint64_t scratch_version(const Queue&);
 
 // Copies `rows` rows of `width` bytes, strides in bytes, in the queue's order. Each side is host or device memory as it
 // says. A copy to the host has ended on return; one from the host has taken its bytes.

@@ -23,6 +23,9 @@ void* allocate_pinned(size_t) { absent(); }
 void release_pinned(void*) noexcept {}
 std::shared_ptr<Queue> make_queue() { absent(); }
 void synchronize(Queue&) { absent(); }
+std::shared_ptr<Graph> record(Queue&, const std::function<void()>&) { absent(); }
+void launch(Queue&, const Graph&) { absent(); }
+uint64_t scratch_version(const Queue&) { absent(); }
 void copy(Queue&, void*, size_t, bool, const void*, size_t, bool, size_t, size_t) { absent(); }
 void copy_now(void*, const void*, size_t, bool) { absent(); }
 

@@ -205,6 +205,12 @@ EngineOptions engine_options(const Session& session, const Settings& settings, i
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
   }
+  options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
+  if (options.graph_batches.empty()) {
+    options.graph_batches = {1, 2, 4, 8};
+    for (int64_t n = 16; n <= 256; n += 8) options.graph_batches.push_back(n);
+  }
+  std::erase_if(options.graph_batches, [&](int64_t n) { return n > options.max_running + 8; });
   const double available = session.device == Device::cuda ? static_cast<double>(cuda::device_info().free_bytes)
                                                           : static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) *
                                                                 static_cast<double>(sysconf(_SC_PAGESIZE));

@@ -267,10 +267,10 @@ void add_engine(Table& t) {
               .from(1)
               .to(1 << 16),
           row("rollout_cuda_graph_bs", &Settings::rollout_cuda_graph_bs, engine,
-              "batch sizes to capture as CUDA graphs")
+              "batch sizes to record as CUDA graphs; default: 1, 2, 4, 8, then every 8 to 256. Without effect on the "
+              "CPU")
               .unit("sequences")
-              .from(1)
-              .later({""}),
+              .from(1),
           row("rollout_ep_size", &Settings::rollout_ep_size, engine, "expert parallel size of rollout")
               .from(1)
               .later({"1"}),

@@ -16,7 +16,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-
 // Conversations as trajectories: the response begins at the first token to learn.
 std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) {
   if (!session.tokenizer) fail(Exit::input, "{} has no tokenizer.json, which conversations need", session.directory);

@@ -23,7 +23,6 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-
 double find(const Metrics& metrics, const std::string& name, double otherwise = std::nan("")) {
   for (const auto& [key, value] : metrics) {
     if (key == name) return value;

@@ -72,9 +72,11 @@ struct Call {
         u(DType::f32, {rows, d.value_heads, d.value_dim}),
         gamma(DType::f64, {rows, d.value_heads}) {}
 
-  Values run(Stream& stream, const DeltaShape& d, const Packed& packed, const Memory* memory, const Array* speculative) {
+  Values run(Stream& stream, const DeltaShape& d, const Packed& packed, const Memory* memory,
+             const Array* speculative) {
     std::vector<DeviceArray> t;
-    for (const Array* a : std::initializer_list<const Array*>{&x, &g, &beta, &o, &q, &k, &q_r, &k_r, &u, &gamma, &packed.starts, &packed.positions}) {
+    for (const Array* a : std::initializer_list<const Array*>{&x, &g, &beta, &o, &q, &k, &q_r, &k_r, &u, &gamma,
+                                                              &packed.starts, &packed.positions}) {
       t.emplace_back(stream, *a);
     }
     if (speculative != nullptr) t.emplace_back(stream, *speculative);
@@ -86,7 +88,8 @@ struct Call {
   }
 };
 
-void commit(Stream& stream, const Memory& memory, const std::vector<int32_t>& before, const std::vector<int32_t>& after) {
+void commit(Stream& stream, const Memory& memory, const std::vector<int32_t>& before,
+            const std::vector<int32_t>& after) {
   const Array a = Array::indices(before), b = Array::indices(after);
   const DeviceArray da(stream, a), db(stream, b);
   cuda::ops().delta_commit(stream, memory.view({}), da, db, memory.d);
@@ -111,8 +114,8 @@ void check(const DeltaShape& d, DType dtype, double strongest) {
       x.push_back(random.normal(rows * in));
       g.push_back(random.uniform(rows * heads, strongest, -1e-3));
       beta.push_back(random.uniform(rows * heads, 0, 1));
-      whole.push_back(Call(dtype, d, rows, x.back(), g.back(), beta.back()).run(stream, d, Packed({rows}), nullptr,
-                                                                                nullptr));
+      whole.push_back(
+          Call(dtype, d, rows, x.back(), g.back(), beta.back()).run(stream, d, Packed({rows}), nullptr, nullptr));
     }
     const Memory memory(stream, d);
     std::vector<int32_t> at{0, 0};

@@ -124,6 +124,7 @@ std::vector<OpCase> expert_cases() {
   cases.push_back(grouped_case({0, 1, 129, 0, 300, 64, 2, 0}, 192, 320));
   cases.push_back(grouped_case({0, 0, 600, 0, 0}, 64, 64));
   cases.push_back(grouped_case({200, 90, 30, 225}, 448, 128));
+  cases.push_back(grouped_case({1100, 37}, 320, 192));
   std::vector<int32_t> spread;
   for (int32_t e = 0; e < 130; e++) spread.push_back(e % 7 == 0 ? 0 : e * e % 11);
   cases.push_back(grouped_case(spread, 128, 64));

@@ -320,12 +320,7 @@ INSTANTIATE_TEST_SUITE_P(
         ConflictCase{"Tensor", [](Settings& s) { s.tensor_model_parallel_size = 2; },
                      "--tensor-model-parallel-size 2: this build runs one process; use 1"},
         ConflictCase{"Offload", [](Settings& s) { s.optimizer_cpu_offload = true; },
-                     "--optimizer-cpu-offload: this build runs one process; leave it out"},
-        ConflictCase{"Graphs",
-                     [](Settings& s) {
-                       s.rollout_cuda_graph_bs = {1, 2};
-                     },
-                     "--rollout-cuda-graph-bs [1, 2]: this build runs one process; leave it out"}),
+                     "--optimizer-cpu-offload: this build runs one process; leave it out"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {

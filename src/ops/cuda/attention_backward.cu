@@ -21,6 +21,26 @@ __global__ void delta_kernel(Rows rows, Heads<const T> grad, Heads<const T> o, i
   if (lane == 0) delta[i] = sum;
 }
 
+// The same for heads of 256: a lane takes eight numbers of each at once.
+__global__ void delta_wide_kernel(Rows rows, Heads<const half_t> grad, Heads<const half_t> o, int64_t tokens,
+                                  float* delta) {
+  const int64_t i = (blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x) / warp;
+  if (i >= tokens * rows.heads) return;
+  const int lane = threadIdx.x % warp, head = i % rows.heads;
+  const uint4 a = *reinterpret_cast<const uint4*>(grad.at(i / rows.heads, head, wide) + lane * 8);
+  const uint4 b = *reinterpret_cast<const uint4*>(o.at(i / rows.heads, head, wide) + lane * 8);
+  const uint32_t as[4] = {a.x, a.y, a.z, a.w}, bs[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0;
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    const float2 u = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&as[j]));
+    const float2 v = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&bs[j]));
+    sum = fmaf(u.x, v.x, fmaf(u.y, v.y, sum));
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) delta[i] = sum;
+}
+
 constexpr int warpgroup = 128, threads = 3 * warpgroup, key_rows = 64, query_rows = 64;
 constexpr int tile_bytes = 64 * row_bytes;
 constexpr float log2e = 1.44269504f;
@@ -91,34 +111,33 @@ struct KeyShared {
   }
 };
 
+// Rows beyond the end are zeros and so add nothing.
 __device__ void produce_queries(const Backward& b, const Span& span, const KeyShared& shared, int kv_head, int begin) {
   const auto key = [&](const Heads<const half_t>& of, int r) {
     return of.at(span.start + span.first + r, kv_head, wide);
   };
   const int keys = min(key_rows, span.tokens - span.first);
   bring<64, 64>(shared.k, keys, [&](int r) { return key(b.k, r); });
-  Announcer announcer;
   for (int j = 0, at = begin; at < span.rows; j++, at += query_rows) {
     const int stage = j % 2, valid = min(query_rows, span.rows - at), r = threadIdx.x % query_rows;
     const uint32_t parity = (j / 2 & 1) ^ 1;
     const int row = at + min(r, valid - 1), head = kv_head * b.rows.group + row % b.rows.group;
     const int64_t t = span.start + row / b.rows.group;
-    // Rows beyond the end weigh nothing.
-    const float fact = threadIdx.x < query_rows ? (r < valid ? *b.lse.at(t, head, 1) * log2e : INFINITY)
-                                                : (r < valid ? b.delta[t * b.rows.heads + head] : 0);
-    announcer.wait(shared.q_empty + stage, parity);
+    barrier_wait(shared.q_empty + stage, parity);
     bring<64, 64>(shared.q + stage * tile_bytes, valid,
                   [&](int i) { return query_row(b, b.q, span, kv_head, at + i); });
-    if (threadIdx.x < query_rows) shared.lse[stage * query_rows + r] = fact;
-    announcer.commit(shared.q_full + stage);
-    announcer.wait(shared.grad_empty + stage, parity);
+    if (threadIdx.x < query_rows)
+      copy_4(shared_address(shared.lse + stage * query_rows + r), b.lse.at(t, head, 1), r < valid);
+    announce_copies(shared.q_full + stage);
+    barrier_wait(shared.grad_empty + stage, parity);
     if (j == 0) bring<64, 64>(shared.v, keys, [&](int i) { return key(b.v, i); });
     bring<64, 64>(shared.grad + stage * tile_bytes, valid,
                   [&](int i) { return query_row(b, b.grad, span, kv_head, at + i); });
-    if (threadIdx.x >= query_rows) shared.delta[stage * query_rows + r] = fact;
-    announcer.commit(shared.grad_full + stage);
+    if (threadIdx.x >= query_rows)
+      copy_4(shared_address(shared.delta + stage * query_rows + r), b.delta + t * b.rows.heads + head, r < valid);
+    announce_copies(shared.grad_full + stage);
   }
-  announcer.flush();
+  copies_wait_all();
 }
 
 // Writes 64 keys' sums, times a factor.
@@ -146,7 +165,7 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
   uint32_t p[16];
 #pragma unroll
   for (float& x : dv) x = 0;
-  barrier_wait(shared.q_full, 0);
+  wait_for_tile(shared.q_full, 0);
   product<64, 64>(s, shared.k, shared.q);
   for (int j = 0; j < tiles; j++) {
     const int stage = j % 2, parity = j / 2 & 1;
@@ -157,10 +176,11 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
     const bool hides = at / b.rows.group < span.first + key_rows - 1;
 #pragma unroll
     for (int i = 0; i < 32; i += 4) {
-      const float2 shift = *reinterpret_cast<const float2*>(lse + 2 * i);
+      const float2 natural = *reinterpret_cast<const float2*>(lse + 2 * i);
+      const float shift[2] = {natural.x * log2e, natural.y * log2e};
 #pragma unroll
       for (int e = 0; e < 4; e++) {
-        s[i + e] = exp2f(fmaf(s[i + e], scale, -(e % 2 == 0 ? shift.x : shift.y)));
+        s[i + e] = exp2f(fmaf(s[i + e], scale, -shift[e % 2]));
         if (hides && key + e / 2 * 8 > (at + 2 * i + lane % 4 * 2 + e % 2) / b.rows.group) s[i + e] = 0;
       }
     }
@@ -171,13 +191,13 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
 #pragma unroll
     for (int i = 0; i < 4; i++) to[i * warpgroup] = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
     barrier_arrive(shared.weights_full + stage);
-    barrier_wait(shared.grad_full + stage, parity);
+    wait_for_tile(shared.grad_full + stage, parity);
     pin(dv);
     pin(p);
     accumulate<64>(dv, p, shared.grad + stage * tile_bytes);
     if (j + 1 < tiles) {
       const int next = (j + 1) % 2;
-      barrier_wait(shared.q_full + next, (j + 1) / 2 & 1);
+      wait_for_tile(shared.q_full + next, (j + 1) / 2 & 1);
       pin(s);
       product<64, 64>(s, shared.k, shared.q + next * tile_bytes);
       wgmma_wait<1>();
@@ -200,7 +220,7 @@ __device__ void consume_gradients(const Backward& b, const Span& span, const Key
   uint32_t p[16];
 #pragma unroll
   for (float& x : dk) x = 0;
-  barrier_wait(shared.grad_full, 0);
+  wait_for_tile(shared.grad_full, 0);
   product<64, 64>(s, shared.v, shared.grad);
   for (int j = 0; j < tiles; j++) {
     const int stage = j % 2, parity = j / 2 & 1;
@@ -223,13 +243,13 @@ __device__ void consume_gradients(const Backward& b, const Span& span, const Key
     }
     barrier_arrive(shared.weights_empty + stage);
     if (lane == 0) barrier_arrive(shared.grad_empty + stage);
-    barrier_wait(shared.q_full + stage, parity);
+    wait_for_tile(shared.q_full + stage, parity);
     pin(dk);
     pin(p);
     accumulate<64>(dk, p, shared.q + stage * tile_bytes);
     if (j + 1 < tiles) {
       const int next = (j + 1) % 2;
-      barrier_wait(shared.grad_full + next, (j + 1) / 2 & 1);
+      wait_for_tile(shared.grad_full + next, (j + 1) / 2 & 1);
       pin(s);
       product<64, 64>(s, shared.v, shared.grad + next * tile_bytes);
       wgmma_wait<1>();
@@ -243,15 +263,15 @@ __device__ void consume_gradients(const Backward& b, const Span& span, const Key
   store_keys(b.dk, span, kv_head, dk, b.scale);
 }
 
-// Block (i, kv_head): dk and dv of 64 keys, over the query rows at and after them in order. One warpgroup forms the
+// A block: dk and dv of 64 keys of a key head, over the query rows at and after them in order. One warpgroup forms the
 // weights and dv, another the gradients of the scores and dk: P = exp(scale S - lse), dV = Pᵀ dO, dS = P ∘ (dO Vᵀ -
 // delta), dK = scale dSᵀ Q (FlashAttention-2, arXiv 2307.08691, algorithm 2).
 __global__ void __launch_bounds__(threads, 1) dkv_kernel(const __grid_constant__ Backward b) {
   extern __shared__ unsigned char raw[];
   const KeyShared shared(raw);
-  // Early keys are seen by most queries: they come first.
-  const int block = blockIdx.x;
-  const Share share = find_share(b.rows.segments, block, [&](int s) {
+  // Early keys are seen by most queries: pieces are numbered from the last, so that the longest come first.
+  const int kv_head = blockIdx.x % b.rows.kv_heads;
+  const Share share = find_by_length(b.rows.segments, blockIdx.x / b.rows.kv_heads, [&](int s) {
     return (b.rows.starts[s + 1] - b.rows.starts[s] + key_rows - 1) / key_rows;
   });
   if (share.segment < 0) return;
@@ -268,18 +288,17 @@ __global__ void __launch_bounds__(threads, 1) dkv_kernel(const __grid_constant__
   }
   __syncthreads();
   Span span = span_of(b.rows, share, key_rows);
-  // find_share counts pieces from the last; here the first is the longest.
   span.first = ((span.tokens + key_rows - 1) / key_rows - 1) * key_rows - span.first;
   const int begin = span.first * b.rows.group / query_rows * query_rows, role = threadIdx.x / warpgroup;
   if (role == 0) {
     registers_down<40>();
-    produce_queries(b, span, shared, blockIdx.y, begin);
+    produce_queries(b, span, shared, kv_head, begin);
   } else {
     registers_up<232>();
     if (role == 1) {
-      consume_scores(b, span, shared, blockIdx.y, begin);
+      consume_scores(b, span, shared, kv_head, begin);
     } else {
-      consume_gradients(b, span, shared, blockIdx.y, begin);
+      consume_gradients(b, span, shared, kv_head, begin);
     }
   }
 }
@@ -307,22 +326,21 @@ __device__ void produce_keys(const Backward& b, const Span& span, const QuerySha
   const int valid = min(shared.rows, span.rows - span.first);
   bring<shared.rows, shared.rows>(shared.q, valid,
                                   [&](int i) { return query_row(b, b.q, span, kv_head, span.first + i); });
-  Announcer announcer;
   for (int j = 0, at = 0; at < keys; j++, at += key_rows) {
     const int stage = j % 2, count = min(key_rows, keys - at);
     const auto key = [&](const Heads<const half_t>& of, int r) { return of.at(span.start + at + r, kv_head, wide); };
-    announcer.wait(shared.k_empty + stage, (j / 2 & 1) ^ 1);
+    barrier_wait(shared.k_empty + stage, (j / 2 & 1) ^ 1);
     bring<64, 64>(shared.k + stage * tile_bytes, count, [&](int r) { return key(b.k, r); });
-    announcer.commit(shared.k_full + stage);
+    announce_copies(shared.k_full + stage);
     if (j == 0) {
       bring<shared.rows, shared.rows>(shared.grad, valid,
                                       [&](int i) { return query_row(b, b.grad, span, kv_head, span.first + i); });
     }
-    announcer.wait(shared.v_empty, (j & 1) ^ 1);
+    barrier_wait(shared.v_empty, (j & 1) ^ 1);
     bring<64, 64>(shared.v, count, [&](int r) { return key(b.v, r); });
-    announcer.commit(shared.v_full);
+    announce_copies(shared.v_full);
   }
-  announcer.flush();
+  copies_wait_all();
 }
 
 __device__ void consume_keys(const Backward& b, const Span& span, const QueryShared& shared, int kv_head, int keys) {
@@ -344,9 +362,9 @@ __device__ void consume_keys(const Backward& b, const Span& span, const QuerySha
   uint32_t p[16];
 #pragma unroll
   for (float& x : dq) x = 0;
-  barrier_wait(shared.k_full, 0);
+  wait_for_tile(shared.k_full, 0);
   product<shared.rows, 64>(s, q, shared.k);
-  barrier_wait(shared.v_full, 0);
+  wait_for_tile(shared.v_full, 0);
   product<shared.rows, 64>(dp, grad, shared.v);
   for (int j = 0; j < tiles; j++) {
     const int stage = j % 2;
@@ -367,10 +385,10 @@ __device__ void consume_keys(const Backward& b, const Span& span, const QuerySha
     accumulate<64>(dq, p, shared.k + stage * tile_bytes);
     if (j + 1 < tiles) {
       const int next = (j + 1) % 2;
-      barrier_wait(shared.k_full + next, (j + 1) / 2 & 1);
+      wait_for_tile(shared.k_full + next, (j + 1) / 2 & 1);
       pin(s);
       product<shared.rows, 64>(s, q, shared.k + next * tile_bytes);
-      barrier_wait(shared.v_full, (j + 1) & 1);
+      wait_for_tile(shared.v_full, (j + 1) & 1);
       pin(dp);
       product<shared.rows, 64>(dp, grad, shared.v);
       wgmma_wait<2>();
@@ -394,11 +412,12 @@ __device__ void consume_keys(const Backward& b, const Span& span, const QuerySha
   }
 }
 
-// Block (i, kv_head): dq of 128 query rows over their keys: dQ = scale dS K.
+// A block: dq of 128 query rows of a key head over their keys: dQ = scale dS K.
 __global__ void __launch_bounds__(threads, 1) dq_kernel(const __grid_constant__ Backward b) {
   extern __shared__ unsigned char raw[];
   const QueryShared shared(raw);
-  const Share share = find_share(b.rows.segments, blockIdx.x, [&](int s) {
+  const int kv_head = blockIdx.x % b.rows.kv_heads;
+  const Share share = find_by_length(b.rows.segments, blockIdx.x / b.rows.kv_heads, [&](int s) {
     return ((b.rows.starts[s + 1] - b.rows.starts[s]) * b.rows.group + shared.rows - 1) / shared.rows;
   });
   if (share.segment < 0) return;
@@ -416,10 +435,10 @@ __global__ void __launch_bounds__(threads, 1) dq_kernel(const __grid_constant__ 
   const int keys = (min(span.first + shared.rows, span.rows) - 1) / b.rows.group + 1;
   if (threadIdx.x < warpgroup) {
     registers_down<40>();
-    produce_keys(b, span, shared, blockIdx.y, keys);
+    produce_keys(b, span, shared, kv_head, keys);
   } else {
     registers_up<232>();
-    consume_keys(b, span, shared, blockIdx.y, keys);
+    consume_keys(b, span, shared, kv_head, keys);
   }
 }
 
@@ -429,9 +448,7 @@ void launch_backward(Stream& stream, const Backward& b, int64_t tokens) {
       cudaFuncSetAttribute(dq_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, QueryShared::bytes)};
   for (const cudaError_t status : raised) check(status, "attention_backward");
   const int64_t segments = std::min<int64_t>(b.rows.segments, tokens);
-  const auto grid = [&](int64_t pieces) {
-    return dim3(static_cast<unsigned>(pieces + segments), static_cast<unsigned>(b.rows.kv_heads));
-  };
+  const auto grid = [&](int64_t pieces) { return static_cast<unsigned>((pieces + segments) * b.rows.kv_heads); };
   cudaStream_t queue = stream.queue().stream;
   dkv_kernel<<<grid(tokens / key_rows), threads, KeyShared::bytes, queue>>>(b);
   dq_kernel<<<grid(tokens * b.rows.group / QueryShared::rows), threads, QueryShared::bytes, queue>>>(b);
@@ -447,17 +464,20 @@ void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor 
   const Rows rows = rows_of(segments, shape);
   const int64_t count = q.rows() * shape.heads;
   float* delta = queue.scratch<float>(count);
-  dispatch(q.dtype(), [&]<class T>() {
-    delta_kernel<T><<<static_cast<unsigned>(blocks_for(count, 8)), 8 * warp, 0, queue.stream>>>(
-        rows, heads_of<const T>(do_), heads_of<const T>(o), q.rows(), delta);
-  });
-  if (tensor_cores_take(shape, {dq, dk, dv, do_, q, k, v})) {
+  const auto blocks = static_cast<unsigned>(blocks_for(count, 8));
+  if (tensor_cores_take(shape, {dq, dk, dv, do_, q, k, v, o})) {
+    const auto grad = heads_of<const half_t>(do_);
+    delta_wide_kernel<<<blocks, 8 * warp, 0, queue.stream>>>(rows, grad, heads_of<const half_t>(o), q.rows(), delta);
     launch_backward(stream,
-                    {rows, heads_of<const half_t>(q), heads_of<const half_t>(k), heads_of<const half_t>(v),
-                     heads_of<const half_t>(do_), heads_of<const float>(lse), delta, heads_of<half_t>(dq),
-                     heads_of<half_t>(dk), heads_of<half_t>(dv), 1 / sqrtf(static_cast<float>(shape.head_dim))},
+                    {rows, heads_of<const half_t>(q), heads_of<const half_t>(k), heads_of<const half_t>(v), grad,
+                     heads_of<const float>(lse), delta, heads_of<half_t>(dq), heads_of<half_t>(dk),
+                     heads_of<half_t>(dv), 1 / sqrtf(static_cast<float>(shape.head_dim))},
                     q.rows());
   } else {
+    dispatch(q.dtype(), [&]<class T>() {
+      delta_kernel<T>
+          <<<blocks, 8 * warp, 0, queue.stream>>>(rows, heads_of<const T>(do_), heads_of<const T>(o), q.rows(), delta);
+    });
     backward_any(stream, dq, dk, dv, do_, q, k, v, lse, delta, segments, shape);
   }
   check_launch(queue, "attention_backward");

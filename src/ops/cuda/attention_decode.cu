@@ -14,8 +14,8 @@ constexpr int tile_bytes = tile_keys * row_bytes, q_bytes = most_rows * row_byte
 constexpr int decode_bytes = stages * tile_bytes + q_bytes + most_rows * p_row;
 constexpr int most_segments = 1024;
 
-// Sixteen groups of 8 splits (1024 keys), sixteen of 16, ...: long memories do not have very many.
-constexpr int groups_per_size = 16, first_size = 8;
+// 32 groups of 8 splits (1024 keys), 32 of 16, ...: long memories do not have very many.
+constexpr int groups_per_size = 32, first_size = 8;
 struct Group {
   int first, splits;
 };
@@ -225,7 +225,8 @@ __device__ inline uint32_t take(Loader& loader, int& used) {
 
 // The scores of one split: of tile i this warp has keys 8 w .. 8 w + 7. Even and odd steps are summed apart.
 template <int M>
-__device__ void scores(float (&s)[M][tiles][4], int count, const DecodeShared& shared, Loader& loader, int& used) {
+__device__ void scores(float (&s)[M][tiles][4], const uint32_t (&q)[M][wide / 16][4], int count, Loader& loader,
+                       int& used) {
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
 #pragma unroll
   for (int i = 0; i < tiles; i++) {
@@ -239,11 +240,7 @@ __device__ void scores(float (&s)[M][tiles][4], int count, const DecodeShared& s
 #pragma unroll
         for (int m = 0; m < M; m++) {
 #pragma unroll
-          for (int h = 0; h < 2; h++) {
-            uint32_t a[4];
-            load_4(a, shared.q + q_offset(16 * m + lane % 16, 4 * c + 2 * h + lane / 16));
-            mma(sums[m][h], a, b[2 * h], b[2 * h + 1]);
-          }
+          for (int h = 0; h < 2; h++) mma(sums[m][h], q[m][2 * c + h], b[2 * h], b[2 * h + 1]);
         }
       }
     }
@@ -370,6 +367,13 @@ template <int M>
 __device__ void run_item(const Decode& f, const Item& item, const DecodeShared& shared, Loader& loader, int& used) {
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
   load_queries(f, item, 16 * M, shared);
+  __syncthreads();
+  uint32_t q[M][wide / 16][4];
+#pragma unroll
+  for (int m = 0; m < M; m++) {
+#pragma unroll
+    for (int c = 0; c < wide / 16; c++) load_4(q[m][c], shared.q + q_offset(16 * m + lane % 16, 2 * c + lane / 16));
+  }
   float out[M][4][4] = {}, top[M][2], sum[M][2] = {};
 #pragma unroll
   for (int m = 0; m < M; m++) top[m][0] = top[m][1] = -INFINITY;
@@ -377,7 +381,7 @@ __device__ void run_item(const Decode& f, const Item& item, const DecodeShared& 
   for (int split = item.begin; split < item.end; split++) {
     const int first_key = split * split_keys, count = item.keys - first_key > tile_keys ? 2 : 1;
     float s[M][tiles][4], part[M][4][4] = {}, part_top[M][2], part_sum[M][2];
-    scores<M>(s, count, shared, loader, used);
+    scores<M>(s, q, count, loader, used);
     weigh<M>(f, item, first_key, s, part_top, part_sum, shared);
     add_values<M>(part, count, shared, loader, used);
 #pragma unroll

@@ -25,60 +25,34 @@ __device__ inline void barrier_wait(uint64_t* b, uint32_t parity) {
       : "memory");
 }
 
-__device__ inline bool barrier_passed(uint64_t* b, uint32_t parity) {
-  uint32_t passed;
-  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-               : "=r"(passed)
-               : "r"(shared_address(b)), "r"(parity)
-               : "memory");
-  return passed != 0;
-}
-
 // ---- copies into shared memory ----
 // 16 bytes; zeros where !valid.
 __device__ inline void copy_16(uint32_t to, const void* from, bool valid) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
                : "memory");
 }
+// 4 bytes, likewise.
+__device__ inline void copy_4(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
+}
 __device__ inline void copies_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int Pending>
 __device__ inline void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
 }
-// Orders what this thread wrote to shared memory before what the tensor cores read of it.
+__device__ inline void copies_wait_all() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Orders what was written to shared memory, as far as this thread knows of it, before what the tensor cores read of it.
 __device__ inline void fence_for_wgmma() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// A producer thread's groups of copies end in their order. It tells a group's barrier when two later groups are under
-// way, or before it has to wait itself.
-class Announcer {
- public:
-  __device__ void commit(uint64_t* full) {
-    copies_commit();
-    if (pending_[0] != nullptr) {
-      copies_wait<2>();
-      fence_for_wgmma();
-      barrier_arrive(pending_[0]);
-    }
-    pending_[0] = pending_[1];
-    pending_[1] = full;
-  }
-  __device__ void flush() {
-    if (pending_[1] == nullptr) return;
-    copies_wait<0>();
-    fence_for_wgmma();
-    if (pending_[0] != nullptr) barrier_arrive(pending_[0]);
-    barrier_arrive(pending_[1]);
-    pending_[0] = pending_[1] = nullptr;
-  }
-  __device__ void wait(uint64_t* empty, uint32_t parity) {
-    if (barrier_passed(empty, parity)) return;
-    flush();
-    barrier_wait(empty, parity);
-  }
-
- private:
-  uint64_t* pending_[2] = {nullptr, nullptr};
-};
+// This thread arrives at the barrier once all its copies so far have ended.
+__device__ inline void announce_copies(uint64_t* full) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(full)) : "memory");
+}
+// Waits for what others copied, to be read by the tensor cores.
+__device__ inline void wait_for_tile(uint64_t* full, uint32_t parity) {
+  barrier_wait(full, parity);
+  fence_for_wgmma();
+}
 
 // ---- tiles ----
 // A tile of rows of 256 bf16 numbers lies in four panels of 64 columns; in a panel a row takes 128 bytes, whose 16-byte

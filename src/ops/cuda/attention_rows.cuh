@@ -94,6 +94,41 @@ __device__ inline Share find_share(int segments, int block, Count count) {
   return found;
 }
 
+// The pieces of all segments in the order of their number in their segment, the highest first: in a causal batch that
+// is from the longest to the shortest. Returns the piece of this rank, or none. A whole warp calls this.
+template <class Count>
+__device__ inline Share find_by_length(int segments, int rank, Count count) {
+  const int lane = threadIdx.x % warp;
+  // How many pieces have a number of at least `level`.
+  const auto pieces = [&](int level) {
+    int n = 0;
+    for (int s = lane; s < segments; s += warp) n += max(0, count(s) - level);
+    return __reduce_add_sync(0xffffffffu, n);
+  };
+  int most = 0;
+  for (int s = lane; s < segments; s += warp) most = max(most, count(s));
+  int low = 0, high = __reduce_max_sync(0xffffffffu, most);
+  if (rank >= pieces(0)) return {-1, 0};
+  while (high - low > 1) {  // pieces(low) > rank >= pieces(high)
+    const int middle = (low + high) / 2;
+    (pieces(middle) > rank ? low : high) = middle;
+  }
+  int rest = rank - pieces(low + 1);
+  for (int first = 0;; first += warp) {
+    const int s = first + lane;
+    const uint32_t have = __ballot_sync(0xffffffffu, s < segments && count(s) > low);
+    const int n = __popc(have);
+    if (rest < n) return {first + static_cast<int>(__fns(have, 0, rest + 1)), low};
+    rest -= n;
+  }
+}
+
+// Block b of a kernel that stays takes one unit per round, in turns from the front and from the back, so that long and
+// short ones even out.
+__device__ inline int unit_of_round(int round) {
+  return round * gridDim.x + (round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
+}
+
 // A kernel that lets the next one of its stream start beside it; that one waits, before it uses results, until all
 // earlier kernels have ended. Every thread of such a kernel must wait, lest its own successor start too early.
 __device__ inline void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

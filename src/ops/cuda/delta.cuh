@@ -77,9 +77,7 @@ struct Plan {
 };
 
 // At most this many chunks: each segment adds at most two that are not full.
-inline int64_t most_chunks(int64_t rows, int64_t segments) {
-  return std::min(rows, rows / delta_chunk + 2 * segments);
-}
+inline int64_t most_chunks(int64_t rows, int64_t segments) { return std::min(rows, rows / delta_chunk + 2 * segments); }
 
 __device__ inline Chunk chunk_of(const Call& c, int segment, int index) {
   const int start = c.starts[segment], rows = c.starts[segment + 1] - start, p = c.positions[start];
@@ -101,8 +99,8 @@ void make_plan(Queue&, const Call&, const Plan&);
 constexpr bool tensor_cores = true;
 // The heads of the generic kernels and those of the released models.
 inline bool fits_tensor_cores(const Tensor& x, const DeltaShape& d) {
-  return tensor_cores && x.dtype() == DType::bf16 && d.key_dim == 128 && d.value_dim == 128 && x.row_stride() % 8 == 0 &&
-         reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
+  return tensor_cores && x.dtype() == DType::bf16 && d.key_dim == 128 && d.value_dim == 128 &&
+         x.row_stride() % 8 == 0 && reinterpret_cast<uintptr_t>(x.data()) % 16 == 0;
 }
 
 void forward_128(Queue&, const Call&, const Tensor& o, const Tensor& x);

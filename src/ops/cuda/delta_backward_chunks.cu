@@ -193,8 +193,8 @@ struct Chunks {
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < 8; n++) {
-        const float2 y = unpack(*reinterpret_cast<const uint32_t*>(
-            with + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
+        const float2 y =
+            unpack(*reinterpret_cast<const uint32_t*>(with + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
         sum = fmaf(t[n][2 * h], y.x, fmaf(t[n][2 * h + 1], y.y, sum));
         grad[n][2 * h] = fmaf(f, t[n][2 * h], grad[n][2 * h]);
         grad[n][2 * h + 1] = fmaf(f, t[n][2 * h + 1], grad[n][2 * h + 1]);
@@ -277,8 +277,8 @@ struct Chunks {
       float sum = 0;
 #pragma unroll
       for (int n = 0; n < 8; n++) {
-        const float2 y = unpack(*reinterpret_cast<const uint32_t*>(
-            image + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
+        const float2 y =
+            unpack(*reinterpret_cast<const uint32_t*>(image + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
         sum = fmaf(dy[n][2 * h], y.x, fmaf(dy[n][2 * h + 1], y.y, sum));
       }
       along[h] = quad_sum(sum);
@@ -294,8 +294,8 @@ struct Chunks {
       half_t* to = b.dx + row * b.dx_stride + column + side() * 64 + tile_column();
 #pragma unroll
       for (int n = 0; n < 8; n++) {
-        const float2 y = unpack(*reinterpret_cast<const uint32_t*>(
-            image + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
+        const float2 y =
+            unpack(*reinterpret_cast<const uint32_t*>(image + place<head_dim>(r, side() * 64 + n * 8 + tile_column())));
         *reinterpret_cast<uint32_t*>(to + n * 8) =
             pack(s * (dy[n][2 * h] - y.x * sum), s * (dy[n][2 * h + 1] - y.y * sum));
       }

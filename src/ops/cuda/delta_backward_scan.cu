@@ -14,9 +14,9 @@ struct Shared {
     HeadRecord head;
   };
   Stage stage[stages];
-  half_t D[head_dim * W];                                   // the gradient of the state leaving the chunk
-  half_t du[chunk_rows * W], y[chunk_rows * W];             // of u; -β e^γ x
-  half_t do_[chunk_rows * W], scaled[chunk_rows * W];       // of o; e^γ do / sqrt(Dk)
+  half_t D[head_dim * W];                              // the gradient of the state leaving the chunk
+  half_t du[chunk_rows * W], y[chunk_rows * W];        // of u; -β e^γ x
+  half_t do_[chunk_rows * W], scaled[chunk_rows * W];  // of o; e^γ do / sqrt(Dk)
   uint64_t full[stages];
 };
 

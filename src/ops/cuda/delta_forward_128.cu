@@ -14,7 +14,7 @@ struct Shared {
     HeadRecord head;
   };
   Stage stage[stages];
-  half_t S[head_dim * W];  // the state entering the chunk
+  half_t S[head_dim * W];                            // the state entering the chunk
   half_t r[chunk_rows * W], scaled[chunk_rows * W];  // β (v - e^γ Sᵀk); e^{γ_C-γ} u
   half_t u[2][chunk_rows * W];
   uint64_t full[stages];
@@ -169,7 +169,7 @@ struct Scan {
   __device__ void hold() {
     constexpr int64_t size = head_dim * head_dim;
     const int w = (threadIdx.x - solvers) / warp;
-    const float* from = c.slots != nullptr   ? c.state + (static_cast<int64_t>(slot) * c.vh + head) * size
+    const float* from = c.slots != nullptr    ? c.state + (static_cast<int64_t>(slot) * c.vh + head) * size
                         : c.state0 != nullptr ? c.state0 + (static_cast<int64_t>(segment) * c.vh + head) * size
                                               : nullptr;
     float S[2][N][4];
@@ -232,8 +232,19 @@ __global__ void __launch_bounds__(threads)
   const int segment = blockIdx.y, head = blockIdx.x / (head_dim / W), column = blockIdx.x % (head_dim / W) * W;
   const int begin = records.plan.first[segment], end = records.plan.first[segment + 1];
   if (begin == end) return;
-  Scan<W>{c,       records, x,      x_stride, o, o_stride, *reinterpret_cast<Shared<W>*>(memory),
-          segment, head,    column, c.slots != nullptr ? c.slots[segment] : 0, begin, end}
+  Scan<W>{c,
+          records,
+          x,
+          x_stride,
+          o,
+          o_stride,
+          *reinterpret_cast<Shared<W>*>(memory),
+          segment,
+          head,
+          column,
+          c.slots != nullptr ? c.slots[segment] : 0,
+          begin,
+          end}
       .run();
 }
 

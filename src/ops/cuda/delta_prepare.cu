@@ -1,4 +1,5 @@
-// The parallel part of the delta rule for heads of 128 in bf16: what of a chunk does not depend on the state entering it.
+// The parallel part of the delta rule for heads of 128 in bf16: what of a chunk does not depend on the state entering
+// it.
 #include "ops/cuda/delta_tile.cuh"
 
 namespace furlong::cuda::delta {
@@ -272,8 +273,17 @@ __global__ void __launch_bounds__(threads)
   if (chunk >= records.plan.first[c.segments]) return;
   const Chunk ck = records.plan.chunks[chunk];
   const bool ringed = c.slots != nullptr && ck.lo > 0;
-  Prepare{c,  records, x,          x_stride,                                     keep, *reinterpret_cast<Shared*>(memory),
-          ck, chunk,   static_cast<int>(blockIdx.x), ringed ? c.slots[ck.segment] : 0, ringed}
+  Prepare{c,
+          records,
+          x,
+          x_stride,
+          keep,
+          *reinterpret_cast<Shared*>(memory),
+          ck,
+          chunk,
+          static_cast<int>(blockIdx.x),
+          ringed ? c.slots[ck.segment] : 0,
+          ringed}
       .run();
 }
 

@@ -117,7 +117,7 @@ struct Forward {
 
   __device__ void load_state() {
     const int64_t size = c.state_size(), at = static_cast<int64_t>(segment) * c.vh + head;
-    const float* from = c.slots != nullptr   ? c.state + (static_cast<int64_t>(slot) * c.vh + head) * size
+    const float* from = c.slots != nullptr    ? c.state + (static_cast<int64_t>(slot) * c.vh + head) * size
                         : c.state0 != nullptr ? c.state0 + at * size
                                               : nullptr;
     for (int i = threadIdx.x; i < c.dk * slice; i += threads) {
@@ -168,8 +168,10 @@ struct Forward {
     const int i0 = threadIdx.x / 16, j0 = threadIdx.x % 16, stride = c.dk + 1;
     float kk[4][4] = {}, qk[4][4] = {};
     const auto right = [&](int d, int n) { return sh.k[(j0 + 16 * n) * stride + d]; };
-    products(kk, c.dk, [&](int m, int d) { return sh.k[(i0 + 16 * m) * stride + d]; }, right);
-    products(qk, c.dk, [&](int m, int d) { return sh.q[(i0 + 16 * m) * stride + d]; }, right);
+    products(
+        kk, c.dk, [&](int m, int d) { return sh.k[(i0 + 16 * m) * stride + d]; }, right);
+    products(
+        qk, c.dk, [&](int m, int d) { return sh.q[(i0 + 16 * m) * stride + d]; }, right);
 #pragma unroll
     for (int m = 0; m < 4; m++) {
 #pragma unroll
@@ -188,8 +190,10 @@ struct Forward {
     const int i0 = threadIdx.x / slice, b = threadIdx.x % slice, stride = c.dk + 1;
     float hk[8][1] = {}, hq[8][1] = {};
     const auto right = [&](int d, int) { return sh.state[d * slice + b]; };
-    products(hk, c.dk, [&](int m, int d) { return sh.k[(i0 + 8 * m) * stride + d]; }, right);
-    products(hq, c.dk, [&](int m, int d) { return sh.q[(i0 + 8 * m) * stride + d]; }, right);
+    products(
+        hk, c.dk, [&](int m, int d) { return sh.k[(i0 + 8 * m) * stride + d]; }, right);
+    products(
+        hq, c.dk, [&](int m, int d) { return sh.q[(i0 + 8 * m) * stride + d]; }, right);
 #pragma unroll
     for (int m = 0; m < 8; m++) {
       sh.hk[(i0 + 8 * m) * Shared::narrow + b] = hk[m][0];
@@ -209,8 +213,7 @@ struct Forward {
 #pragma unroll 4
         for (int j = first; j < r0; j++) sum = fmaf(sh.kk[i * Shared::wide + j], sh.u[j * Shared::narrow + b], sum);
         const float v = b < columns ? widen(x[row(i) * x_stride + v_at]) : 0.0f;
-        sh.u[i * Shared::narrow + b] =
-            v - expf(static_cast<float>(sh.gamma[i])) * sh.hk[i * Shared::narrow + b] - sum;
+        sh.u[i * Shared::narrow + b] = v - expf(static_cast<float>(sh.gamma[i])) * sh.hk[i * Shared::narrow + b] - sum;
       }
       __syncthreads();
       if (part == 0) {
@@ -372,8 +375,8 @@ __global__ void __launch_bounds__(threads) commit_kernel(Call c, const int32_t* 
 template <class T>
 void forward_any(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
   const int64_t most = most_chunks(c.rows, c.segments);
-  char* scratch = static_cast<char*>(queue.scratch(static_cast<size_t>(most) * sizeof(Chunk) +
-                                                   static_cast<size_t>(c.segments + 1) * sizeof(int)));
+  char* scratch = static_cast<char*>(
+      queue.scratch(static_cast<size_t>(most) * sizeof(Chunk) + static_cast<size_t>(c.segments + 1) * sizeof(int)));
   const Plan plan{reinterpret_cast<Chunk*>(scratch), reinterpret_cast<int*>(scratch + most * sizeof(Chunk))};
   make_plan(queue, c, plan);
   const int64_t heads = 2ll * c.rows * c.kh;
@@ -384,15 +387,13 @@ void forward_any(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) 
   check(cudaFuncSetAttribute(forward_kernel<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "cudaFuncSetAttribute");
   const dim3 grid(static_cast<unsigned>(c.vh * blocks_for(c.dv, slice)), static_cast<unsigned>(c.segments));
-  forward_kernel<T><<<grid, threads, bytes, queue.stream>>>(c, plan, data_of<T>(x), x.row_stride(), data_of<T>(o),
-                                                            o.row_stride());
+  forward_kernel<T>
+      <<<grid, threads, bytes, queue.stream>>>(c, plan, data_of<T>(x), x.row_stride(), data_of<T>(o), o.row_stride());
 }
 
 }  // namespace
 
-void make_plan(Queue& queue, const Call& c, const Plan& plan) {
-  plan_kernel<<<1, threads, 0, queue.stream>>>(c, plan);
-}
+void make_plan(Queue& queue, const Call& c, const Plan& plan) { plan_kernel<<<1, threads, 0, queue.stream>>>(c, plan); }
 
 }  // namespace delta
 
@@ -400,7 +401,7 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
                 const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved, const DeltaShape& shape) {
   Queue& queue = stream.queue();
   const delta::Call c = delta::call_of(g, beta, state0, state1, segments, slots, saved, shape);
-  if (delta::fits_tensor_cores(x, shape)) {
+  if (delta::fits_tensor_cores(x, shape) && delta::fits_tensor_cores(o, shape)) {
     delta::forward_128(queue, c, o, x);
   } else {
     dispatch(x.dtype(), [&]<class T>() { delta::forward_any<T>(queue, c, o, x); });

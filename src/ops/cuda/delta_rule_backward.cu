@@ -130,23 +130,30 @@ struct HeadBackward {
   // From o: dq, the part of dk through ⟨q,k⟩, and du = Pᵀ do (into xs).
   __device__ void output_part() {
     const float s = scale();
-    matmul(n, n, c.dv, [&](int i, int b) { return dor[i * c.dv + b]; }, [&](int b, int j) { return u[j * u_stride + b]; },
-           [&](int i, int j, float x) { sh.a[i * wide + j] = s * sh.decay[i * wide + j] * x; });
-    matmul(n, n, c.dk, [&](int i, int a) { return q[i * k_stride + a]; }, [&](int a, int j) { return k[j * k_stride + a]; },
-           [&](int i, int j, float x) {
-             sh.b[i * wide + j] = s * sh.decay[i * wide + j] * x;
-             sh.c[i * wide + j] = sh.a[i * wide + j] * x;
-           });
+    matmul(
+        n, n, c.dv, [&](int i, int b) { return dor[i * c.dv + b]; }, [&](int b, int j) { return u[j * u_stride + b]; },
+        [&](int i, int j, float x) { sh.a[i * wide + j] = s * sh.decay[i * wide + j] * x; });
+    matmul(
+        n, n, c.dk, [&](int i, int a) { return q[i * k_stride + a]; },
+        [&](int a, int j) { return k[j * k_stride + a]; },
+        [&](int i, int j, float x) {
+          sh.b[i * wide + j] = s * sh.decay[i * wide + j] * x;
+          sh.c[i * wide + j] = sh.a[i * wide + j] * x;
+        });
     add_flow(sh.c);
-    matmul(n, c.dk, n, [&](int i, int j) { return sh.a[i * wide + j]; },
-           [&](int j, int a) { return k[j * k_stride + a]; }, [&](int i, int a, float x) { dq(i, a) = x; });
-    matmul(n, c.dk, n, [&](int j, int i) { return sh.a[i * wide + j]; },
-           [&](int i, int a) { return q[i * k_stride + a]; }, [&](int j, int a, float x) { dkey(j, a) = x; });
-    matmul(n, c.dv, n, [&](int j, int i) { return sh.b[i * wide + j]; },
-           [&](int i, int b) { return dor[i * c.dv + b]; }, [&](int j, int b, float x) { xs[j * c.dv + b] = x; });
-    matmul(n, c.dk, c.dv, [&](int i, int b) { return dor[i * c.dv + b]; },
-           [&](int b, int a) { return state[static_cast<int64_t>(a) * c.dv + b]; },
-           [&](int i, int a, float x) { Du[i * c.dk + a] = s * sh.e_gamma[i] * x; });
+    matmul(
+        n, c.dk, n, [&](int i, int j) { return sh.a[i * wide + j]; }, [&](int j, int a) { return k[j * k_stride + a]; },
+        [&](int i, int a, float x) { dq(i, a) = x; });
+    matmul(
+        n, c.dk, n, [&](int j, int i) { return sh.a[i * wide + j]; }, [&](int i, int a) { return q[i * k_stride + a]; },
+        [&](int j, int a, float x) { dkey(j, a) = x; });
+    matmul(
+        n, c.dv, n, [&](int j, int i) { return sh.b[i * wide + j]; }, [&](int i, int b) { return dor[i * c.dv + b]; },
+        [&](int j, int b, float x) { xs[j * c.dv + b] = x; });
+    matmul(
+        n, c.dk, c.dv, [&](int i, int b) { return dor[i * c.dv + b]; },
+        [&](int b, int a) { return state[static_cast<int64_t>(a) * c.dv + b]; },
+        [&](int i, int a, float x) { Du[i * c.dk + a] = s * sh.e_gamma[i] * x; });
     each_row([&](int i, int lane) {
       const float sum = row_sum(c.dk, [&](int a) { return Du[i * c.dk + a] * q[i * k_stride + a]; });
       for (int a = lane; a < c.dk; a += warp) dq(i, a) += Du[i * c.dk + a];
@@ -156,12 +163,14 @@ struct HeadBackward {
 
   // From the state leaving the chunk: e^{γ_C-γ_j} k_j u_jᵀ and e^{γ_C} S.
   __device__ void state_part() {
-    matmul(n, c.dk, c.dv, [&](int j, int b) { return u[j * u_stride + b]; },
-           [&](int b, int a) { return D[static_cast<int64_t>(a) * c.dv + b]; },
-           [&](int j, int a, float x) { Du[j * c.dk + a] = sh.to_end[j] * x; });
-    matmul(n, c.dv, c.dk, [&](int j, int a) { return k[j * k_stride + a]; },
-           [&](int a, int b) { return D[static_cast<int64_t>(a) * c.dv + b]; },
-           [&](int j, int b, float x) { xs[j * c.dv + b] += sh.to_end[j] * x; });
+    matmul(
+        n, c.dk, c.dv, [&](int j, int b) { return u[j * u_stride + b]; },
+        [&](int b, int a) { return D[static_cast<int64_t>(a) * c.dv + b]; },
+        [&](int j, int a, float x) { Du[j * c.dk + a] = sh.to_end[j] * x; });
+    matmul(
+        n, c.dv, c.dk, [&](int j, int a) { return k[j * k_stride + a]; },
+        [&](int a, int b) { return D[static_cast<int64_t>(a) * c.dv + b]; },
+        [&](int j, int b, float x) { xs[j * c.dv + b] += sh.to_end[j] * x; });
     each_row([&](int j, int lane) {
       const float flow = row_sum(c.dk, [&](int a) { return Du[j * c.dk + a] * k[j * k_stride + a]; });
       for (int a = lane; a < c.dk; a += warp) dkey(j, a) += Du[j * c.dk + a];
@@ -183,12 +192,14 @@ struct HeadBackward {
 
   // xs <- (I + L)⁻ᵀ xs; afterwards a: ⟨k_i,k_j⟩ e^{γ_i-γ_j}, b: L
   __device__ void solve_transposed() {
-    matmul(n, n, c.dk, [&](int i, int a) { return k[i * k_stride + a]; }, [&](int a, int j) { return k[j * k_stride + a]; },
-           [&](int i, int j, float x) {
-             const float product = x * sh.decay[i * wide + j];
-             sh.a[i * wide + j] = product;
-             sh.b[i * wide + j] = j < i ? sh.beta[i] * product : 0.0f;
-           });
+    matmul(
+        n, n, c.dk, [&](int i, int a) { return k[i * k_stride + a]; },
+        [&](int a, int j) { return k[j * k_stride + a]; },
+        [&](int i, int j, float x) {
+          const float product = x * sh.decay[i * wide + j];
+          sh.a[i * wide + j] = product;
+          sh.b[i * wide + j] = j < i ? sh.beta[i] * product : 0.0f;
+        });
     for (int b = threadIdx.x; b < c.dv; b += threads) {
       for (int j = n - 2; j >= 0; j--) {
         float sum = 0;
@@ -202,9 +213,10 @@ struct HeadBackward {
 
   // From the system (I + L) u = β (v - e^γ Sᵀk).
   __device__ void system_part() {
-    matmul(n, c.dv, c.dk, [&](int i, int a) { return k[i * k_stride + a]; },
-           [&](int a, int b) { return state[static_cast<int64_t>(a) * c.dv + b]; },
-           [&](int i, int b, float x) { part[i * c.dv + b] = x; });
+    matmul(
+        n, c.dv, c.dk, [&](int i, int a) { return k[i * k_stride + a]; },
+        [&](int a, int b) { return state[static_cast<int64_t>(a) * c.dv + b]; },
+        [&](int i, int b, float x) { part[i * c.dv + b] = x; });
     const int64_t v_at = 2ll * c.kh * c.dk + static_cast<int64_t>(head) * c.dv;
     each_row([&](int i, int lane) {
       const float beta = sh.beta[i], decay = sh.e_gamma[i];
@@ -219,11 +231,13 @@ struct HeadBackward {
         sh.dgamma[i] -= beta * decay * along_h;
       }
     });
-    matmul(n, c.dk, c.dv, [&](int i, int b) { return y[i * c.dv + b]; },
-           [&](int b, int a) { return state[static_cast<int64_t>(a) * c.dv + b]; },
-           [&](int i, int a, float x) { dkey(i, a) += x; });
-    matmul(n, n, c.dv, [&](int i, int b) { return xs[i * c.dv + b]; }, [&](int b, int j) { return u[j * u_stride + b]; },
-           [&](int i, int j, float x) { sh.c[i * wide + j] = j < i ? -x : 0.0f; });
+    matmul(
+        n, c.dk, c.dv, [&](int i, int b) { return y[i * c.dv + b]; },
+        [&](int b, int a) { return state[static_cast<int64_t>(a) * c.dv + b]; },
+        [&](int i, int a, float x) { dkey(i, a) += x; });
+    matmul(
+        n, n, c.dv, [&](int i, int b) { return xs[i * c.dv + b]; }, [&](int b, int j) { return u[j * u_stride + b]; },
+        [&](int i, int j, float x) { sh.c[i * wide + j] = j < i ? -x : 0.0f; });
     each_row([&](int i, int lane) {
       const float sum = row_sum(i, [&](int j) { return sh.c[i * wide + j] * sh.a[i * wide + j]; });
       for (int j = lane; j < n; j += warp) {
@@ -234,8 +248,9 @@ struct HeadBackward {
       if (lane == 0) sh.dbeta[i] += sum;
     });
     add_flow(sh.b);
-    matmul(n, c.dk, n, [&](int i, int j) { return sh.c[i * wide + j] + sh.c[j * wide + i]; },
-           [&](int j, int a) { return k[j * k_stride + a]; }, [&](int i, int a, float x) { dkey(i, a) += x; });
+    matmul(
+        n, c.dk, n, [&](int i, int j) { return sh.c[i * wide + j] + sh.c[j * wide + i]; },
+        [&](int j, int a) { return k[j * k_stride + a]; }, [&](int i, int a, float x) { dkey(i, a) += x; });
   }
 
   // D <- e^{γ_C} D + Σ_i s e^{γ_i} q_i do_iᵀ + Σ_i k_i y_iᵀ
@@ -243,15 +258,16 @@ struct HeadBackward {
     const float end = sh.e_gamma[n - 1], s = scale();
     for (int i = threadIdx.x; i < n * c.dv; i += threads) dor[i] *= s * sh.e_gamma[i / c.dv];
     __syncthreads();
-    matmul(c.dk, c.dv, n, [&](int a, int i) { return q[i * k_stride + a]; },
-           [&](int i, int b) { return dor[i * c.dv + b]; },
-           [&](int a, int b, float x) {
-             float& d = D[static_cast<int64_t>(a) * c.dv + b];
-             d = fmaf(end, d, x);
-           });
-    matmul(c.dk, c.dv, n, [&](int a, int i) { return k[i * k_stride + a]; },
-           [&](int i, int b) { return y[i * c.dv + b]; },
-           [&](int a, int b, float x) { D[static_cast<int64_t>(a) * c.dv + b] += x; });
+    matmul(
+        c.dk, c.dv, n, [&](int a, int i) { return q[i * k_stride + a]; },
+        [&](int i, int b) { return dor[i * c.dv + b]; },
+        [&](int a, int b, float x) {
+          float& d = D[static_cast<int64_t>(a) * c.dv + b];
+          d = fmaf(end, d, x);
+        });
+    matmul(
+        c.dk, c.dv, n, [&](int a, int i) { return k[i * k_stride + a]; }, [&](int i, int b) { return y[i * c.dv + b]; },
+        [&](int a, int b, float x) { D[static_cast<int64_t>(a) * c.dv + b] += x; });
   }
 
   __device__ void write_gates() {
@@ -337,9 +353,9 @@ void backward_any(Queue& queue, const Call& c, Grads<T> gr) {
   const int64_t most = most_chunks(c.rows, c.segments), keys = static_cast<int64_t>(c.rows) * c.vh * c.dk;
   const int64_t blocks = std::min<int64_t>(static_cast<int64_t>(c.segments) * c.vh, 2 * queue.multiprocessors);
   const int64_t floats = 2 * keys + blocks * floats_of_block(c.dk, c.dv);
-  char* scratch = static_cast<char*>(
-      queue.scratch(static_cast<size_t>(floats) * sizeof(float) + static_cast<size_t>(most) * sizeof(Chunk) +
-                    static_cast<size_t>(c.segments + 1) * sizeof(int)));
+  char* scratch = static_cast<char*>(queue.scratch(static_cast<size_t>(floats) * sizeof(float) +
+                                                   static_cast<size_t>(most) * sizeof(Chunk) +
+                                                   static_cast<size_t>(c.segments + 1) * sizeof(int)));
   gr.dq = reinterpret_cast<float*>(scratch), gr.dk = gr.dq + keys, gr.work = gr.dk + keys;
   const Plan plan{reinterpret_cast<Chunk*>(gr.dq + floats),
                   reinterpret_cast<int*>(reinterpret_cast<Chunk*>(gr.dq + floats) + most)};

@@ -123,8 +123,8 @@ __device__ inline void group_sync() {
 }
 
 // What the parallel part prepares of each chunk: at each key head the normalised rows, at each value head T = (I + L)⁻¹
-// with L_ij = β_i ⟨k_i,k_j⟩ e^{γ_i-γ_j} (j < i) and P_ij = ⟨q_i,k_j⟩ e^{γ_i-γ_j} / sqrt(Dk) (j <= i), as images. β is zero
-// at rows that are not the batch's own: of T their rows are those of the identity.
+// with L_ij = β_i ⟨k_i,k_j⟩ e^{γ_i-γ_j} (j < i) and P_ij = ⟨q_i,k_j⟩ e^{γ_i-γ_j} / sqrt(Dk) (j <= i), as images. β is
+// zero at rows that are not the batch's own: of T their rows are those of the identity.
 struct KeyRecord {
   half_t k[chunk_rows * head_dim], q[chunk_rows * head_dim];
 };

@@ -1,5 +1,5 @@
 // The gradient of the embedding. Rows of one token are added by one block, in token order, so that no sum depends on
-// scheduling: a first kernel finds each token's first row and number of rows.
+// scheduling; the kernels before find each token's first row and number of rows and list the tokens.
 #include "ops/cuda/packs.cuh"
 
 namespace furlong::cuda {
@@ -11,12 +11,34 @@ struct Occurrences {
   uint32_t count;
 };
 
+// A token of the batch, and which block adds its rows: the frequent ones come first, since they take longest.
+struct alignas(16) Token {
+  int id, first, count, unused;
+};
+constexpr int frequent = 16;
+
+// The state of the search, zeros before.
+struct Lists {
+  uint32_t frequent, others;  // how many are listed
+};
+
 __global__ void find_tokens_kernel(Occurrences* found, const int32_t* tokens, int rows) {
   const int t = blockIdx.x * block_threads + threadIdx.x;
   if (t >= rows) return;
   Occurrences& at = found[tokens[t]];
   atomicMax(&at.first, static_cast<uint32_t>(rows - t));
   atomicAdd(&at.count, 1u);
+}
+
+// Lists each token of the batch once. The order within a list is any; every entry is added to by one block alone.
+__global__ void list_tokens_kernel(Token* list, Lists* lists, const Occurrences* found, const int32_t* tokens, int rows,
+                                   int others) {
+  const int t = blockIdx.x * block_threads + threadIdx.x;
+  if (t >= rows) return;
+  const auto [first, count] = found[tokens[t]];
+  if (static_cast<int>(first) != rows - t) return;
+  const uint32_t at = count > frequent ? atomicAdd(&lists->frequent, 1u) : others + atomicAdd(&lists->others, 1u);
+  list[at] = {tokens[t], t, static_cast<int>(count), 0};
 }
 
 constexpr int tile = 2048;  // tokens that a block looks at together, eight a thread
@@ -63,7 +85,7 @@ __device__ inline int find_in_tile(Found& found, const int32_t* tokens, int toke
 template <class T>
 __device__ inline void add_rows(float (&sum)[pack], Rows<const T> dx, const int* rows, int count, int64_t c,
                                 int64_t left) {
-  constexpr int ahead = 16;
+  constexpr int ahead = 12;
   int i = 0;
   for (; i + ahead <= count; i += ahead) {
     Octet<T> in[ahead];
@@ -85,21 +107,20 @@ __device__ inline void add_rows(float (&sum)[pack], Rows<const T> dx, const int*
   }
 }
 
-// A block a row: where the row is its token's first, dtable[token] += all rows of that token.
+// Each block: dtable[id] += all rows of one listed token.
 template <class T>
-__global__ void __launch_bounds__(block_threads)
-    add_tokens_kernel(Rows<float> dtable, Rows<const T> dx, const int32_t* tokens, const Occurrences* found, int rows,
+__global__ void __launch_bounds__(block_threads, 3)
+    add_tokens_kernel(Rows<float> dtable, Rows<const T> dx, const int32_t* tokens, const Token* list, int rows,
                       int64_t n) {
   __shared__ Found rows_found;
-  const int t = blockIdx.x, token = tokens[t];
-  const auto [first, count] = found[token];
-  if (static_cast<int>(first) != rows - t) return;
+  const auto [token, t, count, unused] = list[blockIdx.x];
+  if (count == 0) return;
   const int64_t c = (blockIdx.y * static_cast<int64_t>(block_threads) + threadIdx.x) * pack, left = c < n ? n - c : 0;
   float sum[pack];
   load_floats(sum, static_cast<const float*>(dtable.at(token, c)), left, dtable.aligned);
   add_rows(sum, dx, &t, 1, c, left);
   int added = 1;
-  for (int base = t + 1; added < static_cast<int>(count); base += tile) {
+  for (int base = t + 1; added < count; base += tile) {
     const int here = find_in_tile(rows_found, tokens, token, base, rows);
     add_rows(sum, dx, rows_found.rows, here, c, left);
     added += here;
@@ -111,16 +132,22 @@ __global__ void __launch_bounds__(block_threads)
 
 void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
   const cudaStream_t at = stream.queue().stream;
-  const int rows = static_cast<int>(dx.rows());
+  const int rows = static_cast<int>(dx.rows()), most_frequent = rows / frequent + 1, listed = most_frequent + rows;
   const int64_t n = dx.dim(1), entries = dtable.rows();
-  auto* found = stream.queue().scratch<Occurrences>(entries);
-  check(cudaMemsetAsync(found, 0, static_cast<size_t>(entries) * sizeof(Occurrences), at), "embed_backward");
-  find_tokens_kernel<<<static_cast<uint32_t>(blocks_for(rows, block_threads)), block_threads, 0, at>>>(
-      found, data_of<const int32_t>(tokens), rows);
+  const size_t list_bytes = static_cast<size_t>(listed) * sizeof(Token);
+  const size_t bytes = list_bytes + sizeof(Lists) + static_cast<size_t>(entries) * sizeof(Occurrences);
+  auto* list = static_cast<Token*>(stream.queue().scratch(bytes));
+  auto* lists = reinterpret_cast<Lists*>(list + listed);
+  auto* found = reinterpret_cast<Occurrences*>(lists + 1);
+  check(cudaMemsetAsync(list, 0, bytes, at), "embed_backward");
+  const auto blocks = static_cast<uint32_t>(blocks_for(rows, block_threads));
+  const int32_t* ids = data_of<const int32_t>(tokens);
+  find_tokens_kernel<<<blocks, block_threads, 0, at>>>(found, ids, rows);
+  list_tokens_kernel<<<blocks, block_threads, 0, at>>>(list, lists, found, ids, rows, most_frequent);
   dispatch(dx.dtype(), [&]<class T>() {
-    const dim3 grid(static_cast<uint32_t>(rows), static_cast<uint32_t>(blocks_for(n, block_threads * pack)));
-    add_tokens_kernel<T><<<grid, block_threads, 0, at>>>(rows_of<float>(dtable), rows_of<const T>(dx),
-                                                         data_of<const int32_t>(tokens), found, rows, n);
+    const dim3 grid(static_cast<uint32_t>(listed), static_cast<uint32_t>(blocks_for(n, block_threads * pack)));
+    add_tokens_kernel<T>
+        <<<grid, block_threads, 0, at>>>(rows_of<float>(dtable), rows_of<const T>(dx), ids, list, rows, n);
   });
   check_launch(stream.queue(), "embed_backward");
 }

@@ -37,13 +37,14 @@ __device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t blo
       : "memory");
 }
 // Writes x at the place of `to` in another block of the cluster; the barrier of the same place there counts its bytes.
-__device__ __forceinline__ void send(uint32_t to, int x, uint32_t barrier, uint32_t block) {
+__device__ __forceinline__ void send(uint32_t to, int4 x, uint32_t barrier, uint32_t block) {
   asm volatile(
       "{\n.reg .b32 there, counter;\n"
-      "mapa.shared::cluster.u32 there, %0, %3;\n"
-      "mapa.shared::cluster.u32 counter, %2, %3;\n"
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [there], %1, [counter];\n}\n" ::"r"(to),
-      "r"(x), "r"(barrier), "r"(block)
+      "mapa.shared::cluster.u32 there, %0, %6;\n"
+      "mapa.shared::cluster.u32 counter, %5, %6;\n"
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [there], {%1, %2, %3, %4}, [counter];\n}\n" ::"r"(
+          to),
+      "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w), "r"(barrier), "r"(block)
       : "memory");
 }
 __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {

@@ -30,7 +30,7 @@ struct Narrow {  // decoding: weights stream through; small tiles so that all mu
 template <class S>
 struct Memory {
   static constexpr int weights = S::groups * 64 * depth_step * 2, rows = S::rows * depth_step * 2;
-  static constexpr int stage = weights + rows, out = 64 * 64 * 2;
+  static constexpr int stage = weights + rows, out_box = 64 * 64 * 2, out = S::blocks * out_box;
   static constexpr int outs = S::stages * stage, barriers = outs + S::groups * out;
   using ring = Ring<S::stages, S::blocks, S::groups>;
   using dealer = Dealer<4 * S::groups + 1>;
@@ -48,11 +48,14 @@ struct Job {
   int* counter;                 // of tiles dealt, for pairs of blocks
 };
 
+struct Maps {  // of boxes of 64 columns by the rows named
+  CUtensorMap weights, x64, x16, y64, y16;
+};
+
 // One thread: loads the stages of one tile. `column` is the block's first output column.
 template <class S, bool Across>
-__device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const CUtensorMap& weights,
-                          const CUtensorMap& rows64, const CUtensorMap& rows16, const Job& job, const RowTile& tile,
-                          int column) {
+__device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const Maps& maps, const Job& job,
+                          const RowTile& tile, int column) {
   const int sixteens = (tile.rows + 15) / 16, boxes64 = sixteens / 4, boxes = boxes64 + sixteens % 4;
   const int rank = S::blocks > 1 ? static_cast<int>(cluster_rank()) : 0;
   const auto bytes = static_cast<uint32_t>(Memory<S>::weights + sixteens * 16 * 128);
@@ -62,15 +65,15 @@ __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const
     barrier_expect(ring.full(), bytes);
     if constexpr (Across) {
       for (int g = 0; g < S::groups; g++) {
-        load_box(a + static_cast<uint32_t>(g) * 8192, weights, ring.full(), column + 64 * g,
+        load_box(a + static_cast<uint32_t>(g) * 8192, maps.weights, ring.full(), column + 64 * g,
                  tile.expert * job.weight_rows + k);
       }
     } else {
-      load_box(a, weights, ring.full(), k, tile.expert * job.weight_rows + column);
+      load_box(a, maps.weights, ring.full(), k, tile.expert * job.weight_rows + column);
     }
     for (int i = rank; i < boxes; i += S::blocks) {
       const int at = i < boxes64 ? 64 * i : 64 * boxes64 + 16 * (i - boxes64);
-      const CUtensorMap& map = i < boxes64 ? rows64 : rows16;
+      const CUtensorMap& map = i < boxes64 ? maps.x64 : maps.x16;
       if constexpr (S::blocks > 1) {
         load_box_to_pair(b + static_cast<uint32_t>(at) * 128, map, ring.full(), k, tile.first + at);
       } else {
@@ -80,15 +83,40 @@ __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const
   }
 }
 
-// A group's sums (64 columns of y by Width rows) to y, 64 rows at a time through shared memory.
-template <int Width>
-__device__ void store_tile(const float (&d)[Width / 2], uint8_t* out, const Job& job, const RowTile& tile, int column,
-                           int group) {
+// Rows [base, base + 64) of a group's tile from shared memory to y. Whole sixteens leave by tensor copies when Copies.
+template <bool Copies>
+__device__ void send_rows(const uint8_t* box, const Maps& maps, const Job& job, const RowTile& tile, int column,
+                          int base) {
+  const int thread = static_cast<int>(threadIdx.x) % 128, left = min(tile.rows - base, 64);
+  if (Copies && thread == 0) {
+    const uint32_t from = shared_address(box);
+    if (left == 64) {
+      store_box(maps.y64, from, column, tile.first + base);
+    } else {
+      for (int r = 0; r + 16 <= left; r += 16) {
+        store_box(maps.y16, from + static_cast<uint32_t>(r) * 128, column, tile.first + base + r);
+      }
+    }
+  }
+  for (int r = (Copies ? left / 16 * 16 : 0) + thread / 8, c = thread % 8; r < left; r += 16) {
+    *reinterpret_cast<uint4*>(job.y + (tile.first + base + r) * job.y_stride + column + c * 8) =
+        *reinterpret_cast<const uint4*>(box + r * 128 + (c ^ (r % 8)) * 16);
+  }
+}
+
+// A group's sums (64 columns of y by Width rows) to y, 64 rows at a time through shared memory, which holds `Boxes`
+// such boxes; `turn` counts them.
+template <int Boxes, int Width>
+__device__ void store_tile(const float (&d)[Width / 2], uint8_t* out, int& turn, const Maps& maps, const Job& job,
+                           const RowTile& tile, int column, int group) {
+  constexpr bool copies = Boxes > 1;
   const int thread = static_cast<int>(threadIdx.x) % 128, lane = thread % warp;
   const int row = lane / 16 * 8 + lane % 8, piece = thread / warp * 2 + lane / 8 % 2;
-  const uint32_t to = shared_address(out) + static_cast<uint32_t>(row * 128 + (piece ^ (row % 8)) * 16);
 #pragma unroll
   for (int base = 0; base < Width; base += 64) {
+    uint8_t* box = out + turn++ % Boxes * 8192;
+    const uint32_t to = shared_address(box) + static_cast<uint32_t>(row * 128 + (piece ^ (row % 8)) * 16);
+    if (copies && thread == 0) bulk_wait_read<Boxes - 1>();
     group_sync(1 + group, 128);
 #pragma unroll
     for (int i = base; i < Width && i < base + 64; i += 16) {
@@ -96,22 +124,17 @@ __device__ void store_tile(const float (&d)[Width / 2], uint8_t* out, const Job&
       store_transposed(to + static_cast<uint32_t>(i - base) * 128, pack(s[0], s[1]), pack(s[2], s[3]), pack(s[4], s[5]),
                        pack(s[6], s[7]));
     }
+    if (copies) async_fence();
     group_sync(1 + group, 128);
-    if (column >= job.columns) continue;
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      const int r = i * 16 + thread / 8, c = thread % 8;
-      if (base + r >= tile.rows) break;
-      *reinterpret_cast<uint4*>(job.y + (tile.first + base + r) * job.y_stride + column + c * 8) =
-          *reinterpret_cast<const uint4*>(out + r * 128 + (c ^ (r % 8)) * 16);
-    }
+    if (column < job.columns) send_rows<copies>(box, maps, job, tile, column, base);
+    if (copies && thread == 0) bulk_commit();
   }
 }
 
 // One group: the sums of one tile.
 template <class S, bool Across, int Width>
-__device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, const Job& job, const RowTile& tile,
-                              int column, int group) {
+__device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, int& turn, const Maps& maps,
+                              const Job& job, const RowTile& tile, int column, int group) {
   float d[Width / 2] = {};
   const uint32_t stages = shared_address(memory);
   int last = 0;
@@ -132,57 +155,59 @@ __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, c
   wgmma_wait<0>();
   hold(d);
   ring.release(last);
-  store_tile<Width>(d, memory + Memory<S>::outs + group * Memory<S>::out, job, tile, column + 64 * group, group);
+  store_tile<S::blocks, Width>(d, memory + Memory<S>::outs + group * Memory<S>::out, turn, maps, job, tile,
+                               column + 64 * group, group);
 }
 
 // y[r, c] = Σ_k x[r, k] w[e][c, k] for the rows r of expert e, or Σ_k x[r, k] w[e][k, c] when Across. A block takes
 // tiles of up to S::rows rows by S::groups * 64 columns in turn: one warp loads stages of 64 k, the groups multiply.
 template <class S, bool Across>
 __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
-    rows_kernel(const __grid_constant__ CUtensorMap weights, const __grid_constant__ CUtensorMap rows64,
-                const __grid_constant__ CUtensorMap rows16, const Job job) {
+    rows_kernel(const __grid_constant__ Maps maps, const Job job) {
   using M = Memory<S>;
   extern __shared__ __align__(1024) uint8_t memory[];
   typename M::ring ring(shared_address(memory + M::barriers));
+  typename M::dealer dealer(memory + M::deals);
   TileTable table(reinterpret_cast<int32_t*>(memory + M::table), job.offsets, job.experts, S::rows);
-  typename M::dealer dealer(memory + M::deals, job.counter);
   if (threadIdx.x == 0) {
-    for (const CUtensorMap* map : {&weights, &rows64, &rows16}) prefetch_map(*map);
+    for (const CUtensorMap* map : {&maps.weights, &maps.x64, &maps.x16}) prefetch_map(*map);
     ring.init();
     if constexpr (S::blocks > 1) dealer.init();
   }
   table.build();
   if constexpr (S::blocks > 1) cluster_sync();
 
-  const int across = (job.columns + S::groups * 64 * S::blocks - 1) / (S::groups * 64 * S::blocks);
-  const int tiles = table.tiles() * across, rank = S::blocks > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const int group = uniform(static_cast<int>(threadIdx.x) / 128);
-  const bool loads = threadIdx.x == S::groups * 128;
+  const int parts = (job.columns + S::groups * 64 * S::blocks - 1) / (S::groups * 64 * S::blocks);
+  const int rank = S::blocks > 1 ? static_cast<int>(cluster_rank()) : 0;
+  const int role = uniform(static_cast<int>(threadIdx.x) / warp) - 4 * S::groups;  // 0 loads, 1 deals, below 0 multiply
+  const bool first = threadIdx.x % warp == 0;
   const auto each_tile = [&](auto&& work) {
-    const auto at = [&](int i) { work(table.at(i / across), (i % across * S::blocks + rank) * S::groups * 64); };
-    if constexpr (S::blocks == 1) {
-      for (int i = static_cast<int>(blockIdx.x); i < tiles; i += static_cast<int>(gridDim.x)) at(i);
-    } else {
-      if (loads) dealer.deal();
-      for (int i = dealer.take(); i < tiles; i = dealer.take()) {
-        if (loads) dealer.deal();
-        at(i);
-      }
-    }
+    const auto next = [&](int i) {
+      if constexpr (S::blocks > 1) return dealer.take(role == 0);
+      return uniform(deal_at(table, parts, static_cast<int>(blockIdx.x + i * gridDim.x)));
+    };
+    Deal d = next(0);
+    for (int i = 1; d.tile.rows > 0; d = next(i++)) work(d.tile, (d.part * S::blocks + rank) * S::groups * 64);
   };
-  if (group < S::groups) {
-    if constexpr (S::groups == 2) take_registers<232>();
+  if (role < 0) {
+    if constexpr (S::groups == 2) take_registers<224>();
+    const int group = uniform(static_cast<int>(threadIdx.x) / 128);
+    int turn = 0;
     each_tile([&](const RowTile& tile, int column) {
-      S::widths::pick(tile.rows,
-                      [&]<int Width>() { multiply_tile<S, Across, Width>(ring, memory, job, tile, column, group); });
+      S::widths::pick(tile.rows, [&]<int Width>() {
+        multiply_tile<S, Across, Width>(ring, memory, turn, maps, job, tile, column, group);
+      });
     });
+    if (threadIdx.x % 128 == 0) bulk_wait();
   } else {
-    if constexpr (S::groups == 2) leave_registers<40>();
-    if (threadIdx.x / warp % 4 == 0) {
+    if constexpr (S::groups == 2) leave_registers<56>();
+    if (role == 0) {
       each_tile([&](const RowTile& tile, int column) {
-        if (loads) load_tile<S, Across>(ring, shared_address(memory), weights, rows64, rows16, job, tile, column);
+        if (first) load_tile<S, Across>(ring, shared_address(memory), maps, job, tile, column);
         __syncwarp();
       });
+    } else if (S::blocks > 1 && role == 1 && first && rank == 0) {
+      dealer.deal_all(table, parts, job.counter);
     }
   }
   __syncwarp();
@@ -193,9 +218,11 @@ template <class S, bool Across>
 void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets) {
   Queue& queue = stream.queue();
   const int64_t experts = w.dim(0), n = w.dim(1), k = w.dim(2);
-  const CUtensorMap weights = box_map(w.data(), DType::bf16, experts * n, k, k, Across ? 64 : 64 * S::groups);
-  const CUtensorMap rows64 = box_map(x.data(), DType::bf16, x.rows(), x.dim(1), x.row_stride(), 64);
-  const CUtensorMap rows16 = box_map(x.data(), DType::bf16, x.rows(), x.dim(1), x.row_stride(), 16);
+  const auto box = [](const Tensor& t, int rows) {
+    return box_map(t.data(), DType::bf16, t.rows(), t.dim(1), t.row_stride(), rows);
+  };
+  const Maps maps{box_map(w.data(), DType::bf16, experts * n, k, k, Across ? 64 : 64 * S::groups), box(x, 64),
+                  box(x, 16), box(y, 64), box(y, 16)};
   const Job job{data_of<half_t>(y),
                 y.row_stride(),
                 data_of<const int32_t>(offsets),
@@ -218,7 +245,7 @@ void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, c
   config.stream = queue.stream;
   config.attrs = &cluster;
   config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, weights, rows64, rows16, job), "grouped_linear");
+  check(cudaLaunchKernelEx(&config, kernel, maps, job), "grouped_linear");
 }
 
 }  // namespace

@@ -29,8 +29,8 @@ class TileTable {
     if (threadIdx.x < warp) add_up();
     __syncthreads();
   }
-  __device__ int tiles() const { return uniform(before_[experts_]); }
-  // Tile i, by whole warps. The tiles of an expert are of equal size up to 16 rows.
+  __device__ int tiles() const { return before_[experts_]; }
+  // Tile i. The tiles of an expert are of equal size up to 16 rows.
   __device__ RowTile at(int i) const {
     int low = 0, high = experts_ - 1;
     while (low < high) {
@@ -44,26 +44,29 @@ class TileTable {
     const int first = offsets_[low], rows = offsets_[low + 1] - first, count = before_[low + 1] - before_[low];
     const int size = count == 1 ? rows : (rows / count + (rows % count != 0) + 15) / 16 * 16;
     const int skipped = (i - before_[low]) * size;
-    return {uniform(low), uniform(first + skipped), uniform(min(size, rows - skipped))};
+    return {low, first + skipped, min(size, rows - skipped)};
   }
 
  private:
-  // Turns the experts' numbers of tiles into sums of those before.
+  // Turns the experts' numbers of tiles into sums of those before; each lane takes a run of experts.
   __device__ void add_up() {
-    const int lane = static_cast<int>(threadIdx.x);
-    int sum = 0;
-    for (int base = 0; base < experts_; base += warp) {
-      const int e = base + lane, own = e < experts_ ? before_[e] : 0;
-      int upto = own;
+    const int lane = static_cast<int>(threadIdx.x), run = (experts_ + warp - 1) / warp;
+    const int from = min(lane * run, experts_), upto = min(from + run, experts_);
+    int own = 0;
+    for (int e = from; e < upto; e++) own += before_[e];
+    int sum = own;
 #pragma unroll
-      for (int d = 1; d < warp; d *= 2) {
-        const int other = __shfl_up_sync(0xffffffffu, upto, d);
-        if (lane >= d) upto += other;
-      }
-      if (e < experts_) before_[e] = sum + upto - own;
-      sum += __shfl_sync(0xffffffffu, upto, warp - 1);
+    for (int d = 1; d < warp; d *= 2) {
+      const int other = __shfl_up_sync(0xffffffffu, sum, d);
+      if (lane >= d) sum += other;
     }
-    if (lane == 0) before_[experts_] = sum;
+    if (lane == warp - 1) before_[experts_] = sum;
+    sum -= own;
+    for (int e = from; e < upto; e++) {
+      const int tiles = before_[e];
+      before_[e] = sum;
+      sum += tiles;
+    }
   }
 
   int32_t* before_;
@@ -115,15 +118,29 @@ class Ring {
   uint32_t parity_ = 0;
 };
 
-// Deals tile numbers to pairs of blocks as they come free, since tiles differ in length. The first block of a pair
-// draws from a counter in global memory and sends the number to both blocks, where `Warps` warps take it. Which pair
-// gets a tile does not change its numbers.
+// Tile i of the products of all experts with `parts` tiles of columns each; no rows when there are fewer.
+struct Deal {
+  RowTile tile;
+  int part;
+};
+__device__ inline Deal deal_at(const TileTable& table, int parts, int i) {
+  if (i >= table.tiles() * parts) return {};
+  return {table.at(i / parts), i % parts};
+}
+// The same in all lanes of a warp, which the compiler cannot know of what was read from shared memory.
+__device__ inline Deal uniform(const Deal& d) {
+  return {{uniform(d.tile.expert), uniform(d.tile.first), uniform(d.tile.rows)}, uniform(d.part)};
+}
+
+// Deals tiles to pairs of blocks as they come free, since tiles differ in length. A thread of the first block of a pair
+// draws from a counter in global memory and sends the tile to both blocks, where `Warps` warps take it. Which pair gets
+// a tile does not change its numbers.
 template <int Warps>
 class Dealer {
  public:
-  __device__ Dealer(uint8_t* memory, int* counter) : memory_(memory), counter_(counter) {}
+  __device__ explicit Dealer(uint8_t* memory) : memory_(memory) {}
   static constexpr int slots = 4;
-  static constexpr size_t bytes = slots * (2 * sizeof(uint64_t) + sizeof(int));
+  static constexpr size_t bytes = slots * (2 * sizeof(uint64_t) + sizeof(int4));
 
   __device__ void init() const {
     for (int s = 0; s < slots; s++) {
@@ -131,37 +148,41 @@ class Dealer {
       barrier_init(taken(s), 2 * Warps);
     }
     barrier_init_fence();
+    for (int s = 0; s < slots; s++) barrier_expect(dealt(s), sizeof(int4));
   }
-  // By one thread of each block, once before every take().
-  __device__ void deal() {
-    const int s = deals_ % slots, parity = deals_ / slots % 2;
-    barrier_expect(dealt(s), sizeof(int));
-    if (cluster_rank() == 0) {
+  // By one thread of the first block: deals everything, an empty tile last.
+  __device__ void deal_all(const TileTable& table, int parts, int* counter) const {
+    for (int n = 0, rows = 1; rows > 0; n++) {
+      const int s = n % slots, parity = n / slots % 2;
+      const Deal d = deal_at(table, parts, atomicAdd(counter, 1));
+      rows = d.tile.rows;
       barrier_wait(taken(s), parity ^ 1);
-      const int tile = atomicAdd(counter_, 1);
-      for (uint32_t block = 0; block < 2; block++)
-        send(shared_address(const_cast<const int*>(number(s))), tile, dealt(s), block);
+      for (uint32_t block = 0; block < 2; block++) {
+        send(shared_address(place(s)), {d.tile.expert, d.tile.first, rows, d.part}, dealt(s), block);
+      }
     }
-    deals_++;
   }
-  // By whole warps.
-  __device__ int take() {
+  // By whole warps; one warp of each block readies the place for the next tile.
+  __device__ Deal take(bool readies) {
     const int s = takes_ % slots, parity = takes_ / slots % 2;
     barrier_wait(dealt(s), parity);
-    const int tile = uniform(*number(s));
-    if (threadIdx.x % warp == 0) barrier_arrive_at(taken(s), 0);
+    const int4 d = *place(s);
+    const Deal deal = uniform({{d.x, d.y, d.z}, d.w});
+    if (threadIdx.x % warp == 0) {
+      if (readies) barrier_expect(dealt(s), sizeof(int4));
+      barrier_arrive_at(taken(s), 0);
+    }
     takes_++;
-    return tile;
+    return deal;
   }
 
  private:
   __device__ uint32_t dealt(int s) const { return shared_address(memory_) + 8 * static_cast<uint32_t>(s); }
   __device__ uint32_t taken(int s) const { return shared_address(memory_) + 8 * static_cast<uint32_t>(slots + s); }
-  __device__ volatile int* number(int s) const { return reinterpret_cast<int*>(memory_ + 16 * slots) + s; }
+  __device__ int4* place(int s) const { return reinterpret_cast<int4*>(memory_ + 16 * slots) + s; }
 
   uint8_t* memory_;
-  int* counter_;
-  int deals_ = 0, takes_ = 0;
+  int takes_ = 0;
 };
 
 }  // namespace furlong::cuda::grouped

@@ -4,8 +4,8 @@
 namespace furlong::cuda {
 namespace {
 
-constexpr size_t line = 256;                      // the alignment of parts of the scratch
-constexpr size_t most_rounded = size_t{32} << 20;  // bytes of a rounded gradient, which the second-level cache holds
+constexpr size_t line = 256;                        // the alignment of parts of the scratch
+constexpr size_t most_rounded = size_t{256} << 20;  // bytes of a gradient rounded to bf16 at a time
 
 // The library has kernels of their own for few rows in fp32, whose sums run in another order than those for many.
 constexpr int64_t few_rows = 32;

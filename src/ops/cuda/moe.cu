@@ -90,7 +90,7 @@ __device__ int64_t my_column() {
 
 // Rows and weights of `together` choices of a token.
 struct Choices {
-  __device__ Choices() = default;
+  Choices() = default;
   __device__ Choices(const int32_t* row_of, const float* weights) {
 #pragma unroll
     for (int c = 0; c < together; c++) {

@@ -19,7 +19,7 @@ struct Place {
   __device__ static int64_t column(int p) { return (p * Lanes + threadIdx.x % Lanes) * static_cast<int64_t>(pack); }
 };
 
-template <class T, int Lanes, int Packs, int Batch>
+template <bool Whole, class T, int Lanes, int Packs, int Batch>
 __device__ inline void load_rows(Octet<T> (&to)[Batch][Packs], Rows<const T> x, int64_t first, int64_t rows,
                                  int64_t n) {
 #pragma unroll
@@ -27,21 +27,21 @@ __device__ inline void load_rows(Octet<T> (&to)[Batch][Packs], Rows<const T> x, 
 #pragma unroll
     for (int p = 0; p < Packs; p++) {
       const int64_t c = Place<Lanes, Batch>::column(p);
-      to[b][p] = load_pack(x.at(first + b, c), first + b < rows ? n - c : 0, x.aligned);
+      to[b][p] = load_pack<Whole>(x.at(first + b, c), first + b < rows ? n - c : 0, x.aligned);
     }
   }
 }
 
 // Each team: y = x · r · w of its rows, times silu(z) where Gated, r = 1/rms(x).
-template <class T, int Lanes, int Packs, int Batch, bool Gated>
+template <class T, bool Whole, int Lanes, int Packs, int Batch, bool Gated>
 __global__ void __launch_bounds__(block_threads)
     norm_kernel(Rows<T> y, float* r, Rows<const T> x, Rows<const T> z, Weights w, int64_t rows, int64_t n, float eps) {
   using At = Place<Lanes, Batch>;
   __shared__ float shared[block_threads / warp * Batch];
   const int64_t first = At::first_row(blockIdx.x);
   Octet<T> in[Batch][Packs], gate[Batch][Gated ? Packs : 1];
-  load_rows<T, Lanes>(in, x, first, rows, n);
-  if constexpr (Gated) load_rows<T, Lanes>(gate, z, first, rows, n);
+  load_rows<Whole, T, Lanes>(in, x, first, rows, n);
+  if constexpr (Gated) load_rows<Whole, T, Lanes>(gate, z, first, rows, n);
   float sum[Batch] = {};
 #pragma unroll
   for (int b = 0; b < Batch; b++) {
@@ -61,7 +61,7 @@ __global__ void __launch_bounds__(block_threads)
     const int64_t c = At::column(p);
     if (c >= n) break;
     float scale[pack];
-    w.load(scale, c, n);
+    w.load<Whole>(scale, c, n);
 #pragma unroll
     for (int b = 0; b < Batch; b++) {
       if (first + b >= rows) break;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(block_threads)
 #pragma unroll
         for (int i = 0; i < pack; i++) v[i] *= g[i] * sigmoid_of<T>(g[i]);
       }
-      store_floats(y.at(first + b, c), v, n - c, y.aligned);
+      store_floats<Whole>(y.at(first + b, c), v, n - c, y.aligned);
     }
   }
   if (threadIdx.x % Lanes == 0) {
@@ -102,11 +102,12 @@ struct Loaded {
   float rt[Batch];
 };
 
-template <int Lanes, bool Gated, class T, int Packs, int Batch>
+template <bool Whole, int Lanes, bool Gated, class T, int Packs, int Batch>
 __device__ inline void load_all(Loaded<T, Packs, Batch>& in, const BackwardRows<T>& a, int64_t first) {
-  load_rows<T, Lanes>(in.x, a.x, first, a.rows, a.n);
-  load_rows<T, Lanes>(in.dy, a.dy, first, a.rows, a.n);
-  load_rows<T, Lanes>(in.other, Gated ? a.z : Rows<const T>{a.dx.data, a.dx.stride, a.dx.aligned}, first, a.rows, a.n);
+  load_rows<Whole, T, Lanes>(in.x, a.x, first, a.rows, a.n);
+  load_rows<Whole, T, Lanes>(in.dy, a.dy, first, a.rows, a.n);
+  load_rows<Whole, T, Lanes>(in.other, Gated ? a.z : Rows<const T>{a.dx.data, a.dx.stride, a.dx.aligned}, first, a.rows,
+                             a.n);
 #pragma unroll
   for (int b = 0; b < Batch; b++) in.rt[b] = first + b < a.rows ? a.r[first + b] : 0.0f;
 }
@@ -127,7 +128,7 @@ __device__ inline void through_gate(float (&d)[pack], float (&dz)[pack], const O
 
 // One iteration of a team: of its rows dx (+)= r (dn - x r mean(dn x r)), dn = dy w (times the gate); dw += dy x r
 // (times the gate) in its columns.
-template <class T, int Lanes, int Packs, int Batch, bool Gated>
+template <class T, bool Whole, int Lanes, int Packs, int Batch, bool Gated>
 __device__ inline void norm_backward_rows(const Loaded<T, Packs, Batch>& in, const BackwardRows<T>& a, int64_t first,
                                           const float (&scale)[Packs][pack], float (&dw)[Packs][pack], float* shared) {
   using At = Place<Lanes, Batch>;
@@ -143,7 +144,7 @@ __device__ inline void norm_backward_rows(const Loaded<T, Packs, Batch>& in, con
       if constexpr (Gated) {
         float dz[pack];
         through_gate<T>(d, dz, in.other[b][p], v, scale[p], in.rt[b]);
-        if (first + b < a.rows && c < a.n) store_floats(a.dz.at(first + b, c), dz, a.n - c, a.dz.aligned);
+        if (first + b < a.rows && c < a.n) store_floats<Whole>(a.dz.at(first + b, c), dz, a.n - c, a.dz.aligned);
       }
 #pragma unroll
       for (int i = 0; i < pack; i++) {
@@ -167,32 +168,33 @@ __device__ inline void norm_backward_rows(const Loaded<T, Packs, Batch>& in, con
       if constexpr (!Gated) widen_pack(in.other[b][p], before);
 #pragma unroll
       for (int i = 0; i < pack; i++) v[i] = before[i] + rt * (dn[b][p][i] - v[i] * slope);
-      store_floats(a.dx.at(first + b, c), v, a.n - c, a.dx.aligned);
+      store_floats<Whole>(a.dx.at(first + b, c), v, a.n - c, a.dx.aligned);
     }
   }
 }
 
 // Each block: dx (and dz) of its groups of rows, the next group on its way meanwhile, and its rows' part of dw.
-template <class T, int Lanes, int Packs, int Batch, bool Gated>
+template <class T, bool Whole, int Lanes, int Packs, int Batch, bool Gated>
 __global__ void __launch_bounds__(block_threads, Packs == 1 ? 2 : 1)
     norm_backward_kernel(BackwardRows<T> a, Weights w, float* partial) {
   using At = Place<Lanes, Batch>;
   __shared__ float shared[2][block_threads / warp * Batch];
   float scale[Packs][pack], dw[Packs][pack] = {};
 #pragma unroll
-  for (int p = 0; p < Packs; p++) w.load(scale[p], At::column(p), a.n);
+  for (int p = 0; p < Packs; p++) w.load<Whole>(scale[p], At::column(p), a.n);
   const int64_t groups = (a.rows + At::rows_per_block - 1) / At::rows_per_block;
   Loaded<T, Packs, Batch> in;
-  load_all<Lanes, Gated>(in, a, At::first_row(blockIdx.x));
+  load_all<Whole, Lanes, Gated>(in, a, At::first_row(blockIdx.x));
   int turn = 0;
   for (int64_t group = blockIdx.x; group < groups; group += gridDim.x, turn ^= 1) {
     Loaded<T, Packs, Batch> next;
-    if (Packs == 1 && group + gridDim.x < groups) load_all<Lanes, Gated>(next, a, At::first_row(group + gridDim.x));
-    norm_backward_rows<T, Lanes, Packs, Batch, Gated>(in, a, At::first_row(group), scale, dw, shared[turn]);
+    if (Packs == 1 && group + gridDim.x < groups)
+      load_all<Whole, Lanes, Gated>(next, a, At::first_row(group + gridDim.x));
+    norm_backward_rows<T, Whole, Lanes, Packs, Batch, Gated>(in, a, At::first_row(group), scale, dw, shared[turn]);
     if (Packs == 1) {
       in = next;
     } else if (group + gridDim.x < groups) {
-      load_all<Lanes, Gated>(in, a, At::first_row(group + gridDim.x));
+      load_all<Whole, Lanes, Gated>(in, a, At::first_row(group + gridDim.x));
     }
   }
   write_partial<Lanes>(partial, dw, a.n);
@@ -215,47 +217,45 @@ __global__ void __launch_bounds__(1024) add_columns_kernel(float* to, const floa
   to[c] += sum;
 }
 
-// Calls f.template operator()<Lanes, Packs>() for rows of n numbers. Forward, a warp takes a whole row of up to 2048
-// numbers, so that nothing waits for other warps; backward, where a thread also keeps its columns' sums, a block does.
-template <bool Backward, class F>
-void for_row_length(int64_t n, F&& f) {
-  if (n <= 16 * pack) return f.template operator()<16, 1>();
-  if (n <= 32 * pack) return f.template operator()<32, 1>();
-  if constexpr (Backward) {
-    if (n <= block_threads * pack) return f.template operator()<block_threads, 1>();
-  } else {
-    if (n <= most_packs * warp * pack) return f.template operator()<warp, most_packs>();
-  }
+// Calls f.template operator()<Whole, Lanes, Packs>() for rows of n numbers.
+template <class F>
+void for_row_length(int64_t n, bool whole, F&& f) {
+  if (whole && n <= 16 * pack) return f.template operator()<true, 16, 1>();
+  if (n <= 16 * pack) return f.template operator()<false, 16, 1>();
+  if (n <= 32 * pack) return f.template operator()<false, 32, 1>();
+  if (whole && n <= block_threads * pack) return f.template operator()<true, block_threads, 1>();
+  if (n <= block_threads * pack) return f.template operator()<false, block_threads, 1>();
   CHECK(n <= most_packs * block_threads * pack, "a norm over rows of {} numbers", n);
-  f.template operator()<block_threads, most_packs>();
+  f.template operator()<false, block_threads, most_packs>();
 }
 
 template <class T, bool Gated>
-void norm_rows(Stream& stream, const Tensor& y, const Tensor& r, const Tensor& x, const Tensor& z, const Weights& w,
-               double eps) {
-  const int64_t rows = x.rows(), n = x.dim(1);
-  const auto launch = [&]<int Lanes, int Packs, int Batch>() {
-    norm_kernel<T, Lanes, Packs, Batch, Gated>
+void norm_rows(Stream& stream, Rows<T> y, float* r, Rows<const T> x, Rows<const T> z, const Weights& w, int64_t rows,
+               int64_t n, double eps) {
+  const auto launch = [&]<bool Whole, int Lanes, int Packs, int Batch>() {
+    norm_kernel<T, Whole, Lanes, Packs, Batch, Gated>
         <<<static_cast<uint32_t>(blocks_for(rows, Place<Lanes, Batch>::rows_per_block)), block_threads, 0,
-           stream.queue().stream>>>(rows_of<T>(y), data_of<float>(r), rows_of<const T>(x), rows_of<const T>(z), w, rows,
-                                    n, static_cast<float>(eps));
+           stream.queue().stream>>>(y, r, x, z, w, rows, n, static_cast<float>(eps));
   };
-  for_row_length<false>(n, [&]<int Lanes, int Packs>() {
+  const bool whole = n % pack == 0 && y.aligned && x.aligned && z.aligned && w.aligned;
+  for_row_length(n, whole, [&]<bool Whole, int Lanes, int Packs>() {
     if (Packs == 1 && rows >= many_rows) {
-      launch.template operator()<Lanes, Packs, Packs == 1 ? 2 : 1>();
+      launch.template operator()<Whole, Lanes, Packs, Packs == 1 ? 2 : 1>();
     } else {
-      launch.template operator()<Lanes, Packs, 1>();
+      launch.template operator()<Whole, Lanes, Packs, 1>();
     }
   });
 }
 
 template <class T, bool Gated>
 void norm_rows_backward(Stream& stream, const BackwardRows<T>& a, const Tensor& dw, const Weights& w) {
-  for_row_length<true>(a.n, [&]<int Lanes, int Packs>() {
+  const bool whole = a.n % pack == 0 && a.dx.aligned && a.dy.aligned && a.x.aligned && w.aligned &&
+                     (!Gated || (a.z.aligned && a.dz.aligned));
+  for_row_length(a.n, whole, [&]<bool Whole, int Lanes, int Packs>() {
     constexpr int batch = Packs == 1 ? 2 : 1;
     const int64_t blocks = std::min(blocks_for(a.rows, Place<Lanes, batch>::rows_per_block), backward_blocks);
     float* partial = stream.queue().scratch<float>(blocks * a.n);
-    norm_backward_kernel<T, Lanes, Packs, batch, Gated>
+    norm_backward_kernel<T, Whole, Lanes, Packs, batch, Gated>
         <<<static_cast<uint32_t>(blocks), block_threads, 0, stream.queue().stream>>>(a, w, partial);
     add_columns(stream, data_of<float>(dw), partial, blocks, a.n);
   });
@@ -269,7 +269,10 @@ void add_columns(Stream& stream, float* to, const float* columns, int64_t blocks
 }
 
 void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps) {
-  dispatch(x.dtype(), [&]<class T>() { norm_rows<T, false>(stream, y, r, x, x, weights_of(w, 1), eps); });
+  dispatch(x.dtype(), [&]<class T>() {
+    norm_rows<T, false>(stream, rows_of<T>(y), data_of<float>(r), rows_of<const T>(x), rows_of<const T>(x),
+                        weights_of(w, 1), x.rows(), x.dim(1), eps);
+  });
   check_launch(stream.queue(), "rms_norm");
 }
 
@@ -283,7 +286,10 @@ void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x
 }
 
 void gated_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps) {
-  dispatch(o.dtype(), [&]<class T>() { norm_rows<T, true>(stream, y, r, o, z, weights_of(w, 0), eps); });
+  dispatch(o.dtype(), [&]<class T>() {
+    norm_rows<T, true>(stream, rows_of<T>(y), data_of<float>(r), rows_of<const T>(o), rows_of<const T>(z),
+                       weights_of(w, 0), o.rows(), o.dim(1), eps);
+  });
   check_launch(stream.queue(), "gated_rms_norm");
 }
 

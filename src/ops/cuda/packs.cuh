@@ -69,48 +69,49 @@ Rows<T> rows_of(const Tensor& t) {
   return {data_of<T>(t), t.row_stride(), aligned};
 }
 
-// The numbers from p on, zeros from the `left`-th on.
-template <class T>
+// The numbers from p on, zeros from the `left`-th on. Whole: every pack is aligned and either whole or past the end,
+// which spares a kernel the other way.
+template <bool Whole = false, class T>
 __device__ inline Octet<T> load_pack(const T* p, int64_t left, bool aligned) {
-  Octet<T> out;
-  if (aligned && left >= pack) {
+  Octet<T> out{};
+  if (Whole ? left > 0 : aligned && left >= pack) {
     const uint4* from = reinterpret_cast<const uint4*>(p);
 #pragma unroll
     for (size_t i = 0; i < sizeof(out) / sizeof(uint4); i++) out.raw[i] = from[i];
-    return out;
-  }
-  float f[pack];
+  } else if constexpr (!Whole) {
+    float f[pack];
 #pragma unroll
-  for (int i = 0; i < pack; i++) f[i] = i < left ? widen(p[i]) : 0.0f;
-  narrow_pack(f, out);
+    for (int i = 0; i < pack; i++) f[i] = i < left ? widen(p[i]) : 0.0f;
+    narrow_pack(f, out);
+  }
   return out;
 }
 
-template <class T>
+template <bool Whole = false, class T>
 __device__ inline void store_pack(T* p, const Octet<T>& in, int64_t left, bool aligned) {
-  if (aligned && left >= pack) {
+  if (Whole || (aligned && left >= pack)) {
     uint4* to = reinterpret_cast<uint4*>(p);
 #pragma unroll
     for (size_t i = 0; i < sizeof(in) / sizeof(uint4); i++) to[i] = in.raw[i];
-    return;
-  }
-  float f[pack];
-  widen_pack(in, f);
+  } else if constexpr (!Whole) {
+    float f[pack];
+    widen_pack(in, f);
 #pragma unroll
-  for (int i = 0; i < pack; i++) {
-    if (i < left) p[i] = narrow<T>(f[i]);
+    for (int i = 0; i < pack; i++) {
+      if (i < left) p[i] = narrow<T>(f[i]);
+    }
   }
 }
 
-template <class T>
+template <bool Whole = false, class T>
 __device__ inline void load_floats(float (&f)[pack], const T* p, int64_t left, bool aligned) {
-  widen_pack(load_pack(p, left, aligned), f);
+  widen_pack(load_pack<Whole>(p, left, aligned), f);
 }
-template <class T>
+template <bool Whole = false, class T>
 __device__ inline void store_floats(T* p, const float (&f)[pack], int64_t left, bool aligned) {
   Octet<T> out;
   narrow_pack(f, out);
-  store_pack(p, out, left, aligned);
+  store_pack<Whole>(p, out, left, aligned);
 }
 
 // A small weight vector of either dtype, widened with an offset.
@@ -119,12 +120,13 @@ struct Weights {
   bool half, aligned;
   float offset;
 
+  template <bool Whole = false>
   __device__ void load(float (&f)[pack], int64_t column, int64_t n) const {
     const int64_t left = n - column;
     if (half) {
-      load_floats(f, static_cast<const half_t*>(data) + column, left, aligned);
+      load_floats<Whole>(f, static_cast<const half_t*>(data) + column, left, aligned);
     } else {
-      load_floats(f, static_cast<const float*>(data) + column, left, aligned);
+      load_floats<Whole>(f, static_cast<const float*>(data) + column, left, aligned);
     }
 #pragma unroll
     for (int i = 0; i < pack; i++) f[i] += offset;

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int warps = block_threads / warp;
 constexpr int most_half = 256;                // pairs that rotate
-constexpr int batch_of_heads = 4;             // heads that a warp takes at once
-constexpr int64_t backward_blocks = 2 * 132;  // blocks of a sum over rows; fixed, so that its order is
+constexpr int batch_of_heads = 4;             // heads that a warp takes at once; backward, half as many
+constexpr int64_t backward_blocks = 3 * 132;  // blocks of a sum over rows; fixed, so that its order is
 
 // theta^(-2j/rotary_dim), formed on the host as the CPU's bodies form it.
 struct Frequencies {
@@ -77,17 +77,16 @@ __device__ inline void turn_numbers(float (&v)[pack], int c, const float* whole,
 }
 
 // Turns the pairs (j, j + half) of a head by their angle, back where `sign` is -1. `whole` holds the 2·half rotating
-// numbers while the lanes exchange partners.
-template <int Packs>
+// numbers while the lanes exchange partners. Whole: no pack lies in both halves.
+template <bool Whole, int Packs>
 __device__ inline void turn(float (&v)[Packs][pack], float* whole, const float* angles, int half, float sign) {
   const int lane = threadIdx.x % warp;
-  const bool even = half % pack == 0;
   __syncwarp();
 #pragma unroll
   for (int p = 0; p < Packs; p++) {
     const int c = (p * warp + lane) * pack;
     if (c >= 2 * half) continue;
-    if (even) {
+    if constexpr (Whole) {
       *reinterpret_cast<float4*>(whole + c) = make_float4(v[p][0], v[p][1], v[p][2], v[p][3]);
       *reinterpret_cast<float4*>(whole + c + 4) = make_float4(v[p][4], v[p][5], v[p][6], v[p][7]);
     } else {
@@ -102,7 +101,7 @@ __device__ inline void turn(float (&v)[Packs][pack], float* whole, const float* 
   for (int p = 0; p < Packs; p++) {
     const int c = (p * warp + lane) * pack;
     if (c >= 2 * half) continue;
-    if (even) {
+    if constexpr (Whole) {
       const bool low = c < half;
       const int j = low ? c : c - half;
       turn_pack(v[p], whole + (low ? c + half : j), angles + j, angles + half + j, low, sign);
@@ -136,7 +135,7 @@ struct Items {
 };
 
 // The packs of the heads a warp has taken; heads lie `stride` numbers apart.
-template <int Batch, int Packs, class T>
+template <bool Whole, int Batch, int Packs, class T>
 __device__ inline void load_heads(Octet<T> (&to)[Batch][Packs], const Items<Batch>& items, Rows<const T> x,
                                   int64_t first, int stride, int n) {
 #pragma unroll
@@ -144,14 +143,14 @@ __device__ inline void load_heads(Octet<T> (&to)[Batch][Packs], const Items<Batc
 #pragma unroll
     for (int p = 0; p < Packs; p++) {
       const int c = (p * warp + static_cast<int>(threadIdx.x) % warp) * pack;
-      to[b][p] = load_pack(x.at(first + items.row[b], items.head[b] * static_cast<int64_t>(stride) + c),
-                           items.there[b] ? n - c : 0, x.aligned);
+      to[b][p] = load_pack<Whole>(x.at(first + items.row[b], items.head[b] * static_cast<int64_t>(stride) + c),
+                                  items.there[b] ? n - c : 0, x.aligned);
     }
   }
 }
 
 // Each warp: y = turned(x · r · w) of heads of the block's rows, r = 1/rms(x).
-template <class T, int Packs>
+template <class T, bool Whole, int Packs>
 __global__ void __launch_bounds__(block_threads)
     norm_rope_kernel(Rows<T> y, float* r, const Heads<T> a, const __grid_constant__ Frequencies frequencies) {
   constexpr int batch = Packs == 1 ? batch_of_heads : 1;
@@ -162,11 +161,11 @@ __global__ void __launch_bounds__(block_threads)
   const int lane = threadIdx.x % warp, all = a.rows_per_block * a.heads;
   float scale[Packs][pack];
 #pragma unroll
-  for (int p = 0; p < Packs; p++) a.w.load(scale[p], (p * warp + lane) * pack, a.n);
+  for (int p = 0; p < Packs; p++) a.w.load<Whole>(scale[p], (p * warp + lane) * pack, a.n);
   int item = threadIdx.x / warp * batch;
   Items<batch> items(a, first, item);
   Octet<T> in[batch][Packs];
-  load_heads(in, items, a.x, first, a.stride, a.n);
+  load_heads<Whole>(in, items, a.x, first, a.stride, a.n);
   make_angles(angles, a, frequencies, first);
   __syncthreads();
   while (item < all) {
@@ -195,23 +194,24 @@ __global__ void __launch_bounds__(block_threads)
 #pragma unroll
         for (int i = 0; i < pack; i++) v[p][i] = v[p][i] * rt * scale[p][i];
       }
-      turn(v, whole, angles + items.row[b] * 2 * a.half, a.half, 1.0f);
+      turn<Whole>(v, whole, angles + items.row[b] * 2 * a.half, a.half, 1.0f);
 #pragma unroll
       for (int p = 0; p < Packs; p++) {
         const int c = (p * warp + lane) * pack;
-        if (c < a.n) store_floats(y.at(t, items.head[b] * static_cast<int64_t>(a.n) + c), v[p], a.n - c, y.aligned);
+        if (c < a.n)
+          store_floats<Whole>(y.at(t, items.head[b] * static_cast<int64_t>(a.n) + c), v[p], a.n - c, y.aligned);
       }
     }
     item += warps * batch;
     if (item >= all) break;
     items = Items<batch>(a, first, item);
-    load_heads(in, items, a.x, first, a.stride, a.n);
+    load_heads<Whole>(in, items, a.x, first, a.stride, a.n);
   }
 }
 
 // The heads a warp has taken: d, their gradient dy, turned back and taken through the norm, and dw += d x r in the
 // lane's columns.
-template <class T, int Batch, int Packs>
+template <bool Whole, class T, int Batch, int Packs>
 __device__ inline void backward_heads(Rows<T> dx, const Octet<T> (&x)[Batch][Packs], const Octet<T> (&dy)[Batch][Packs],
                                       const float* r, const Items<Batch>& items, const Heads<T>& a, int64_t first,
                                       float* whole, const float* angles, const float (&scale)[Packs][pack],
@@ -225,7 +225,7 @@ __device__ inline void backward_heads(Rows<T> dx, const Octet<T> (&x)[Batch][Pac
   for (int b = 0; b < Batch; b++) {
 #pragma unroll
     for (int p = 0; p < Packs; p++) widen_pack(dy[b][p], d[b][p]);
-    if (items.there[b]) turn(d[b], whole, angles + items.row[b] * 2 * a.half, a.half, -1.0f);
+    if (items.there[b]) turn<Whole>(d[b], whole, angles + items.row[b] * 2 * a.half, a.half, -1.0f);
 #pragma unroll
     for (int p = 0; p < Packs; p++) {
       float v[pack];
@@ -251,26 +251,26 @@ __device__ inline void backward_heads(Rows<T> dx, const Octet<T> (&x)[Batch][Pac
 #pragma unroll
       for (int i = 0; i < pack; i++) v[i] = rt[b] * (d[b][p][i] - v[i] * slope);
       if (c >= a.n) continue;
-      store_floats(dx.at(first + items.row[b], items.head[b] * static_cast<int64_t>(a.stride) + c), v, a.n - c,
-                   dx.aligned);
+      store_floats<Whole>(dx.at(first + items.row[b], items.head[b] * static_cast<int64_t>(a.stride) + c), v, a.n - c,
+                          dx.aligned);
     }
   }
 }
 
 // Each block: the gradient of its rows' heads, and its part of dw. Two sets of angles, so that one barrier a group of
 // rows suffices.
-template <class T, int Packs>
-__global__ void __launch_bounds__(block_threads, Packs == 1 ? 2 : 1)
+template <class T, bool Whole, int Packs>
+__global__ void __launch_bounds__(block_threads, Packs == 1 ? 3 : 1)
     norm_rope_backward_kernel(Rows<T> dx, Rows<const T> dy, const float* r, float* partial, const Heads<T> a,
                               const __grid_constant__ Frequencies frequencies) {
-  constexpr int batch = Packs == 1 ? batch_of_heads : 1;
+  constexpr int batch = Packs == 1 ? batch_of_heads / 2 : 1;
   extern __shared__ float4 shared[];
   float* whole = reinterpret_cast<float*>(shared) + threadIdx.x / warp * 2 * a.half;
   float* both = reinterpret_cast<float*>(shared) + warps * 2 * a.half;
   const int lane = threadIdx.x % warp, all = a.rows_per_block * a.heads;
   float scale[Packs][pack], dw[Packs][pack] = {};
 #pragma unroll
-  for (int p = 0; p < Packs; p++) a.w.load(scale[p], (p * warp + lane) * pack, a.n);
+  for (int p = 0; p < Packs; p++) a.w.load<Whole>(scale[p], (p * warp + lane) * pack, a.n);
   const int64_t step = gridDim.x * static_cast<int64_t>(a.rows_per_block);
   int set = 0;
   for (int64_t first = blockIdx.x * static_cast<int64_t>(a.rows_per_block); first < a.rows; first += step, set ^= 1) {
@@ -279,20 +279,20 @@ __global__ void __launch_bounds__(block_threads, Packs == 1 ? 2 : 1)
          item += warps * batch, turn_of++) {
       const Items<batch> items(a, first, item);
       Octet<T> x[batch][Packs], grad[batch][Packs];
-      load_heads(x, items, a.x, first, a.stride, a.n);
-      load_heads(grad, items, dy, first, a.n, a.n);
+      load_heads<Whole>(x, items, a.x, first, a.stride, a.n);
+      load_heads<Whole>(grad, items, dy, first, a.n, a.n);
       if (turn_of == 0) {
         make_angles(angles, a, frequencies, first);
         __syncthreads();
       }
-      backward_heads(dx, x, grad, r, items, a, first, whole, angles, scale, dw);
+      backward_heads<Whole>(dx, x, grad, r, items, a, first, whole, angles, scale, dw);
     }
   }
   write_partial<warp>(partial, dw, a.n);
 }
 
 template <class T>
-Heads<T> heads_of(const Tensor& x, const Tensor& w, const Tensor& positions, const RopeShape& shape) {
+Heads<T> heads_of(const Tensor& x, const Tensor& w, const Tensor& positions, const RopeShape& shape, int batch) {
   Heads<T> a{rows_of<const T>(x),
              weights_of(w, 1),
              data_of<const int32_t>(positions),
@@ -304,7 +304,7 @@ Heads<T> heads_of(const Tensor& x, const Tensor& w, const Tensor& positions, con
              1,
              static_cast<float>(shape.eps)};
   a.x.aligned = a.x.aligned && shape.head_stride * sizeof(T) % 16 == 0;
-  a.rows_per_block = static_cast<int>(blocks_for(batch_of_heads * warps, shape.heads));
+  a.rows_per_block = static_cast<int>(blocks_for(batch * warps, shape.heads));
   return a;
 }
 
@@ -321,12 +321,19 @@ size_t shared_bytes(const Heads<T>& a, int sets) {
   return static_cast<size_t>((warps + sets * a.rows_per_block) * 2 * a.half) * sizeof(float);
 }
 
-// Calls f.template operator()<Packs>() for heads of n numbers.
+// Calls f.template operator()<Whole, Packs>() for heads of n numbers.
 template <class F>
-void for_head_dim(int64_t n, F&& f) {
-  if (n <= warp * pack) return f.template operator()<1>();
+void for_head_dim(int64_t n, bool whole, F&& f) {
+  if (whole && n <= warp * pack) return f.template operator()<true, 1>();
+  if (n <= warp * pack) return f.template operator()<false, 1>();
   CHECK(n <= 4 * warp * pack, "heads of {} numbers", n);
-  f.template operator()<4>();
+  f.template operator()<false, 4>();
+}
+
+// Whether every pack of eight is aligned and lies in one half of the rotating numbers or outside them.
+template <class T>
+bool is_whole(const Heads<T>& a) {
+  return a.x.aligned && a.w.aligned && a.n % pack == 0 && a.half % pack == 0;
 }
 
 }  // namespace
@@ -334,11 +341,12 @@ void for_head_dim(int64_t n, F&& f) {
 void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape& shape) {
   const Frequencies frequencies = frequencies_of(shape);
   dispatch(x.dtype(), [&]<class T>() {
-    const Heads<T> a = heads_of<T>(x, w, positions, shape);
-    for_head_dim(shape.head_dim, [&]<int Packs>() {
-      norm_rope_kernel<T, Packs>
-          <<<static_cast<uint32_t>(blocks_for(a.rows, a.rows_per_block)), block_threads, shared_bytes(a, 2),
-             stream.queue().stream>>>(head_rows<T>(y, shape.head_dim), data_of<float>(r), a, frequencies);
+    const Heads<T> a = heads_of<T>(x, w, positions, shape, batch_of_heads);
+    const auto out = head_rows<T>(y, shape.head_dim);
+    for_head_dim(shape.head_dim, is_whole(a) && out.aligned, [&]<bool Whole, int Packs>() {
+      norm_rope_kernel<T, Whole, Packs>
+          <<<static_cast<uint32_t>(blocks_for(a.rows, a.rows_per_block)), block_threads, shared_bytes(a, 1),
+             stream.queue().stream>>>(out, data_of<float>(r), a, frequencies);
     });
   });
   check_launch(stream.queue(), "norm_rope");
@@ -348,14 +356,15 @@ void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor 
                         const RopeShape& shape) {
   const Frequencies frequencies = frequencies_of(shape);
   dispatch(x.dtype(), [&]<class T>() {
-    const Heads<T> a = heads_of<T>(x, w, positions, shape);
+    const Heads<T> a = heads_of<T>(x, w, positions, shape, batch_of_heads / 2);
+    const auto out = head_rows<T>(dx, shape.head_stride);
+    const auto in = head_rows<const T>(dy, shape.head_dim);
     const int64_t blocks = std::min(blocks_for(a.rows, a.rows_per_block), backward_blocks);
     float* partial = stream.queue().scratch<float>(blocks * shape.head_dim);
-    for_head_dim(shape.head_dim, [&]<int Packs>() {
-      norm_rope_backward_kernel<T, Packs>
+    for_head_dim(shape.head_dim, is_whole(a) && out.aligned && in.aligned, [&]<bool Whole, int Packs>() {
+      norm_rope_backward_kernel<T, Whole, Packs>
           <<<static_cast<uint32_t>(blocks), block_threads, shared_bytes(a, 2), stream.queue().stream>>>(
-              head_rows<T>(dx, shape.head_stride), head_rows<const T>(dy, shape.head_dim), data_of<const float>(r),
-              partial, a, frequencies);
+              out, in, data_of<const float>(r), partial, a, frequencies);
     });
     add_columns(stream, data_of<float>(dw), partial, blocks, shape.head_dim);
   });

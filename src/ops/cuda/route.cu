@@ -245,7 +245,7 @@ __global__ void place_kernel(Sort s) {
     const int64_t i = begin + r * warp;
     const int row = first[e[r]] + seen[wi * s.experts + e[r]] + rank[r];
     s.row_of[i] = row;
-    s.token_of[row] = static_cast<int32_t>(i / s.k);
+    s.token_of[row] = static_cast<int32_t>(static_cast<uint32_t>(i) / static_cast<uint32_t>(s.k));
   }
 }
 
@@ -302,6 +302,8 @@ void sort_by_expert(Stream& stream, const Routing& routing) {
   const int threads = experts <= 1024 && choices > 512 ? 1024 : 256;
   if (choices <= threads || (choices > 4096 && choices <= 1024 * 128)) {
     launch_sort<1>(queue, s, threads);
+  } else if (choices <= 2 * threads) {
+    launch_sort<2>(queue, s, threads);
   } else if (choices <= 1024 * 1024) {
     launch_sort<4>(queue, s, threads);
   } else {

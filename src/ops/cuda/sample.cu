@@ -67,16 +67,15 @@ __device__ float noisy(float logit, float temperature, uint32_t word) {
   return __fadd_rn(__fdiv_rn(logit, temperature), gumbel_of(word));
 }
 
+template <class V>
+__device__ V pick(int i, V a, V b, V c, V d) {
+  return i < 2 ? (i == 0 ? a : b) : (i == 2 ? c : d);
+}
+
 __device__ Entry noisy_entry(const DeviceRow& row, const Entry& token) {
   const uint4 words = random_words(row, static_cast<uint32_t>(token.id) / 4);
-  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-  const int at = token.id % 4;
-  return {noisy(token.value, row.temperature,
-                at == 0   ? word[0]
-                : at == 1 ? word[1]
-                : at == 2 ? word[2]
-                          : word[3]),
-          token.id};
+  const uint32_t word = pick(token.id % 4, words.x, words.y, words.z, words.w);
+  return {noisy(token.value, row.temperature, word), token.id};
 }
 
 // Whether a token may reach `best` with noise of at most `bound`; the margin covers the product's rounding.
@@ -95,12 +94,13 @@ __device__ void consider_quad(Entry& best, const float (&x)[4], int64_t id, cons
   const uint4 words = random_words(row, static_cast<uint32_t>(id / 4));
   const uint32_t smallest = min(min(words.x, words.y), min(words.z, words.w));
   if (!may_reach(largest, row.inverse, noise_bound(smallest), best.value)) return;
-  const uint32_t word[4] = {words.x, words.y, words.z, words.w};
-#pragma unroll 1
+#pragma unroll 1  // seldom reached: short code matters more
   for (int i = 0; i < 4; i++) {
-    if (!may_reach(x[i], row.inverse, noise_bound(word[i]), best.value)) continue;
-    const Entry entry{noisy(x[i], row.temperature, word[i]), static_cast<int32_t>(id) + i};
-    if (entry.better_than(best) && place_of(x[i], id + i).within(last)) best = entry;
+    const float l = pick(i, x[0], x[1], x[2], x[3]);
+    const uint32_t word = pick(i, words.x, words.y, words.z, words.w);
+    if (!may_reach(l, row.inverse, noise_bound(word), best.value)) continue;
+    const Entry entry{noisy(l, row.temperature, word), static_cast<int32_t>(id) + i};
+    if (entry.better_than(best) && place_of(l, id + i).within(last)) best = entry;
   }
 }
 
@@ -176,10 +176,13 @@ __global__ void __launch_bounds__(block_threads, 4)
   }
   __syncthreads();
   Entry best = start;
-#pragma unroll
+#pragma unroll 2  // read again, from the cache, so that the code is short
   for (int k = 0; k < quads; k++) {
     const int64_t id = quad_column(part, k);
-    if (id < n) consider_quad(best, x[k], id, row, everything());
+    if (id >= n) break;
+    float again[4];
+    load_quad(again, logits.at(r, 0), id, n, logits.aligned);
+    consider_quad(best, again, id, row, everything());
   }
   best = block_best(best, entries);
   if (threadIdx.x == 0) out.best[blockIdx.x] = best;
@@ -222,13 +225,17 @@ constexpr float bins_per_nat = bins / 24.0f;
 constexpr float weight_one = 17592186044416.0f;  // 2^44: the sum over 2^19 tokens fits in 64 bits
 
 struct FilterShared {
-  unsigned long long histogram[bins];
+  uint32_t low[bins], high[bins];  // the histogram: 32-bit words, which shared memory adds to by itself
   Place candidates[most_candidates];
   unsigned long long warp_sums[filter_threads / warp];
   unsigned long long before;  // the weight ahead of `chosen`
   uint32_t chosen;
   int found;
   Entry entries[filter_threads / warp];
+
+  __device__ unsigned long long weight(int bin) const {
+    return static_cast<unsigned long long>(high[bin]) << 32 | low[bin];
+  }
 };
 
 // The sum of x over the threads up to this one, and over all in `total`.
@@ -278,7 +285,10 @@ struct Tokens {
 template <class Weigh>
 __device__ void count_token(FilterShared& s, const Weigh& weigh, float logit, const Place& p, uint32_t digit) {
   const unsigned long long weight = weigh(logit, p);
-  if (weight != 0) atomicAdd(&s.histogram[digit], weight);
+  const auto low = static_cast<uint32_t>(weight);
+  const uint32_t before = low == 0 ? 0 : atomicAdd(&s.low[digit], low);
+  const uint32_t high = static_cast<uint32_t>(weight >> 32) + (before + low < before ? 1 : 0);
+  if (high != 0) atomicAdd(&s.high[digit], high);
 }
 
 // The bin in which the running sum of the histogram reaches `wanted`, or at first wanted_of(the sum of all); takes what
@@ -286,7 +296,7 @@ __device__ void count_token(FilterShared& s, const Weigh& weigh, float logit, co
 template <class Wanted>
 __device__ uint32_t reach(FilterShared& s, unsigned long long& wanted, const Wanted& wanted_of) {
   __syncthreads();
-  const unsigned long long first = s.histogram[2 * threadIdx.x], second = s.histogram[2 * threadIdx.x + 1];
+  const unsigned long long first = s.weight(2 * threadIdx.x), second = s.weight(2 * threadIdx.x + 1);
   if (threadIdx.x == 0) {
     s.chosen = bins - 1;
     s.before = 0;
@@ -306,7 +316,7 @@ __device__ uint32_t reach(FilterShared& s, unsigned long long& wanted, const Wan
 
 __device__ void clear(FilterShared& s) {
   __syncthreads();
-  s.histogram[2 * threadIdx.x] = s.histogram[2 * threadIdx.x + 1] = 0;
+  for (int i = threadIdx.x; i < bins; i += filter_threads) s.low[i] = s.high[i] = 0;
   __syncthreads();
 }
 

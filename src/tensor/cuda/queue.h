@@ -23,6 +23,7 @@ class DeviceBlock {
   DeviceBlock& operator=(const DeviceBlock&) = delete;
   // At least `bytes`; what it held before is lost when it grows.
   void* reserve(size_t bytes);
+  size_t bytes() const { return bytes_; }
 
  private:
   void* data_ = nullptr;
@@ -47,12 +48,21 @@ struct Queue {
 
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
-  std::shared_ptr<void> blas;  // the matrix library's handle and plans (ops/cuda/linear.cu)
+  uint64_t scratch_version = 0;  // raised when scratch moves
+  std::shared_ptr<void> blas;    // the matrix library's handle and plans (ops/cuda/linear.cu)
 
  private:
   DeviceBlock scratch_;
   char* ring_ = nullptr;
   size_t ring_at_ = 0;
+};
+
+struct Graph {
+  explicit Graph(cudaGraphExec_t exec) : exec(exec) {}
+  ~Graph() { cudaGraphExecDestroy(exec); }
+  Graph(const Graph&) = delete;
+  Graph& operator=(const Graph&) = delete;
+  cudaGraphExec_t exec;
 };
 
 // Throws when the launches before it failed, naming the op; in a cuda-debug build it also waits for them.

@@ -118,7 +118,15 @@ Queue::~Queue() {
   release_pinned(ring_);
 }
 
-void* Queue::scratch(size_t bytes) { return scratch_.reserve((bytes + 255) / 256 * 256); }
+void* Queue::scratch(size_t bytes) {
+  if (bytes > scratch_.bytes()) {
+    cudaStreamCaptureStatus status;
+    check(cudaStreamIsCapturing(stream, &status), "cudaStreamIsCapturing");
+    CHECK(status == cudaStreamCaptureStatusNone, "scratch of {} bytes asked for while recording", bytes);
+    scratch_version++;
+  }
+  return scratch_.reserve((bytes + 255) / 256 * 256);
+}
 
 void* Queue::stage(size_t bytes) {
   CHECK(bytes <= stage_limit, "{} bytes staged at once", bytes);
@@ -135,10 +143,34 @@ std::shared_ptr<Queue> make_queue() { return std::make_shared<Queue>(); }
 
 void synchronize(Queue& queue) { check(cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
 
+std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
+  check(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+  cudaGraph_t graph = nullptr;
+  try {
+    body();
+  } catch (...) {
+    cudaStreamEndCapture(queue.stream, &graph);
+    if (graph != nullptr) cudaGraphDestroy(graph);
+    throw;
+  }
+  check(cudaStreamEndCapture(queue.stream, &graph), "cudaStreamEndCapture");
+  cudaGraphExec_t exec = nullptr;
+  const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
+  cudaGraphDestroy(graph);
+  check(status, "cudaGraphInstantiate");
+  return std::make_shared<Graph>(exec);
+}
+
+void launch(Queue& queue, const Graph& graph) { check(cudaGraphLaunch(graph.exec, queue.stream), "cudaGraphLaunch"); }
+
+uint64_t scratch_version(const Queue& queue) { return queue.scratch_version; }
+
 void check_launch(Queue& queue, const char* op) {
   check(cudaGetLastError(), op);
 #ifdef FURLONG_CUDA_DEBUG
-  check(cudaStreamSynchronize(queue.stream), op);
+  cudaStreamCaptureStatus status;
+  check(cudaStreamIsCapturing(queue.stream, &status), op);
+  if (status == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(queue.stream), op);
 #else
   (void)queue;
 #endif
