@@ -2,6 +2,7 @@
 //   bench_gpu train LAYERS TOKENS SEQUENCES     one training step (full recompute, MTP): gradients and AdamW
 //   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS decode at a context length; DRAFTS 0: one token a step
 //   bench_gpu prefill LAYERS TOKENS             one prompt
+//   bench_gpu mismatch LAYERS SAMPLES TOKENS DRAFTS   log-probs: trainer against sampler
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -85,8 +86,8 @@ void train(int64_t layers, int64_t tokens, int64_t sequences) {
 
 void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
   Model model(layers);
-  constexpr int64_t warm = 16, timed = 96;
-  const int64_t longest = context + (warm + timed) * (1 + drafts) + 64;
+  // The first sequences draw tokens while the last are still read in; only steps in which all decode are timed.
+  const int64_t tokens_each = (batch + 48) * (drafts > 0 ? 3 : 1), longest = context + tokens_each + 64;
   Engine engine(model.config, model.weights,
                 {.max_running = batch,
                  .drafts = drafts,
@@ -97,33 +98,34 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
                 model.threads);
   std::vector<Request> requests;
   for (int64_t i = 0; i < batch; i++) {
-    Request r{.samples = 1,
-              .params = {.temperature = 1},
-              .max_new_tokens = (warm + timed) * (1 + drafts),
-              .seed = 7,
-              .group_index = i};
+    Request r{.samples = 1, .params = {.temperature = 1}, .max_new_tokens = tokens_each, .seed = 7, .group_index = i};
     for (int64_t p = 0; p < context; p++) {
       r.prompt.push_back(token(model.config, static_cast<uint32_t>(i), static_cast<uint32_t>(p)));
     }
     requests.push_back(std::move(r));
   }
-  const auto begun = Clock::now();
-  double prefilled = 0, from = 0, to = 0;
-  int64_t steps = 0, from_step = 0, to_step = 0, from_tokens = 0, to_tokens = 0;
-  engine.generate(requests, [&](size_t done, int64_t tokens) {
-    steps++;
-    if (tokens == 0) prefilled = seconds_since(begun);
-    if (from == 0 && tokens >= batch * warm) from = seconds_since(begun), from_step = steps, from_tokens = tokens;
-    if (done == 0) to = seconds_since(begun), to_step = steps, to_tokens = tokens;
+  auto last = Clock::now();
+  EngineStats before;
+  std::vector<double> steps;
+  int64_t tokens = 0;
+  engine.generate(requests, [&](size_t, int64_t) {
+    const EngineStats now = engine.stats();
+    if (now.prefill_rows == before.prefill_rows && now.decode_rows - before.decode_rows == batch * (1 + drafts)) {
+      steps.push_back(seconds_since(last));
+      tokens += now.emitted - before.emitted;
+    }
+    before = now;
+    last = Clock::now();
   });
-  const double n = static_cast<double>(to_step - from_step);
+  double total = 0;
+  for (const double step : steps) total += step;
+  const auto n = static_cast<double>(steps.size());
+  std::nth_element(steps.begin(), steps.begin() + static_cast<int64_t>(steps.size() / 2), steps.end());
   std::printf(
-      "decode, %ld layers, batch %ld at %ld tokens, %ld drafts: %.3f ms a step, %.0f tok/s (%.2f tokens a step and "
-      "sequence); "
-      "prefill about %.0f tok/s\n",
-      layers, batch, context, drafts, 1e3 * (to - from) / n, static_cast<double>(to_tokens - from_tokens) / (to - from),
-      static_cast<double>(to_tokens - from_tokens) / n / static_cast<double>(batch),
-      static_cast<double>(batch * context) / std::max(prefilled, 1e-9));
+      "decode, %ld layers, batch %ld at %ld tokens, %ld drafts: %.0f steps, median %.3f ms, %.0f tok/s (%.2f tokens a "
+      "step and sequence)\n",
+      layers, batch, context, drafts, n, 1e3 * steps[steps.size() / 2], static_cast<double>(tokens) / total,
+      static_cast<double>(tokens) / n / static_cast<double>(batch));
 }
 
 void prefill(int64_t layers, int64_t tokens) {
@@ -140,6 +142,51 @@ void prefill(int64_t layers, int64_t tokens) {
   }
 }
 
+// What the trainer's forward says of tokens that the engine drew, against what the engine recorded.
+void mismatch(int64_t layers, int64_t samples, int64_t length, int64_t drafts) {
+  Model model(layers);
+  Engine engine(model.config, model.weights,
+                {.max_running = samples,
+                 .drafts = drafts,
+                 .max_tokens = length + 64,
+                 .prefill_budget = 8192,
+                 .graph_batches = {samples}},
+                model.threads);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < samples; i++) {
+    Request r{.samples = 1, .params = {.temperature = 1}, .max_new_tokens = length, .seed = 7, .group_index = i};
+    for (uint32_t p = 0; p < 32; p++) r.prompt.push_back(token(model.config, static_cast<uint32_t>(i), p));
+    requests.push_back(std::move(r));
+  }
+  const auto done = engine.generate(requests);
+  std::vector<Trajectory> drawn(done.size());
+  std::vector<const Trajectory*> picked;
+  for (size_t i = 0; i < done.size(); i++) {
+    Trajectory& t = drawn[i];
+    t.tokens = requests[i].prompt;
+    t.tokens.insert(t.tokens.end(), done[i].tokens.begin(), done[i].tokens.end());
+    t.response_length = static_cast<int32_t>(done[i].tokens.size());
+    t.loss_mask.assign(done[i].tokens.size(), 1);
+    picked.push_back(&t);
+  }
+  TrainOptions options;
+  options.pack = {.dynamic = true, .max_tokens = 8192};
+  options.optim.train_mtp = false;
+  TrainStep step(model.config, model.weights, model.threads, options);
+  const auto scores = step.score(model.weights, picked);
+  double sum = 0, worst = 0, count = 0;
+  for (size_t i = 0; i < done.size(); i++) {
+    for (size_t j = 0; j < scores[i].size(); j++) {
+      const double d = std::abs(static_cast<double>(scores[i][j]) - static_cast<double>(done[i].log_probs[j]));
+      sum += d;
+      worst = std::max(worst, d);
+      count++;
+    }
+  }
+  std::printf("mismatch, %ld layers, %ld x %ld tokens, %ld drafts: mean |trainer - sampler| %.5f, worst %.4f\n", layers,
+              samples, length, drafts, sum / count, worst);
+}
+
 }  // namespace
 }  // namespace furlong::bench
 
@@ -153,9 +200,12 @@ int main(int argc, char** argv) {
       decode(number(2, 40), number(3, 64), number(4, 4096), number(5, 0));
     } else if (argc > 1 && std::strcmp(argv[1], "prefill") == 0) {
       prefill(number(2, 40), number(3, 32768));
+    } else if (argc > 1 && std::strcmp(argv[1], "mismatch") == 0) {
+      mismatch(number(2, 4), number(3, 64), number(4, 512), number(5, 2));
     } else {
       std::printf(
-          "bench_gpu train LAYERS TOKENS SEQUENCES | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS TOKENS\n");
+          "bench_gpu train LAYERS TOKENS SEQUENCES | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS TOKENS | "
+          "mismatch LAYERS SAMPLES TOKENS DRAFTS\n");
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

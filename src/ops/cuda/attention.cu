@@ -101,12 +101,13 @@ struct ForwardShared {
 template <int Keys>
 __device__ void produce_tile(const Forward& f, const Tile& tile, const ForwardShared<Keys>& shared, int& used) {
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
-#pragma unroll 4
-  for (int r = w; r < tile_rows; r += 4) {
-    const int row = min(tile.first + r, tile.rows - 1);
-    const half_t* from =
-        f.q.at(tile.start + row / f.rows.group, tile.kv_head * f.rows.group + row % f.rows.group, wide) + lane * 8;
-    copy_16(shared.q + piece_offset<tile_rows>(r, lane), from, tile.first + r < tile.rows);
+  const int own = min(tile.first + w * warp + lane, tile.rows - 1);
+  const half_t* const query =
+      f.q.at(tile.start + own / f.rows.group, tile.kv_head * f.rows.group + own % f.rows.group, wide);
+#pragma unroll 1
+  for (int r = 0; r < warp; r += 8) {
+    copy_rows<tile_rows, 8>(shared.q, w * warp + r, tile.rows - (tile.first + w * warp + r),
+                            [&](int i) { return shared_pointer(query, r + i); });
   }
   announce_copies(shared.q_full);
   constexpr int rows_per_warp = Keys / 4;
@@ -114,14 +115,19 @@ __device__ void produce_tile(const Forward& f, const Tile& tile, const ForwardSh
   for (int first = w * rows_per_warp; first - w * rows_per_warp < tile.keys; first += Keys, used++) {
     const int stage = used % stages;
     const uint32_t parity = (used / stages & 1) ^ 1;
-    // Lane i finds the place of the warp's i-th row.
-    const int64_t place = f.memory.row(tile.segment, tile.start, min(first + lane, tile.keys - 1));
+    // Lane i finds the place of the warp's i-th row; without pages one row follows another.
+    const bool paged = f.memory.table != nullptr;
+    const int64_t place =
+        paged ? f.memory.row(tile.segment, tile.start, min(first + lane, tile.keys - 1)) : tile.start + first;
     const auto load = [&](const Heads<const half_t>& from, uint32_t to) {
-#pragma unroll 4
-      for (int i = 0; i < rows_per_warp; i++) {
-        const int64_t row = __shfl_sync(0xffffffffu, place, i);
-        copy_16(to + piece_offset<Keys>(w * rows_per_warp + i, lane), from.at(row, tile.kv_head, wide) + lane * 8,
-                first + i < tile.keys);
+      const half_t* const own = from.at(place, tile.kv_head, wide);
+      const int64_t stride = from.stride;
+      if (paged) {
+        copy_rows<Keys, rows_per_warp>(to, w * rows_per_warp, tile.keys - first,
+                                       [&](int i) { return shared_pointer(own, i); });
+      } else {
+        copy_rows<Keys, rows_per_warp>(to, w * rows_per_warp, tile.keys - first,
+                                       [&](int i) { return own + i * stride; });
       }
     };
     barrier_wait(shared.k_empty + stage, parity);

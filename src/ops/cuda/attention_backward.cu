@@ -69,12 +69,10 @@ template <int TileRows, int Count, class F>
 __device__ void bring(uint32_t to, int valid, F place) {
   constexpr int each = Count / 4;
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
-  const int own = w * each + lane % each;
-  const auto address = reinterpret_cast<int64_t>(place(min(own, max(valid, 1) - 1)));
-#pragma unroll 4
-  for (int i = 0; i < each; i++) {
-    const auto* from = reinterpret_cast<const half_t*>(__shfl_sync(0xffffffffu, address, i)) + lane * 8;
-    copy_16(to + piece_offset<TileRows>(w * each + i, lane), from, w * each + i < valid);
+  const half_t* const own = place(min(w * each + lane % each, max(valid, 1) - 1));
+#pragma unroll 1
+  for (int r = 0; r < each; r += 8) {
+    copy_rows<TileRows, 8>(to, w * each + r, valid - (w * each + r), [&](int i) { return shared_pointer(own, r + i); });
   }
 }
 
@@ -156,7 +154,8 @@ __device__ void store_keys(const Heads<half_t>& to, const Span& span, int kv_hea
   }
 }
 
-// The first consumer: scores of the keys (rows) and queries (columns), weights from them, and dv.
+// The first consumer: scores of the keys (rows) and queries (columns), weights from them, and dv. The product for the
+// next tile is begun before the last one of this tile has ended.
 __device__ void consume_scores(const Backward& b, const Span& span, const KeyShared& shared, int kv_head, int begin) {
   const int lane = threadIdx.x % warp, thread = threadIdx.x % warpgroup, w = thread / warp;
   const int key = span.first + w * 16 + lane / 4, tiles = (span.rows - begin + query_rows - 1) / query_rows;
@@ -165,12 +164,8 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
   uint32_t p[16];
 #pragma unroll
   for (float& x : dv) x = 0;
-  wait_for_tile(shared.q_full, 0);
-  product<64, 64>(s, shared.k, shared.q);
-  for (int j = 0; j < tiles; j++) {
+  const auto weigh = [&](int j) {
     const int stage = j % 2, parity = j / 2 & 1;
-    wgmma_wait<0>();
-    pin(s);
     const float* lse = shared.lse + stage * query_rows + lane % 4 * 2;
     const int at = begin + j * query_rows;
     const bool hides = at / b.rows.group < span.first + key_rows - 1;
@@ -179,9 +174,12 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
       const float2 natural = *reinterpret_cast<const float2*>(lse + 2 * i);
       const float shift[2] = {natural.x * log2e, natural.y * log2e};
 #pragma unroll
-      for (int e = 0; e < 4; e++) {
-        s[i + e] = exp2f(fmaf(s[i + e], scale, -shift[e % 2]));
-        if (hides && key + e / 2 * 8 > (at + 2 * i + lane % 4 * 2 + e % 2) / b.rows.group) s[i + e] = 0;
+      for (int e = 0; e < 4; e++) s[i + e] = exp2f(fmaf(s[i + e], scale, -shift[e % 2]));
+    }
+    if (hides) {
+#pragma unroll
+      for (int i = 0; i < 32; i++) {
+        if (key + i / 2 % 2 * 8 > (at + i / 4 * 8 + lane % 4 * 2 + i % 2) / b.rows.group) s[i] = 0;
       }
     }
     if (lane == 0) barrier_arrive(shared.q_empty + stage);
@@ -194,20 +192,30 @@ __device__ void consume_scores(const Backward& b, const Span& span, const KeySha
     wait_for_tile(shared.grad_full + stage, parity);
     pin(dv);
     pin(p);
+  };
+  wait_for_tile(shared.q_full, 0);
+  product<64, 64>(s, shared.k, shared.q);
+  wgmma_wait<0>();
+  pin(s);
+  int j = 0;
+  for (; j + 1 < tiles; j++) {
+    const int stage = j % 2, next = stage ^ 1;
+    weigh(j);
+    wait_for_tile(shared.q_full + next, (j + 1) / 2 & 1);
+    pin(s);
     accumulate<64>(dv, p, shared.grad + stage * tile_bytes);
-    if (j + 1 < tiles) {
-      const int next = (j + 1) % 2;
-      wait_for_tile(shared.q_full + next, (j + 1) / 2 & 1);
-      pin(s);
-      product<64, 64>(s, shared.k, shared.q + next * tile_bytes);
-      wgmma_wait<1>();
-    } else {
-      wgmma_wait<0>();
-    }
+    product<64, 64>(s, shared.k, shared.q + next * tile_bytes);
+    wgmma_wait<1>();
     pin(dv);
     pin(p);
     if (lane == 0) barrier_arrive(shared.grad_empty + stage);
+    wgmma_wait<0>();
+    pin(s);
   }
+  weigh(j);
+  accumulate<64>(dv, p, shared.grad + j % 2 * tile_bytes);
+  wgmma_wait<0>();
+  pin(dv);
   store_keys(b.dv, span, kv_head, dv, 1);
 }
 
@@ -220,12 +228,8 @@ __device__ void consume_gradients(const Backward& b, const Span& span, const Key
   uint32_t p[16];
 #pragma unroll
   for (float& x : dk) x = 0;
-  wait_for_tile(shared.grad_full, 0);
-  product<64, 64>(s, shared.v, shared.grad);
-  for (int j = 0; j < tiles; j++) {
+  const auto weigh = [&](int j) {
     const int stage = j % 2, parity = j / 2 & 1;
-    wgmma_wait<0>();
-    pin(s);
     const float* delta = shared.delta + stage * query_rows + lane % 4 * 2;
     barrier_wait(shared.weights_full + stage, parity);
     const uint4* from = shared.weights + stage * 4 * warpgroup + thread;
@@ -246,20 +250,30 @@ __device__ void consume_gradients(const Backward& b, const Span& span, const Key
     wait_for_tile(shared.q_full + stage, parity);
     pin(dk);
     pin(p);
+  };
+  wait_for_tile(shared.grad_full, 0);
+  product<64, 64>(s, shared.v, shared.grad);
+  wgmma_wait<0>();
+  pin(s);
+  int j = 0;
+  for (; j + 1 < tiles; j++) {
+    const int stage = j % 2, next = stage ^ 1;
+    weigh(j);
+    wait_for_tile(shared.grad_full + next, (j + 1) / 2 & 1);
+    pin(s);
     accumulate<64>(dk, p, shared.q + stage * tile_bytes);
-    if (j + 1 < tiles) {
-      const int next = (j + 1) % 2;
-      wait_for_tile(shared.grad_full + next, (j + 1) / 2 & 1);
-      pin(s);
-      product<64, 64>(s, shared.v, shared.grad + next * tile_bytes);
-      wgmma_wait<1>();
-    } else {
-      wgmma_wait<0>();
-    }
+    product<64, 64>(s, shared.v, shared.grad + next * tile_bytes);
+    wgmma_wait<1>();
     pin(dk);
     pin(p);
     if (lane == 0) barrier_arrive(shared.q_empty + stage);
+    wgmma_wait<0>();
+    pin(s);
   }
+  weigh(j);
+  accumulate<64>(dk, p, shared.q + j % 2 * tile_bytes);
+  wgmma_wait<0>();
+  pin(dk);
   store_keys(b.dk, span, kv_head, dk, b.scale);
 }
 
@@ -362,43 +376,55 @@ __device__ void consume_keys(const Backward& b, const Span& span, const QuerySha
   uint32_t p[16];
 #pragma unroll
   for (float& x : dq) x = 0;
-  wait_for_tile(shared.k_full, 0);
-  product<shared.rows, 64>(s, q, shared.k);
-  wait_for_tile(shared.v_full, 0);
-  product<shared.rows, 64>(dp, grad, shared.v);
-  for (int j = 0; j < tiles; j++) {
-    const int stage = j % 2;
-    wgmma_wait<0>();
-    pin(s);
-    pin(dp);
-    if (lane == 0) barrier_arrive(shared.v_empty);
+  const auto weigh = [&](int j) {
     const bool hides = (j + 1) * key_rows > visible;
 #pragma unroll
     for (int i = 0; i < 32; i++) {
       const int h = i / 2 % 2;
       s[i] = exp2f(fmaf(s[i], scale, -lse[h])) * (dp[i] - delta[h]);
-      if (hides && j * key_rows + i / 4 * 8 + lane % 4 * 2 + i % 2 > position[h]) s[i] = 0;
+    }
+    if (hides) {
+#pragma unroll
+      for (int i = 0; i < 32; i++) {
+        if (j * key_rows + i / 4 * 8 + lane % 4 * 2 + i % 2 > position[i / 2 % 2]) s[i] = 0;
+      }
     }
     pack(p, s);
     pin(dq);
     pin(p);
+  };
+  wait_for_tile(shared.k_full, 0);
+  product<shared.rows, 64>(s, q, shared.k);
+  wait_for_tile(shared.v_full, 0);
+  product<shared.rows, 64>(dp, grad, shared.v);
+  wgmma_wait<0>();
+  pin(s);
+  pin(dp);
+  if (lane == 0) barrier_arrive(shared.v_empty);
+  int j = 0;
+  for (; j + 1 < tiles; j++) {
+    const int stage = j % 2, next = stage ^ 1;
+    weigh(j);
+    wait_for_tile(shared.k_full + next, (j + 1) / 2 & 1);
+    pin(s);
     accumulate<64>(dq, p, shared.k + stage * tile_bytes);
-    if (j + 1 < tiles) {
-      const int next = (j + 1) % 2;
-      wait_for_tile(shared.k_full + next, (j + 1) / 2 & 1);
-      pin(s);
-      product<shared.rows, 64>(s, q, shared.k + next * tile_bytes);
-      wait_for_tile(shared.v_full, (j + 1) & 1);
-      pin(dp);
-      product<shared.rows, 64>(dp, grad, shared.v);
-      wgmma_wait<2>();
-    } else {
-      wgmma_wait<0>();
-    }
+    product<shared.rows, 64>(s, q, shared.k + next * tile_bytes);
+    wait_for_tile(shared.v_full, (j + 1) & 1);
+    wgmma_wait<1>();  // there are registers for dp only after p's
     pin(dq);
     pin(p);
     if (lane == 0) barrier_arrive(shared.k_empty + stage);
+    pin(dp);
+    product<shared.rows, 64>(dp, grad, shared.v);
+    wgmma_wait<0>();
+    pin(s);
+    pin(dp);
+    if (lane == 0) barrier_arrive(shared.v_empty);
   }
+  weigh(j);
+  accumulate<64>(dq, p, shared.k + j % 2 * tile_bytes);
+  wgmma_wait<0>();
+  pin(dq);
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     const int row = first + 8 * h;

@@ -65,6 +65,34 @@ __device__ inline uint32_t piece_offset(int row, int piece) {
   return (piece / 8) * (Rows * panel_bytes_per_row) + row * panel_bytes_per_row + ((piece % 8) ^ (row % 8)) * 16;
 }
 
+// A warp copies Count rows, a row per instruction, into rows [first, first + Count) of a tile, first a multiple of 8.
+// The places of rows are given by address(i), the same in all lanes; rows from `valid` on become zeros. The producers'
+// pace depends on how few instructions this takes.
+template <int TileRows, int Count, class F>
+__device__ inline void copy_rows(uint32_t tile, int first, int valid, F address) {
+  const int lane = threadIdx.x % warp;
+  const uint32_t to = tile + lane / 8 * (TileRows * panel_bytes_per_row) + first * panel_bytes_per_row;
+  const uint32_t piece = lane % 8 * 16;
+  if (valid >= Count) {
+#pragma unroll
+    for (int i = 0; i < Count; i++) {
+      asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to + i * panel_bytes_per_row +
+                                                                              (piece ^ (i % 8 * 16))),
+                   "l"(address(i) + lane * 8)
+                   : "memory");
+    }
+  } else {
+#pragma unroll 4
+    for (int i = 0; i < Count; i++) {
+      copy_16(to + i * panel_bytes_per_row + (piece ^ (i % 8 * 16)), address(i) + lane * 8, i < valid);
+    }
+  }
+}
+// The address that lane i holds, in all lanes.
+__device__ inline const half_t* shared_pointer(const half_t* own, int i) {
+  return reinterpret_cast<const half_t*>(__shfl_sync(0xffffffffu, reinterpret_cast<uint64_t>(own), i));
+}
+
 // wgmma's description of a tile: K-major operands step over rows in groups of 8 (1024 bytes). For operands whose rows
 // are the summed dimension ("transposed"), `panel` is the distance between panels.
 __device__ inline uint64_t descriptor(uint32_t address, uint32_t panel) {

@@ -41,11 +41,11 @@ struct Chunks {
   __device__ bool own(int r) const { return r >= ck.lo && r < ck.hi; }
   __device__ bool below() const { return side() * 32 <= row0(); }  // the warp's tile reaches the diagonal
 
-  __device__ void wait(uint32_t& parity) {
-    barrier_wait(&sh.full, parity);
-    parity ^= 1;
-  }
+  static constexpr int pieces = chunk_rows * head_dim / 8 / threads;  // of 8 numbers, of do and of u, a thread
+  static constexpr int states = head_dim * head_dim / 4 / threads;    // of 4 numbers, of S
+  static constexpr int values = chunk_rows / warps;                   // rows of v a warp
 
+  // The loads of a head overlap each other; S, which is twice as large as all the rest, comes in halves.
   __device__ void load_head(int head, uint32_t& parity) {
     const int64_t at = static_cast<int64_t>(chunk) * c.vh + head;
     if (threadIdx.x == 0) {
@@ -53,63 +53,90 @@ struct Chunks {
       bulk_load(sh.D, b.D + at * Backward128::D_size, sizeof sh.D, &sh.full);
       bulk_load(sh.x, b.solved + at * Backward128::solved_size, sizeof sh.x, &sh.full);
     }
+    const float4* from = reinterpret_cast<const float4*>(c.states + at * Backward128::D_size) + threadIdx.x;
+    float4 S[states / 2];
+#pragma unroll
+    for (int i = 0; i < states / 2; i++) S[i] = __ldcs(from + i * threads);
     load_rows(head);
-    const HeadRecord& record = b.records.heads[at];
     if (threadIdx.x < chunk_rows) {
       const int r = threadIdx.x;
+      const HeadRecord& record = b.records.heads[at];
       sh.beta[r] = record.beta[r], sh.e_gamma[r] = record.e_gamma[r], sh.to_end[r] = record.to_end[r];
       // Rows that are not the batch's have no part in any sum.
       sh.gamma[r] = own(r) ? c.gamma[static_cast<int64_t>(ck.base + r) * c.vh + head] : 0;
     }
-    const float4* from = reinterpret_cast<const float4*>(c.states + at * Backward128::D_size) + threadIdx.x;
+    barrier_wait(&sh.full, parity);
+    parity ^= 1;
     float along = 0;  // ⟨S,D⟩
-    for (int part = 0; part < 2; part++) {
-      constexpr int at_once = 8;
-      float4 S[at_once];
+    put_state(S, 0, along);
 #pragma unroll
-      for (int i = 0; i < at_once; i++) S[i] = __ldcs(from + (part * at_once + i) * threads);
-      if (part == 0) wait(parity);
-#pragma unroll
-      for (int i = 0; i < at_once; i++) {
-        const int index = ((part * at_once + i) * threads + threadIdx.x) * 4;
-        const int to = place<head_dim>(index / head_dim, index % head_dim);
-        const uint2 d = *reinterpret_cast<const uint2*>(sh.D + to);
-        const float2 d0 = unpack(d.x), d1 = unpack(d.y);
-        along = fmaf(S[i].w, d1.y, fmaf(S[i].z, d1.x, fmaf(S[i].y, d0.y, fmaf(S[i].x, d0.x, along))));
-        *reinterpret_cast<uint2*>(sh.S + to) = {pack(S[i].x, S[i].y), pack(S[i].z, S[i].w)};
-      }
-    }
+    for (int i = 0; i < states / 2; i++) S[i] = __ldcs(from + (states / 2 + i) * threads);
+    along_values(head);
+    put_state(S, states / 2, along);
     along = warp_sum(along);
     if (threadIdx.x % warp == 0) sh.ends[threadIdx.x / warp] = along;
     __syncthreads();
   }
-
-  // do and u as images; ⟨x,v⟩ of each row once x is there.
-  __device__ void load_rows(int head) {
+  __device__ void put_state(const float4 (&S)[states / 2], int first, float& along) {
 #pragma unroll
-    for (int i = 0; i < chunk_rows * head_dim / 8 / threads; i++) {
-      const int piece = i * threads + threadIdx.x, r = piece / 16, column = piece % 16 * 8;
-      const int64_t row = ck.base + r;
-      uint4 d{};
-      float4 u[2] = {};
-      if (own(r)) {
-        d = *reinterpret_cast<const uint4*>(b.do_ + row * b.do_stride + head * head_dim + column);
-        const float4* from = reinterpret_cast<const float4*>(c.u + (row * c.vh + head) * head_dim + column);
-        u[0] = from[0], u[1] = from[1];
-      }
-      const int at = place<head_dim>(r, column);
-      *reinterpret_cast<uint4*>(sh.do_ + at) = d;
-      *reinterpret_cast<uint4*>(sh.u + at) = {pack(u[0].x, u[0].y), pack(u[0].z, u[0].w), pack(u[1].x, u[1].y),
-                                              pack(u[1].z, u[1].w)};
+    for (int i = 0; i < states / 2; i++) {
+      const int index = ((first + i) * threads + threadIdx.x) * 4;
+      const int to = place<head_dim>(index / head_dim, index % head_dim);
+      const uint2 d = *reinterpret_cast<const uint2*>(sh.D + to);
+      const float2 d0 = unpack(d.x), d1 = unpack(d.y);
+      along = fmaf(S[i].w, d1.y, fmaf(S[i].z, d1.x, fmaf(S[i].y, d0.y, fmaf(S[i].x, d0.x, along))));
+      *reinterpret_cast<uint2*>(sh.S + to) = {pack(S[i].x, S[i].y), pack(S[i].z, S[i].w)};
     }
   }
+
+  // Asks for a head's numbers to be brought into the second-level cache.
+  __device__ void announce(int head) const {
+    const auto fetch = [](const void* from, uint32_t bytes) {
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+    };
+    const int64_t at = static_cast<int64_t>(chunk) * c.vh + head;
+    if (threadIdx.x == 0) {
+      fetch(c.states + at * Backward128::D_size, Backward128::D_size * sizeof(float));
+      fetch(b.D + at * Backward128::D_size, Backward128::D_size * sizeof(half_t));
+      fetch(b.solved + at * Backward128::solved_size, Backward128::solved_size * sizeof(half_t));
+    }
+    const int r = threadIdx.x;
+    if (r >= chunk_rows || !own(r)) return;
+    const int64_t row = ck.base + r;
+    fetch(c.u + (row * c.vh + head) * head_dim, head_dim * sizeof(float));
+    fetch(b.do_ + row * b.do_stride + head * head_dim, head_dim * sizeof(half_t));
+    fetch(b.x + row * b.x_stride + Backward128::value_at(c, head), head_dim * sizeof(half_t));
+  }
+
+  // do and u as images.
+  __device__ void load_rows(int head) {
+    uint4 d[pieces];
+    float4 u[pieces][2];
+#pragma unroll
+    for (int i = 0; i < pieces; i++) {
+      const int piece = i * threads + threadIdx.x, r = piece / 16, column = piece % 16 * 8;
+      const int64_t row = ck.base + r;
+      d[i] = {}, u[i][0] = u[i][1] = {};
+      if (!own(r)) continue;
+      d[i] = *reinterpret_cast<const uint4*>(b.do_ + row * b.do_stride + head * head_dim + column);
+      const float4* from = reinterpret_cast<const float4*>(c.u + (row * c.vh + head) * head_dim + column);
+      u[i][0] = from[0], u[i][1] = from[1];
+    }
+#pragma unroll
+    for (int i = 0; i < pieces; i++) {
+      const int piece = i * threads + threadIdx.x, at = place<head_dim>(piece / 16, piece % 16 * 8);
+      *reinterpret_cast<uint4*>(sh.do_ + at) = d[i];
+      *reinterpret_cast<uint4*>(sh.u + at) = {pack(u[i][0].x, u[i][0].y), pack(u[i][0].z, u[i][0].w),
+                                              pack(u[i][1].x, u[i][1].y), pack(u[i][1].z, u[i][1].w)};
+    }
+  }
+  // ⟨x,v⟩ of each row, once x is there.
   __device__ void along_values(int head) {
     const int lane = threadIdx.x % warp;
-    constexpr int each = chunk_rows / warps;
-    uint2 raw[each];
+    uint2 raw[values];
 #pragma unroll
-    for (int i = 0; i < each; i++) {
-      const int r = threadIdx.x / warp * each + i;
+    for (int i = 0; i < values; i++) {
+      const int r = threadIdx.x / warp * values + i;
       raw[i] = {};
       if (own(r)) {
         raw[i] = *reinterpret_cast<const uint2*>(b.x + static_cast<int64_t>(ck.base + r) * b.x_stride +
@@ -117,8 +144,8 @@ struct Chunks {
       }
     }
 #pragma unroll
-    for (int i = 0; i < each; i++) {
-      const int r = threadIdx.x / warp * each + i;
+    for (int i = 0; i < values; i++) {
+      const int r = threadIdx.x / warp * values + i;
       const uint2 x = *reinterpret_cast<const uint2*>(sh.x + place<head_dim>(r, lane * 4));
       const float2 x0 = unpack(x.x), x1 = unpack(x.y), v0 = unpack(raw[i].x), v1 = unpack(raw[i].y);
       const float sum = warp_sum(fmaf(x1.y, v1.y, fmaf(x1.x, v1.x, fmaf(x0.y, v0.y, x0.x * v0.x))));
@@ -144,22 +171,26 @@ struct Chunks {
       float flow_row = 0, beta_row = 0;
 #pragma unroll
       for (int n = 0; n < 4; n++) {
+        const int column = side() * 32 + n * 8 + tile_column();
+        float E[2], M[2];
 #pragma unroll
         for (int s = 0; s < 2; s++) {
-          const int j = side() * 32 + n * 8 + tile_column() + s, at = 2 * h + s;
+          const int j = column + s, at = 2 * h + s;
           const bool in = j <= i && own(i) && own(j);
           const float decay = in ? __expf(static_cast<float>(gamma - sh.gamma[j])) : 0.0f;
-          const float out = scale * decay * e[n][at];
           const float d = j < i ? -m[n][at] * decay : 0.0f;
-          const float flow = fmaf(out, qk[n][at], beta * d * kk[n][at]);
+          E[s] = scale * decay * e[n][at];
+          M[s] = beta * d;
+          const float flow = fmaf(E[s], qk[n][at], M[s] * kk[n][at]);
           beta_row = fmaf(d, kk[n][at], beta_row);
           flow_row += flow;
           column_sum[n][s] += flow;
-          sh.E[place<chunk_rows>(i, j)] = narrow<half_t>(out);
-          if (j <= i) {
-            sh.M[place<chunk_rows>(i, j)] = narrow<half_t>(beta * d);
-            sh.M[place<chunk_rows>(j, i)] = narrow<half_t>(beta * d);
-          }
+          if (j <= i) sh.M[place<chunk_rows>(j, i)] = narrow<half_t>(M[s]);
+        }
+        const int at = place<chunk_rows>(i, column);
+        *reinterpret_cast<uint32_t*>(sh.E + at) = pack(E[0], E[1]);
+        if (column < i) {
+          *reinterpret_cast<uint32_t*>(sh.M + at) = pack(M[0], M[1]);
         }
       }
       flow_row = quad_sum(flow_row), beta_row = quad_sum(beta_row);
@@ -250,15 +281,11 @@ struct Chunks {
 
   __device__ void value_head(int head, uint32_t& parity) {
     load_head(head, parity);
-    along_values(head);
+    if ((head + 1) % c.group != 0) announce(head + 1);
     pairs();
     const float scale = rsqrtf(static_cast<float>(head_dim));
-    for (int k = 0; k <= row0(); k += 16) {
-      multiply<chunk_rows, false, head_dim, false>(dq, sh.E, row0(), sh.keys.k, side() * 64, k, k + 16);
-    }
-    for (int k = row0(); k < chunk_rows; k += 16) {
-      multiply<chunk_rows, true, head_dim, false>(dk, sh.E, row0(), sh.keys.q, side() * 64, k, k + 16);
-    }
+    multiply<chunk_rows, false, head_dim, false>(dq, sh.E, row0(), sh.keys.k, side() * 64, 0, chunk_rows);
+    multiply<chunk_rows, true, head_dim, false>(dk, sh.E, row0(), sh.keys.q, side() * 64, 0, chunk_rows);
     multiply<chunk_rows, false, head_dim, false>(dk, sh.M, row0(), sh.keys.k, side() * 64, 0, chunk_rows);
     through_state(dq, sh.do_, sh.S, sh.keys.q, sh.q_state, [&](int r) { return scale * sh.e_gamma[r]; });
     through_state(dk, sh.u, sh.D, sh.keys.k, sh.k_state, [&](int r) { return sh.to_end[r]; });
@@ -311,8 +338,8 @@ struct Chunks {
       bulk_load(&sh.keys, b.records.keys + static_cast<int64_t>(chunk) * c.kh + key_head, sizeof(KeyRecord), &sh.full);
     }
     __syncthreads();
-    uint32_t parity = 0;
-    wait(parity);
+    barrier_wait(&sh.full, 0);
+    uint32_t parity = 1;
 #pragma unroll
     for (int n = 0; n < 4; n++) {
 #pragma unroll

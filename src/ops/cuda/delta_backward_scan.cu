@@ -14,9 +14,9 @@ struct Shared {
     HeadRecord head;
   };
   Stage stage[stages];
-  half_t D[head_dim * W];                              // the gradient of the state leaving the chunk
-  half_t du[chunk_rows * W], y[chunk_rows * W];        // of u; -β e^γ x
-  half_t do_[chunk_rows * W], scaled[chunk_rows * W];  // of o; e^γ do / sqrt(Dk)
+  half_t D[head_dim * W];                                    // the gradient of the state leaving the chunk
+  half_t du[chunk_rows * W], y[chunk_rows * W];              // of u; -β e^γ x
+  half_t do_[2][chunk_rows * W], scaled[2][chunk_rows * W];  // of o; e^γ do / sqrt(Dk)
   uint64_t full[stages];
 };
 
@@ -31,6 +31,7 @@ struct Scan {
   const Call& c;
   const Backward128& b;
   Shared<W>& sh;
+  Span span;
   int segment, head, column, begin, end;
 
   // Chunks are counted from the last: the n-th is end - 1 - n.
@@ -49,35 +50,32 @@ struct Scan {
 
   __device__ void solve() {
     const int r0 = threadIdx.x / warp * 16;
+    __syncthreads();  // the first do is there
     for (int n = 0; n < end - begin; n++) {
       const int chunk = end - 1 - n;
       const auto& in = arrived(n);
-      const Chunk ck = b.records.plan.chunks[chunk];
-      __syncthreads();  // D and do are there
-      float acc[N][4] = {};
-      multiply<head_dim, false, W, false>(acc, in.keys.k, r0, sh.D, 0, 0, head_dim);
+      const Chunk ck = span.chunk(chunk - begin);
+      uint32_t k[head_dim / 16][4], P[chunk_rows / 16][4], T[chunk_rows / 16][4];
+      load_left<chunk_rows, true>(P, in.head.P, r0);
+      load_left<head_dim, false>(k, in.keys.k, r0);
+      load_left<chunk_rows, true>(T, in.head.T, r0);
+      float acc[N][4] = {}, from_D[N][4] = {};
+      multiply_left<W>(acc, P, sh.do_[n & 1]);
+      __syncthreads();  // D is there
+      multiply_left<W>(from_D, k, sh.D);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
-        const float factor = in.head.to_end[r0 + tile_row() + h * 8];
-#pragma unroll
-        for (int i = 0; i < N; i++) acc[i][2 * h] *= factor, acc[i][2 * h + 1] *= factor;
-      }
-      for (int k = r0; k < chunk_rows; k += 16) {
-        multiply<chunk_rows, true, W, false>(acc, in.head.P, r0, sh.do_, 0, k, k + 16);
-      }
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
+        const int r = r0 + tile_row() + h * 8;
+        const float factor = in.head.to_end[r];
 #pragma unroll
         for (int i = 0; i < N; i++) {
-          const int at = place<W>(r0 + tile_row() + h * 8, i * 8 + tile_column());
-          *reinterpret_cast<uint32_t*>(sh.du + at) = pack(acc[i][2 * h], acc[i][2 * h + 1]);
+          *reinterpret_cast<uint32_t*>(sh.du + place<W>(r, i * 8 + tile_column())) = pack(
+              fmaf(factor, from_D[i][2 * h], acc[i][2 * h]), fmaf(factor, from_D[i][2 * h + 1], acc[i][2 * h + 1]));
         }
       }
       group_sync<solving, solvers>();
       float x[N][4] = {};
-      for (int k = r0; k < chunk_rows; k += 16) {
-        multiply<chunk_rows, true, W, false>(x, in.head.T, r0, sh.du, 0, k, k + 16);
-      }
+      multiply_left<W>(x, T, sh.du);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int r = r0 + tile_row() + h * 8;
@@ -128,7 +126,7 @@ struct Scan {
   }
 
   __device__ void load_do(uint4 (&raw)[pieces], int n) const {
-    const Chunk ck = b.records.plan.chunks[end - 1 - n];
+    const Chunk ck = span.chunk(end - 1 - n - begin);
 #pragma unroll
     for (int i = 0; i < pieces; i++) {
       const int piece = threadIdx.x - solvers + i * (threads - solvers), r = piece / N;
@@ -138,7 +136,8 @@ struct Scan {
                                                head * head_dim + column + piece % N * 8);
     }
   }
-  __device__ void show_do(const uint4 (&raw)[pieces], const float* e_gamma) {
+  __device__ void show_do(const uint4 (&raw)[pieces], int n) {
+    const float* e_gamma = arrived(n).head.e_gamma;
 #pragma unroll
     for (int i = 0; i < pieces; i++) {
       const int piece = threadIdx.x - solvers + i * (threads - solvers), r = piece / N, at = place<W>(r, piece % N * 8);
@@ -150,8 +149,8 @@ struct Scan {
         const float2 v = unpack(from[j]);
         to[j] = pack(factor * v.x, factor * v.y);
       }
-      *reinterpret_cast<uint4*>(sh.do_ + at) = raw[i];
-      *reinterpret_cast<uint4*>(sh.scaled + at) = {to[0], to[1], to[2], to[3]};
+      *reinterpret_cast<uint4*>(sh.do_[n & 1] + at) = raw[i];
+      *reinterpret_cast<uint4*>(sh.scaled[n & 1] + at) = {to[0], to[1], to[2], to[3]};
     }
   }
   __device__ void keep_D(int chunk) const {
@@ -177,26 +176,29 @@ struct Scan {
       x = from.x, y = from.y;
     });
     show(D);
-    show_do(raw, arrived(0).head.e_gamma);
+    show_do(raw, 0);
+    if (begin + 1 < end) load_do(raw, 1);
+    __syncthreads();  // the first do is there
     for (int n = 0; n < end - begin; n++) {
       const auto& in = arrived(n);
-      __syncthreads();  // D and do are there, and the stage of the chunk before is free
+      __syncthreads();  // D is there, and the stage of the chunk before is free
       if (threadIdx.x == solvers && n > 0 && n - 1 + stages < end - begin) fetch(n - 1 + stages);
-      if (n + 1 < end - begin) load_do(raw, n + 1);
       keep_D(end - 1 - n);
       const float decay = in.head.e_gamma[chunk_rows - 1];
       each(D, [&](int, int, float& x, float& y) { x *= decay, y *= decay; });
 #pragma unroll
       for (int m = 0; m < 2; m++) {
-        multiply<head_dim, true, W, false>(D[m], in.keys.q, w * 32 + m * 16, sh.scaled, 0, 0, chunk_rows);
+        multiply<head_dim, true, W, false>(D[m], in.keys.q, w * 32 + m * 16, sh.scaled[n & 1], 0, 0, chunk_rows);
       }
-      __syncthreads();  // y is there
+      if (n + 1 < end - begin) show_do(raw, n + 1);
+      if (n + 2 < end - begin) load_do(raw, n + 2);
+      uint32_t k[2][chunk_rows / 16][4];
 #pragma unroll
-      for (int m = 0; m < 2; m++) {
-        multiply<head_dim, true, W, false>(D[m], in.keys.k, w * 32 + m * 16, sh.y, 0, 0, chunk_rows);
-      }
+      for (int m = 0; m < 2; m++) load_left<head_dim, true>(k[m], in.keys.k, w * 32 + m * 16);
+      __syncthreads();  // y and the next do are there
+#pragma unroll
+      for (int m = 0; m < 2; m++) multiply_left<W>(D[m], k[m], sh.y);
       show(D);
-      if (n + 1 < end - begin) show_do(raw, arrived(n + 1).head.e_gamma);
     }
     if (b.dstate0 == nullptr) return;
     each(D, [&](int row, int at, float& x, float& y) {
@@ -220,12 +222,12 @@ struct Scan {
 };
 
 template <int W>
-__global__ void __launch_bounds__(threads) scan_kernel(Call c, Backward128 b) {
+__global__ void __launch_bounds__(threads, 1) scan_kernel(Call c, Backward128 b) {
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, head = blockIdx.x / (head_dim / W), column = blockIdx.x % (head_dim / W) * W;
   const int begin = b.records.plan.first[segment], end = b.records.plan.first[segment + 1];
   if (begin == end) return;
-  Scan<W>{c, b, *reinterpret_cast<Shared<W>*>(memory), segment, head, column, begin, end}.run();
+  Scan<W>{c, b, *reinterpret_cast<Shared<W>*>(memory), span_of(c, segment), segment, head, column, begin, end}.run();
 }
 
 template <int W>

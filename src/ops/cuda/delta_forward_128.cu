@@ -35,6 +35,7 @@ struct Scan {
   half_t* o;
   int64_t o_stride;
   Shared<W>& sh;
+  Span span;
   int segment, head, column, slot, begin, end;
 
   __device__ void fetch(int chunk) {
@@ -65,13 +66,16 @@ struct Scan {
   __device__ void solve() {
     const int r0 = threadIdx.x / warp * 16;
     uint32_t v[N][2];
-    Chunk ck = records.plan.chunks[begin];
+    Chunk ck = span.chunk(0);
     load_values(v, ck);
     for (int chunk = begin; chunk < end; chunk++) {
       const auto& in = arrived(chunk);
+      uint32_t k[head_dim / 16][4], T[chunk_rows / 16][4];
+      load_left<head_dim, false>(k, in.keys.k, r0);
+      load_left<chunk_rows, false>(T, in.head.T, r0);
       __syncthreads();  // S is there
       float acc[N][4] = {};
-      multiply<head_dim, false, W, false>(acc, in.keys.k, r0, sh.S, 0, 0, head_dim);
+      multiply_left<W>(acc, k, sh.S);
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int r = r0 + tile_row() + h * 8;
@@ -89,12 +93,12 @@ struct Scan {
       }
       const Chunk now = ck;
       if (chunk + 1 < end) {
-        ck = records.plan.chunks[chunk + 1];
+        ck = span.chunk(chunk + 1 - begin);
         load_values(v, ck);
       }
       group_sync<solving, solvers>();
       float u[N][4] = {};
-      for (int k = 0; k <= r0; k += 16) multiply<chunk_rows, false, W, false>(u, in.head.T, r0, sh.r, 0, k, k + 16);
+      multiply_left<W>(u, T, sh.r);
       half_t* image = sh.u[(chunk - begin) & 1];
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -146,7 +150,7 @@ struct Scan {
   __device__ void outputs(float (&acc)[N][4], int chunk) {
     const int r0 = (threadIdx.x - solvers) / warp * 16;
     const auto& in = sh.stage[(chunk - begin) % stages];
-    const Chunk ck = records.plan.chunks[chunk];
+    const Chunk ck = span.chunk(chunk - begin);
     const float scale = rsqrtf(static_cast<float>(head_dim));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -155,7 +159,7 @@ struct Scan {
       for (int n = 0; n < N; n++) acc[n][2 * h] *= factor, acc[n][2 * h + 1] *= factor;
     }
     const half_t* u = sh.u[(chunk - begin) & 1];
-    for (int k = 0; k <= r0; k += 16) multiply<chunk_rows, false, W, false>(acc, in.head.P, r0, u, 0, k, k + 16);
+    multiply<chunk_rows, false, W, false>(acc, in.head.P, r0, u, 0, 0, chunk_rows);
 #pragma unroll
     for (int h = 0; h < 2; h++) {
       const int r = r0 + tile_row() + h * 8;
@@ -189,18 +193,19 @@ struct Scan {
       for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
       multiply<head_dim, false, W, false>(acc, in.keys.q, w * 16, sh.S, 0, 0, head_dim);
       if (c.states != nullptr) store_state(S, c.states + (static_cast<int64_t>(chunk) * c.vh + head) * size);
+      uint32_t k[2][chunk_rows / 16][4];
+#pragma unroll
+      for (int m = 0; m < 2; m++) load_left<head_dim, true>(k[m], in.keys.k, w * 32 + m * 16);
       __syncthreads();  // u is there, and the stage of the chunk before is free
       if (threadIdx.x == solvers && chunk > begin && chunk - 1 + stages < end) fetch(chunk - 1 + stages);
       if (chunk + 1 == end) {
-        advanced = records.plan.chunks[chunk].hi == chunk_rows;
+        advanced = span.chunk(chunk - begin).hi == chunk_rows;
         if (!advanced && c.state1 == nullptr) break;
       }
       const float decay = in.head.e_gamma[chunk_rows - 1];
       each(S, [&](int, int, float& a, float& b) { a *= decay, b *= decay; });
 #pragma unroll
-      for (int m = 0; m < 2; m++) {
-        multiply<head_dim, true, W, false>(S[m], in.keys.k, w * 32 + m * 16, sh.scaled, 0, 0, chunk_rows);
-      }
+      for (int m = 0; m < 2; m++) multiply_left<W>(S[m], k[m], sh.scaled);
       show_state(S);
     }
     outputs(acc, end - 1);
@@ -226,7 +231,7 @@ struct Scan {
 };
 
 template <int W>
-__global__ void __launch_bounds__(threads)
+__global__ void __launch_bounds__(threads, 1)
     scan_kernel(Call c, Records records, const half_t* x, int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, head = blockIdx.x / (head_dim / W), column = blockIdx.x % (head_dim / W) * W;
@@ -239,6 +244,7 @@ __global__ void __launch_bounds__(threads)
           o,
           o_stride,
           *reinterpret_cast<Shared<W>*>(memory),
+          span_of(c, segment),
           segment,
           head,
           column,

@@ -60,8 +60,7 @@ __device__ inline void load_b_transposed(uint32_t (&b)[4], const half_t* image, 
 }
 
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
@@ -88,6 +87,34 @@ __device__ inline void multiply(float (&c)[N][4], const half_t* a, int m0, const
       }
       mma(c[n], x, y[0], y[1]);
       mma(c[n + 1], x, y[2], y[3]);
+    }
+  }
+}
+
+// The fragments of A = M[m0..m0+16, :] (of A = Mᵀ where transposed), to be at hand before B is.
+template <int C, bool Transpose, int Steps>
+__device__ inline void load_left(uint32_t (&a)[Steps][4], const half_t* image, int m0) {
+#pragma unroll
+  for (int k = 0; k < Steps; k++) {
+    if constexpr (Transpose) {
+      load_a_transposed<C>(a[k], image, m0, k * 16);
+    } else {
+      load_a<C>(a[k], image, m0, k * 16);
+    }
+  }
+}
+
+// c (16, 8N) += A·B with the first columns of an image B of C columns.
+template <int C, int Steps, int N>
+__device__ inline void multiply_left(float (&c)[N][4], const uint32_t (&a)[Steps][4], const half_t* b) {
+#pragma unroll
+  for (int k = 0; k < Steps; k++) {
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      uint32_t y[4];
+      load_b<C>(y, b, k * 16, n * 8);
+      mma(c[n], a[k], y[0], y[1]);
+      mma(c[n + 1], a[k], y[2], y[3]);
     }
   }
 }

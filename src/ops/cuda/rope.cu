@@ -151,7 +151,7 @@ __device__ inline void load_heads(Octet<T> (&to)[Batch][Packs], const Items<Batc
 
 // Each warp: y = turned(x · r · w) of heads of the block's rows, r = 1/rms(x).
 template <class T, bool Whole, int Packs>
-__global__ void __launch_bounds__(block_threads)
+__global__ void __launch_bounds__(block_threads, Packs == 1 ? 4 : 1)
     norm_rope_kernel(Rows<T> y, float* r, const Heads<T> a, const __grid_constant__ Frequencies frequencies) {
   constexpr int batch = Packs == 1 ? batch_of_heads : 1;
   extern __shared__ float4 shared[];

@@ -70,7 +70,9 @@ void* allocate(size_t bytes) {
          gibibytes(bytes), gibibytes(free), gibibytes(total));
   }
   check(status, "cudaMalloc");
+  // Queues do not wait for the default stream, so that the zeros must be there before anybody else writes.
   check(cudaMemset(memory, 0, bytes), "cudaMemset");
+  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaMemset");
   return memory;
 }
 
