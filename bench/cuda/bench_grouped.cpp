@@ -4,9 +4,9 @@
 #include <numeric>
 #include <random>
 
+#include "base/threads.h"
 #include "ops/cuda/bodies.h"
 #include "tensor/copy.h"
-#include "base/threads.h"
 #include "timing.h"
 
 using namespace furlong;

@@ -18,14 +18,14 @@ class CudaReduce : public ::testing::Test {
   Stream stream_{threads_, Device::cuda};
 };
 
-struct Size {
+struct Extent {
   int64_t rows, columns, pad;
 };
-const std::vector<Size> sizes = {{1, 1, 0}, {3, 17, 0}, {5, 64, 3}, {67, 130, 8}, {7, 40000, 0}, {300, 3001, 5}};
+const std::vector<Extent> extents = {{1, 1, 0}, {3, 17, 0}, {5, 64, 3}, {67, 130, 8}, {7, 40000, 0}, {300, 3001, 5}};
 
 TEST_F(CudaReduce, SumOfSquares) {
   Random random(81);
-  for (const auto& s : sizes) {
+  for (const auto& s : extents) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       const Array x(dtype, {s.rows, s.columns}, random.normal(s.rows * s.columns), s.pad);
       const Values values = x.values();
@@ -39,7 +39,7 @@ TEST_F(CudaReduce, SumOfSquares) {
 
 TEST_F(CudaReduce, AllFinite) {
   Random random(82);
-  for (const auto& s : sizes) {
+  for (const auto& s : extents) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
       Values values = random.normal(s.rows * s.columns, 1e30);
       const auto finite = [&] {
@@ -61,7 +61,7 @@ TEST_F(CudaReduce, AllFinite) {
 
 TEST_F(CudaReduce, SetZeroLeavesWhatLiesBetweenRows) {
   Random random(83);
-  for (const auto& s : sizes) {
+  for (const auto& s : extents) {
     for (const DType dtype : {DType::f32, DType::bf16, DType::i32}) {
       const Array whole(dtype, {s.rows, s.columns + s.pad + 1},
                         Values(static_cast<size_t>(s.rows * (s.columns + s.pad + 1)), 3));

@@ -48,48 +48,37 @@ struct Forward {
   int skip_tokens;  // segments of at most so many tokens are not this kernel's
 };
 
-// What a block works on: query rows [first, first + tile_rows) of a key head of a segment and the keys they see.
+// What a block works on: query rows [first, first + tile_rows) of a segment and the keys they see.
 struct Tile {
-  int segment, start, first, position;  // position of the segment's first token
-  int rows;                             // query rows of the segment
-  int keys;                             // seen by the last row
-  int kv_head;
+  int segment, start, tokens, first, position;  // position of the segment's first token
+  int rows;                                     // query rows of the segment
+  int keys;                                     // seen by the last row
 };
 
-// The tile of a unit; its segment is negative when there are no more. A whole warp calls this.
-__device__ inline Tile make_tile(const Forward& f, int unit) {
-  const Rows& rows = f.rows;
-  const Share share = find_by_length(rows.segments, unit / rows.kv_heads, [&](int s) {
-    const int tokens = rows.starts[s + 1] - rows.starts[s];
-    return tokens > f.skip_tokens ? (tokens * rows.group + tile_rows - 1) / tile_rows : 0;
-  });
-  Tile tile{.segment = share.segment};
-  if (share.segment < 0) return tile;
+__device__ inline Tile make_tile(const Rows& rows, Share share) {
+  Tile tile;
+  tile.segment = share.segment;
   tile.start = rows.starts[share.segment];
+  tile.tokens = rows.starts[share.segment + 1] - tile.start;
   tile.first = share.index * tile_rows;
   tile.position = rows.positions[tile.start];
-  tile.rows = (rows.starts[share.segment + 1] - tile.start) * rows.group;
+  tile.rows = tile.tokens * rows.group;
   tile.keys = tile.position + (min(tile.first + tile_rows, tile.rows) - 1) / rows.group + 1;
-  tile.kv_head = unit % rows.kv_heads;
   return tile;
 }
 
 template <int Keys>
 struct ForwardShared {
   static constexpr int q_bytes = tile_rows * row_bytes, tile_bytes = Keys * row_bytes;
-  static constexpr int bytes = q_bytes + 2 * stages * tile_bytes + 1024 + 256;
+  static constexpr int bytes = q_bytes + 2 * stages * tile_bytes + 1024 + 128;
   uint32_t q, k, v;
-  Tile* tile;
-  uint64_t *q_full, *q_empty, *k_full, *k_empty, *v_full, *v_empty;
+  uint64_t *k_full, *k_empty, *v_full, *v_empty;
   __device__ explicit ForwardShared(unsigned char* raw) {
     const uint32_t address = shared_address(raw), base = (address + 1023) / 1024 * 1024;
     q = base;
     k = q + q_bytes;
     v = k + stages * tile_bytes;
-    tile = reinterpret_cast<Tile*>(raw + (v + stages * tile_bytes - address));
-    q_full = reinterpret_cast<uint64_t*>(tile + 2);
-    q_empty = q_full + 1;
-    k_full = q_empty + 1;
+    k_full = reinterpret_cast<uint64_t*>(raw + (v + stages * tile_bytes - address));
     k_empty = k_full + stages;
     v_full = k_empty + stages;
     v_empty = v_full + stages;
@@ -97,63 +86,42 @@ struct ForwardShared {
 };
 
 // The producers' part: 4 warps bring the queries, then the tiles of keys and values, one row per warp and instruction.
-// `used` counts the tiles of keys that the block has taken.
 template <int Keys>
-__device__ void produce_tile(const Forward& f, const Tile& tile, const ForwardShared<Keys>& shared, int& used) {
+__device__ void produce(const Forward& f, const Tile& tile, const ForwardShared<Keys>& shared, int kv_head) {
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
-  const int own = min(tile.first + w * warp + lane, tile.rows - 1);
-  const half_t* const query =
-      f.q.at(tile.start + own / f.rows.group, tile.kv_head * f.rows.group + own % f.rows.group, wide);
-#pragma unroll 1
-  for (int r = 0; r < warp; r += 8) {
-    copy_rows<tile_rows, 8>(shared.q, w * warp + r, tile.rows - (tile.first + w * warp + r),
-                            [&](int i) { return shared_pointer(query, r + i); });
+  for (int r = w; r < tile_rows; r += 4) {
+    const int row = min(tile.first + r, tile.rows - 1);
+    const half_t* from =
+        f.q.at(tile.start + row / f.rows.group, kv_head * f.rows.group + row % f.rows.group, wide) + lane * 8;
+    copy_16(shared.q + piece_offset<tile_rows>(r, lane), from, tile.first + r < tile.rows);
   }
-  announce_copies(shared.q_full);
   constexpr int rows_per_warp = Keys / 4;
   static_assert(rows_per_warp <= warp);
-  for (int first = w * rows_per_warp; first - w * rows_per_warp < tile.keys; first += Keys, used++) {
-    const int stage = used % stages;
-    const uint32_t parity = (used / stages & 1) ^ 1;
-    // Lane i finds the place of the warp's i-th row; without pages one row follows another.
-    const bool paged = f.memory.table != nullptr;
-    const int64_t place =
-        paged ? f.memory.row(tile.segment, tile.start, min(first + lane, tile.keys - 1)) : tile.start + first;
+  const int tiles = (tile.keys + Keys - 1) / Keys;
+  Announcer announcer;
+  for (int j = 0; j < tiles; j++) {
+    const int stage = j % stages;
+    const uint32_t parity = (j / stages & 1) ^ 1;
+    // Lane i finds the place of the warp's i-th row.
+    const int own = j * Keys + w * rows_per_warp + lane;
+    const int valid = max(0, min(rows_per_warp, tile.keys - (j * Keys + w * rows_per_warp)));
+    const int64_t place = f.memory.row(tile.segment, tile.start, min(own, tile.keys - 1));
     const auto load = [&](const Heads<const half_t>& from, uint32_t to) {
-      const half_t* const own = from.at(place, tile.kv_head, wide);
-      const int64_t stride = from.stride;
-      if (paged) {
-        copy_rows<Keys, rows_per_warp>(to, w * rows_per_warp, tile.keys - first,
-                                       [&](int i) { return shared_pointer(own, i); });
-      } else {
-        copy_rows<Keys, rows_per_warp>(to, w * rows_per_warp, tile.keys - first,
-                                       [&](int i) { return own + i * stride; });
+#pragma unroll
+      for (int i = 0; i < rows_per_warp; i++) {
+        const int64_t row = __shfl_sync(0xffffffffu, place, i);
+        copy_16(to + piece_offset<Keys>(w * rows_per_warp + i, lane), from.at(row, kv_head, wide) + lane * 8,
+                i < valid);
       }
     };
-    barrier_wait(shared.k_empty + stage, parity);
+    announcer.wait(shared.k_empty + stage, parity);
     load(f.memory.k, shared.k + stage * shared.tile_bytes);
-    announce_copies(shared.k_full + stage);
-    barrier_wait(shared.v_empty + stage, parity);
+    announcer.commit(shared.k_full + stage);
+    announcer.wait(shared.v_empty + stage, parity);
     load(f.memory.v, shared.v + stage * shared.tile_bytes);
-    announce_copies(shared.v_full + stage);
+    announcer.commit(shared.v_full + stage);
   }
-}
-
-template <int Keys>
-__device__ void produce(const Forward& f, const ForwardShared<Keys>& shared) {
-  int used = 0;
-  for (int round = 0;; round++) {
-    const Tile tile = make_tile(f, unit_of_round(round));
-    barrier_wait(shared.q_empty, (round & 1) ^ 1);
-    if (threadIdx.x == 0) {
-      shared.tile[round % 2] = tile;
-      barrier_arrive(shared.q_full);  // beside the arrivals of copies
-    }
-    if (tile.segment < 0) break;
-    produce_tile(f, tile, shared, used);
-  }
-  announce_copies(shared.q_full);
-  copies_wait_all();
+  announcer.flush();
 }
 
 // The running maximum and sum of the two rows that a thread shares with the three others of its quad.
@@ -197,7 +165,7 @@ __device__ inline void hide_later(float (&s)[N], int first_key, const int (&posi
 
 // One warpgroup's 64 query rows: the scores of the next tile of keys are formed while the values of the last are added.
 template <int Keys>
-__device__ void consume_tile(const Forward& f, const Tile& tile, const ForwardShared<Keys>& shared, int& used) {
+__device__ void consume(const Forward& f, const Tile& tile, const ForwardShared<Keys>& shared, int kv_head) {
   const int group = threadIdx.x / warpgroup - 1, w = threadIdx.x % warpgroup / warp, lane = threadIdx.x % warp;
   const int row = tile.first + group * 64 + w * 16 + lane / 4;
   const int position[2] = {tile.position + row / f.rows.group, tile.position + (row + 8) / f.rows.group};
@@ -210,22 +178,20 @@ __device__ void consume_tile(const Forward& f, const Tile& tile, const ForwardSh
 #pragma unroll
   for (float& x : out) x = 0;
 
-  const auto stage_of = [&](int j) { return (used + j) % stages; };
-  const auto parity_of = [&](int j) { return (used + j) / stages & 1; };
-  wait_for_tile(shared.k_full + stage_of(0), parity_of(0));
-  product<tile_rows, Keys>(s, q, shared.k + stage_of(0) * shared.tile_bytes);
+  barrier_wait(shared.k_full, 0);  // the queries came with the first keys
+  product<tile_rows, Keys>(s, q, shared.k);
   wgmma_wait<0>();
   pin(s);
-  if (lane == 0) barrier_arrive(shared.k_empty + stage_of(0));
+  if (lane == 0) barrier_arrive(shared.k_empty);
   if (Keys > visible) hide_later(s, 0, position);
   softmax.weigh(s, shrink);
   pack(p, s);
   for (int j = 1; j < tiles; j++) {
-    const int stage = stage_of(j), last = stage_of(j - 1);
-    wait_for_tile(shared.k_full + stage, parity_of(j));
+    const int stage = j % stages, last = (j - 1) % stages;
+    barrier_wait(shared.k_full + stage, j / stages & 1);
     pin(s);
     product<tile_rows, Keys>(s, q, shared.k + stage * shared.tile_bytes);
-    wait_for_tile(shared.v_full + last, parity_of(j - 1));
+    barrier_wait(shared.v_full + last, (j - 1) / stages & 1);
     pin(out);
     pin(p);
     accumulate<Keys>(out, p, shared.v + last * shared.tile_bytes);
@@ -242,16 +208,13 @@ __device__ void consume_tile(const Forward& f, const Tile& tile, const ForwardSh
 #pragma unroll
     for (int i = 0; i < 128; i++) out[i] *= shrink[i / 2 % 2];
   }
-  if (lane == 0) barrier_arrive(shared.q_empty);
-  const int last = stage_of(tiles - 1);
-  wait_for_tile(shared.v_full + last, parity_of(tiles - 1));
+  const int last = (tiles - 1) % stages;
+  barrier_wait(shared.v_full + last, (tiles - 1) / stages & 1);
   pin(out);
   pin(p);
   accumulate<Keys>(out, p, shared.v + last * shared.tile_bytes);
   wgmma_wait<0>();
   pin(out);
-  if (lane == 0) barrier_arrive(shared.v_empty + last);
-  used += tiles;
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float sum = softmax.sum[h];
@@ -260,7 +223,7 @@ __device__ void consume_tile(const Forward& f, const Tile& tile, const ForwardSh
     const int r = row + 8 * h;
     if (r >= tile.rows) continue;
     const int64_t t = tile.start + r / f.rows.group;
-    const int head = tile.kv_head * f.rows.group + r % f.rows.group;
+    const int head = kv_head * f.rows.group + r % f.rows.group;
     const float inverse = 1 / sum;
     if (lane % 4 == 0) *f.lse.at(t, head, 1) = softmax.top[h] * f.scale + logf(sum);
     half_t* to = f.o.at(t, head, wide) + lane % 4 * 2;
@@ -271,27 +234,19 @@ __device__ void consume_tile(const Forward& f, const Tile& tile, const ForwardSh
   }
 }
 
-template <int Keys>
-__device__ void consume(const Forward& f, const ForwardShared<Keys>& shared) {
-  int used = 0;
-  for (int round = 0;; round++) {
-    wait_for_tile(shared.q_full, round & 1);
-    const Tile& tile = shared.tile[round % 2];  // not rewritten before the next tile has begun
-    if (tile.segment < 0) return;
-    consume_tile(f, tile, shared, used);
-  }
-}
-
-// A block stays on its multiprocessor and takes tiles in turn: 128 query rows of one key head over all their keys, with
-// an online softmax (FlashAttention, arXiv 2205.14135 and 2407.08608). Keys are taken from position 0 up in steps of
-// Keys, so that a row's bits depend on its own sequence only.
+// Block (i, kv_head): 128 query rows of one key head over all their keys, with an online softmax (FlashAttention,
+// arXiv 2205.14135 and 2407.08608). Keys are taken from position 0 up in steps of Keys, so that a row's bits depend on
+// its own sequence only.
 template <int Keys>
 __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(const __grid_constant__ Forward f) {
   extern __shared__ unsigned char raw[];
   const ForwardShared<Keys> shared(raw);
+  const Share share = find_share(f.rows.segments, blockIdx.x, [&](int s) {
+    const int tokens = f.rows.starts[s + 1] - f.rows.starts[s];
+    return tokens > f.skip_tokens ? (tokens * f.rows.group + tile_rows - 1) / tile_rows : 0;
+  });
+  if (share.segment < 0) return;
   if (threadIdx.x == 0) {
-    barrier_init(shared.q_full, warpgroup + 1);
-    barrier_init(shared.q_empty, 2 * warpgroup / warp);
     for (int i = 0; i < stages; i++) {
       barrier_init(shared.k_full + i, warpgroup);
       barrier_init(shared.v_full + i, warpgroup);
@@ -301,12 +256,13 @@ __global__ void __launch_bounds__(forward_threads, 1) forward_kernel(const __gri
     fence_for_wgmma();
   }
   __syncthreads();
+  const Tile tile = make_tile(f.rows, share);
   if (threadIdx.x < warpgroup) {
-    registers_down<56>();
-    produce<Keys>(f, shared);
+    registers_down<40>();
+    produce<Keys>(f, tile, shared, blockIdx.y);
   } else {
-    registers_up<224>();
-    consume<Keys>(f, shared);
+    registers_up<232>();
+    consume<Keys>(f, tile, shared, blockIdx.y);
   }
 }
 
@@ -317,10 +273,11 @@ void launch_forward(Stream& stream, const Forward& f, int64_t tokens) {
       cudaFuncSetAttribute(forward_kernel<Keys>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   check(raised, "attention");
   // Each segment may end in a part of a tile.
-  const int64_t segments = std::min<int64_t>(f.rows.segments, tokens / (f.skip_tokens + 1));
-  const int64_t units = (tokens * f.rows.group / tile_rows + segments) * f.rows.kv_heads;
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(units, stream.queue().multiprocessors));
-  forward_kernel<Keys><<<blocks, forward_threads, bytes, stream.queue().stream>>>(f);
+  const int64_t segments = f.skip_tokens > 0 ? std::min<int64_t>(f.rows.segments, tokens / (f.skip_tokens + 1))
+                                             : std::min<int64_t>(f.rows.segments, tokens);
+  const dim3 grid(static_cast<unsigned>(tokens * f.rows.group / tile_rows + segments),
+                  static_cast<unsigned>(f.rows.kv_heads));
+  forward_kernel<Keys><<<grid, forward_threads, bytes, stream.queue().stream>>>(f);
 }
 
 template <class T>

@@ -69,10 +69,12 @@ template <int TileRows, int Count, class F>
 __device__ void bring(uint32_t to, int valid, F place) {
   constexpr int each = Count / 4;
   const int lane = threadIdx.x % warp, w = threadIdx.x / warp;
-  const half_t* const own = place(min(w * each + lane % each, max(valid, 1) - 1));
-#pragma unroll 1
-  for (int r = 0; r < each; r += 8) {
-    copy_rows<TileRows, 8>(to, w * each + r, valid - (w * each + r), [&](int i) { return shared_pointer(own, r + i); });
+  const int own = w * each + lane % each;
+  const auto address = reinterpret_cast<int64_t>(place(min(own, max(valid, 1) - 1)));
+#pragma unroll 4
+  for (int i = 0; i < each; i++) {
+    const auto* from = reinterpret_cast<const half_t*>(__shfl_sync(0xffffffffu, address, i)) + lane * 8;
+    copy_16(to + piece_offset<TileRows>(w * each + i, lane), from, w * each + i < valid);
   }
 }
 

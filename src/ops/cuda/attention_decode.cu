@@ -12,7 +12,7 @@ constexpr int split_keys = 128, tile_keys = 64, tiles = split_keys / tile_keys, 
 constexpr int decode_threads = 256, warps = decode_threads / warp, most_rows = 32, own_columns = wide / warps;
 constexpr int tile_bytes = tile_keys * row_bytes, q_bytes = most_rows * row_bytes, p_row = split_keys * 2;
 constexpr int decode_bytes = stages * tile_bytes + q_bytes + most_rows * p_row;
-constexpr int most_segments = 1024;  // of one launch
+constexpr int most_segments = 1024;
 
 // 32 groups of 8 splits (1024 keys), 32 of 16, ...: long memories do not have very many.
 constexpr int groups_per_size = 32, first_size = 8;
@@ -500,6 +500,7 @@ __global__ void __launch_bounds__(64) join_kernel(const __grid_constant__ Decode
 void decode(Stream& stream, Tensor o, Tensor lse, Tensor q, const Segments& segments, const KvPages& pages,
             const AttentionShape& shape) {
   Queue& queue = stream.queue();
+  CHECK(segments.count() <= most_segments, "{} segments with memory", segments.count());
   static const cudaError_t raised =
       cudaFuncSetAttribute(decode_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, decode_bytes);
   check(raised, "attention");
@@ -519,14 +520,8 @@ void decode(Stream& stream, Tensor o, Tensor lse, Tensor q, const Segments& segm
                  .most_parts = most_parts,
                  .parts = reinterpret_cast<float*>(scratch),
                  .totals = reinterpret_cast<float2*>(scratch + count * wide * 4)};
-  for (int first = 0; first < f.rows.segments; first += most_segments) {
-    Decode some = f;
-    some.rows.starts += first;
-    some.rows.segments = std::min(most_segments, f.rows.segments - first);
-    some.memory.table += first * f.memory.table_stride;
-    launch_early(stream, decode_kernel, dim3(static_cast<unsigned>(queue.multiprocessors)), decode_threads,
-                 decode_bytes, some);
-  }
+  launch_early(stream, decode_kernel, dim3(static_cast<unsigned>(queue.multiprocessors)), decode_threads, decode_bytes,
+               f);
   launch_early(stream, join_kernel, dim3(static_cast<unsigned>(q.rows()), static_cast<unsigned>(shape.heads)), wide / 4,
                0, f);
 }

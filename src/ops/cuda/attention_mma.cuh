@@ -25,6 +25,15 @@ __device__ inline void barrier_wait(uint64_t* b, uint32_t parity) {
       : "memory");
 }
 
+__device__ inline bool barrier_passed(uint64_t* b, uint32_t parity) {
+  uint32_t passed;
+  asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(passed)
+               : "r"(shared_address(b)), "r"(parity)
+               : "memory");
+  return passed != 0;
+}
+
 // ---- copies into shared memory ----
 // 16 bytes; zeros where !valid.
 __device__ inline void copy_16(uint32_t to, const void* from, bool valid) {
@@ -54,6 +63,38 @@ __device__ inline void wait_for_tile(uint64_t* full, uint32_t parity) {
   fence_for_wgmma();
 }
 
+// A producer thread's groups of copies end in their order. It tells a group's barrier when two later groups are under
+// way, or before it has to wait itself.
+class Announcer {
+ public:
+  __device__ void commit(uint64_t* full) {
+    copies_commit();
+    if (pending_[0] != nullptr) {
+      copies_wait<2>();
+      fence_for_wgmma();
+      barrier_arrive(pending_[0]);
+    }
+    pending_[0] = pending_[1];
+    pending_[1] = full;
+  }
+  __device__ void flush() {
+    if (pending_[1] == nullptr) return;
+    copies_wait<0>();
+    fence_for_wgmma();
+    if (pending_[0] != nullptr) barrier_arrive(pending_[0]);
+    barrier_arrive(pending_[1]);
+    pending_[0] = pending_[1] = nullptr;
+  }
+  __device__ void wait(uint64_t* empty, uint32_t parity) {
+    if (barrier_passed(empty, parity)) return;
+    flush();
+    barrier_wait(empty, parity);
+  }
+
+ private:
+  uint64_t* pending_[2] = {nullptr, nullptr};
+};
+
 // ---- tiles ----
 // A tile of rows of 256 bf16 numbers lies in four panels of 64 columns; in a panel a row takes 128 bytes, whose 16-byte
 // pieces are exchanged by the row's low bits ("128-byte swizzle"). Tiles begin at multiples of 1024 bytes.
@@ -63,34 +104,6 @@ constexpr int row_bytes = wide * 2, panel_bytes_per_row = 128, pieces = row_byte
 template <int Rows>
 __device__ inline uint32_t piece_offset(int row, int piece) {
   return (piece / 8) * (Rows * panel_bytes_per_row) + row * panel_bytes_per_row + ((piece % 8) ^ (row % 8)) * 16;
-}
-
-// A warp copies Count rows, a row per instruction, into rows [first, first + Count) of a tile, first a multiple of 8.
-// The places of rows are given by address(i), the same in all lanes; rows from `valid` on become zeros. The producers'
-// pace depends on how few instructions this takes.
-template <int TileRows, int Count, class F>
-__device__ inline void copy_rows(uint32_t tile, int first, int valid, F address) {
-  const int lane = threadIdx.x % warp;
-  const uint32_t to = tile + lane / 8 * (TileRows * panel_bytes_per_row) + first * panel_bytes_per_row;
-  const uint32_t piece = lane % 8 * 16;
-  if (valid >= Count) {
-#pragma unroll
-    for (int i = 0; i < Count; i++) {
-      asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to + i * panel_bytes_per_row +
-                                                                              (piece ^ (i % 8 * 16))),
-                   "l"(address(i) + lane * 8)
-                   : "memory");
-    }
-  } else {
-#pragma unroll 4
-    for (int i = 0; i < Count; i++) {
-      copy_16(to + i * panel_bytes_per_row + (piece ^ (i % 8 * 16)), address(i) + lane * 8, i < valid);
-    }
-  }
-}
-// The address that lane i holds, in all lanes.
-__device__ inline const half_t* shared_pointer(const half_t* own, int i) {
-  return reinterpret_cast<const half_t*>(__shfl_sync(0xffffffffu, reinterpret_cast<uint64_t>(own), i));
 }
 
 // wgmma's description of a tile: K-major operands step over rows in groups of 8 (1024 bytes). For operands whose rows

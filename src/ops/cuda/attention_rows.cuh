@@ -123,12 +123,6 @@ __device__ inline Share find_by_length(int segments, int rank, Count count) {
   }
 }
 
-// Block b of a kernel that stays takes one unit per round, in turns from the front and from the back, so that long and
-// short ones even out.
-__device__ inline int unit_of_round(int round) {
-  return round * gridDim.x + (round % 2 == 0 ? blockIdx.x : gridDim.x - 1 - blockIdx.x);
-}
-
 // A kernel that lets the next one of its stream start beside it; that one waits, before it uses results, until all
 // earlier kernels have ended. Every thread of such a kernel must wait, lest its own successor start too early.
 __device__ inline void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }

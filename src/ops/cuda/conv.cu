@@ -180,7 +180,7 @@ __device__ float pre_activation(const Conv<T>& c, int s, int first, int t, int c
 
 template <class T>
 __global__ void __launch_bounds__(threads) conv_any_kernel(Conv<T> c, T* y, int64_t y_stride) {
-  const int channel = blockIdx.y * threads + threadIdx.x, t = blockIdx.x;
+  const int channel = blockIdx.x * threads + threadIdx.x, t = blockIdx.y;
   if (channel >= c.channels) return;
   const int s = segment_of(c.starts, c.segments, t);
   y[t * y_stride + channel] = narrow<T>(silu(pre_activation(c, s, c.starts[s], t, channel)));
@@ -300,7 +300,7 @@ __global__ void __launch_bounds__(threads)
 template <class T>
 __global__ void __launch_bounds__(threads)
     conv_any_dx_kernel(Conv<T> c, T* dx, int64_t dx_stride, const T* dy, int64_t dy_stride) {
-  const int channel = blockIdx.y * threads + threadIdx.x, t = blockIdx.x;
+  const int channel = blockIdx.x * threads + threadIdx.x, t = blockIdx.y;
   if (channel >= c.channels) return;
   const int s = segment_of(c.starts, c.segments, t), first = c.starts[s], end = c.starts[s + 1];
   float sum = 0;
@@ -355,7 +355,7 @@ void conv_silu(Stream& stream, Tensor y, Tensor x, Tensor w, const Segments& seg
     T* out = data_of<T>(y);
     const bool decode = c.slots != nullptr && c.rows <= 4 * c.segments;
     if (!fast) {
-      const dim3 grid(static_cast<unsigned>(c.rows), static_cast<unsigned>(blocks_for(c.channels, threads)));
+      const dim3 grid(static_cast<unsigned>(blocks_for(c.channels, threads)), static_cast<unsigned>(c.rows));
       conv_any_kernel<T><<<grid, threads, 0, queue.stream>>>(c, out, y.row_stride());
     } else if (packs<T, V>(x, c.channels) && packs<T, V>(y, c.channels)) {
       run_forward<T, V>(queue, c, out, y.row_stride());
@@ -380,8 +380,8 @@ void conv_silu_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor 
       return dim3(static_cast<unsigned>(blocks_for(c.channels, threads * per)), static_cast<unsigned>(down));
     };
     if (!has_fast_taps<T>(w)) {
-      conv_any_dx_kernel<T><<<dim3(static_cast<unsigned>(c.rows), grid(1, 1).x), threads, 0, queue.stream>>>(
-          c, out, dx.row_stride(), grad, dy.row_stride());
+      conv_any_dx_kernel<T>
+          <<<grid(1, c.rows), threads, 0, queue.stream>>>(c, out, dx.row_stride(), grad, dy.row_stride());
       conv_any_dw_kernel<T><<<grid(1, tiles), threads, 0, queue.stream>>>(c, grad, dy.row_stride(), parts);
     } else if (packs<T, V>(x, c.channels) && packs<T, V>(dx, c.channels) && packs<T, V>(dy, c.channels)) {
       conv_backward_kernel<T, V>

@@ -79,21 +79,11 @@ struct Plan {
 // At most this many chunks: each segment adds at most two that are not full.
 inline int64_t most_chunks(int64_t rows, int64_t segments) { return std::min(rows, rows / delta_chunk + 2 * segments); }
 
-// A segment: its first row, its rows and the position of the first.
-struct Span {
-  int segment, start, rows, position;
-  // Its chunk of this index, by arithmetic alone.
-  __device__ Chunk chunk(int index) const {
-    const int begin = (position / chunk_rows + index) * chunk_rows;
-    return {segment, start + begin - position, begin, static_cast<int16_t>(max(0, position - begin)),
-            static_cast<int16_t>(min(chunk_rows, position + rows - begin))};
-  }
-};
-
-// Of a segment that is not empty.
-__device__ inline Span span_of(const Call& c, int segment) {
-  const int start = c.starts[segment];
-  return {segment, start, c.starts[segment + 1] - start, c.positions[start]};
+__device__ inline Chunk chunk_of(const Call& c, int segment, int index) {
+  const int start = c.starts[segment], rows = c.starts[segment + 1] - start, p = c.positions[start];
+  const int begin = (p / chunk_rows + index) * chunk_rows, base = start + begin - p;
+  return {segment, base, begin, static_cast<int16_t>(max(0, p - begin)),
+          static_cast<int16_t>(min(chunk_rows, p + rows - begin))};
 }
 
 __device__ inline int chunks_in(const Call& c, int segment) {

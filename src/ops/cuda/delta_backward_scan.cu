@@ -31,7 +31,6 @@ struct Scan {
   const Call& c;
   const Backward128& b;
   Shared<W>& sh;
-  Span span;
   int segment, head, column, begin, end;
 
   // Chunks are counted from the last: the n-th is end - 1 - n.
@@ -54,7 +53,7 @@ struct Scan {
     for (int n = 0; n < end - begin; n++) {
       const int chunk = end - 1 - n;
       const auto& in = arrived(n);
-      const Chunk ck = span.chunk(chunk - begin);
+      const Chunk ck = b.records.plan.chunks[chunk];
       uint32_t k[head_dim / 16][4], P[chunk_rows / 16][4], T[chunk_rows / 16][4];
       load_left<chunk_rows, true>(P, in.head.P, r0);
       load_left<head_dim, false>(k, in.keys.k, r0);
@@ -126,7 +125,7 @@ struct Scan {
   }
 
   __device__ void load_do(uint4 (&raw)[pieces], int n) const {
-    const Chunk ck = span.chunk(end - 1 - n - begin);
+    const Chunk ck = b.records.plan.chunks[end - 1 - n];
 #pragma unroll
     for (int i = 0; i < pieces; i++) {
       const int piece = threadIdx.x - solvers + i * (threads - solvers), r = piece / N;
@@ -227,7 +226,7 @@ __global__ void __launch_bounds__(threads, 1) scan_kernel(Call c, Backward128 b)
   const int segment = blockIdx.y, head = blockIdx.x / (head_dim / W), column = blockIdx.x % (head_dim / W) * W;
   const int begin = b.records.plan.first[segment], end = b.records.plan.first[segment + 1];
   if (begin == end) return;
-  Scan<W>{c, b, *reinterpret_cast<Shared<W>*>(memory), span_of(c, segment), segment, head, column, begin, end}.run();
+  Scan<W>{c, b, *reinterpret_cast<Shared<W>*>(memory), segment, head, column, begin, end}.run();
 }
 
 template <int W>

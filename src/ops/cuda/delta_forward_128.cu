@@ -35,7 +35,6 @@ struct Scan {
   half_t* o;
   int64_t o_stride;
   Shared<W>& sh;
-  Span span;
   int segment, head, column, slot, begin, end;
 
   __device__ void fetch(int chunk) {
@@ -66,7 +65,7 @@ struct Scan {
   __device__ void solve() {
     const int r0 = threadIdx.x / warp * 16;
     uint32_t v[N][2];
-    Chunk ck = span.chunk(0);
+    Chunk ck = records.plan.chunks[begin];
     load_values(v, ck);
     for (int chunk = begin; chunk < end; chunk++) {
       const auto& in = arrived(chunk);
@@ -93,7 +92,7 @@ struct Scan {
       }
       const Chunk now = ck;
       if (chunk + 1 < end) {
-        ck = span.chunk(chunk + 1 - begin);
+        ck = records.plan.chunks[chunk + 1];
         load_values(v, ck);
       }
       group_sync<solving, solvers>();
@@ -150,7 +149,7 @@ struct Scan {
   __device__ void outputs(float (&acc)[N][4], int chunk) {
     const int r0 = (threadIdx.x - solvers) / warp * 16;
     const auto& in = sh.stage[(chunk - begin) % stages];
-    const Chunk ck = span.chunk(chunk - begin);
+    const Chunk ck = records.plan.chunks[chunk];
     const float scale = rsqrtf(static_cast<float>(head_dim));
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -199,7 +198,7 @@ struct Scan {
       __syncthreads();  // u is there, and the stage of the chunk before is free
       if (threadIdx.x == solvers && chunk > begin && chunk - 1 + stages < end) fetch(chunk - 1 + stages);
       if (chunk + 1 == end) {
-        advanced = span.chunk(chunk - begin).hi == chunk_rows;
+        advanced = records.plan.chunks[chunk].hi == chunk_rows;
         if (!advanced && c.state1 == nullptr) break;
       }
       const float decay = in.head.e_gamma[chunk_rows - 1];
@@ -244,7 +243,6 @@ __global__ void __launch_bounds__(threads, 1)
           o,
           o_stride,
           *reinterpret_cast<Shared<W>*>(memory),
-          span_of(c, segment),
           segment,
           head,
           column,

@@ -32,9 +32,7 @@ __global__ void __launch_bounds__(threads) plan_kernel(Call c, Plan plan) {
   __syncthreads();
   for (int s = 0; s < c.segments; s++) {
     const int first = plan.first[s], n = plan.first[s + 1] - first;
-    if (n == 0) continue;
-    const Span span = span_of(c, s);
-    for (int i = threadIdx.x; i < n; i += threads) plan.chunks[first + i] = span.chunk(i);
+    for (int i = threadIdx.x; i < n; i += threads) plan.chunks[first + i] = chunk_of(c, s, i);
   }
 }
 

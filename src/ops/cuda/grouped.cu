@@ -20,15 +20,14 @@ PFN_cuTensorMapEncodeTiled_v12000 encoder() {
   return encode;
 }
 
-bool starts_at_16_bytes(const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data()) % 16 == 0; }
 bool whole_16_bytes(const Tensor& t) {
-  return t.dtype() == DType::bf16 && t.row_stride() % 8 == 0 && starts_at_16_bytes(t);
+  return t.dtype() == DType::bf16 && t.row_stride() % 8 == 0 && reinterpret_cast<uintptr_t>(t.data()) % 16 == 0;
 }
 
-// Whether the tensor cores' body takes dy (or y), x and w (or dw) of these shapes.
-bool regular(const Tensor& y, const Tensor& x, const Tensor& w) {
-  return whole_16_bytes(y) && whole_16_bytes(x) && starts_at_16_bytes(w) && y.dim(1) % 64 == 0 && x.dim(1) % 64 == 0 &&
-         w.dim(0) <= most_experts;
+// Whether the tensor cores' body takes dy (or y) and x of these shapes.
+bool regular(const Tensor& y, const Tensor& x, const Tensor& offsets) {
+  return whole_16_bytes(y) && whole_16_bytes(x) && y.dim(1) % 64 == 0 && x.dim(1) % 64 == 0 &&
+         offsets.rows() <= most_experts + 1;
 }
 
 }  // namespace
@@ -56,7 +55,7 @@ int* zero_counter(Queue& queue) {
 }  // namespace grouped
 
 void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets) {
-  if (w.dtype() == DType::bf16 && grouped::regular(y, x, w)) {
+  if (w.dtype() == DType::bf16 && grouped::regular(y, x, offsets)) {
     grouped::tensor_rows(stream, y, x, w, offsets, false);
   } else {
     grouped::generic_rows(stream, y, x, w, offsets, false);
@@ -65,7 +64,7 @@ void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
-  if (w.dtype() == DType::bf16 && grouped::regular(dy, dx, w)) {
+  if (w.dtype() == DType::bf16 && grouped::regular(dy, dx, offsets)) {
     grouped::tensor_rows(stream, dx, dy, w, offsets, true);
   } else {
     grouped::generic_rows(stream, dx, dy, w, offsets, true);
@@ -74,7 +73,7 @@ void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor of
 }
 
 void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
-  if (grouped::regular(dy, x, dw)) {
+  if (grouped::regular(dy, x, offsets)) {
     grouped::tensor_dw(stream, dw, dy, x, offsets);
   } else {
     grouped::generic_dw(stream, dw, dy, x, offsets);

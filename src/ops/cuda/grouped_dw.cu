@@ -19,8 +19,7 @@ struct Carried {
   static constexpr bool carries = true;
   static constexpr int stages = 4;
 };
-// Many rows: time goes to the products, which need the memory for stages. The tile of dw only comes to the second-level
-// cache while the products are summed.
+// Many rows: time goes to the products, which need the memory for stages.
 struct Direct {
   static constexpr bool carries = false;
   static constexpr int stages = 9;
@@ -154,11 +153,7 @@ __device__ void add_tile(const float (&d)[width / 2], int64_t row, int k, const 
 
 template <class S>
 __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, Carry& carry, const RowTile& tile,
-                              const Place& at, int group, const CUtensorMap& dw, const Job& job) {
-  const int n = at.n + 64 * group, row = tile.expert * job.n + n;
-  if (!S::carries && threadIdx.x % 128 == 0 && n < job.n) {
-    for (int c = 0; c < width && at.k + c < job.k; c += 32) prefetch_box(dw, at.k + c, row);
-  }
+                              const Place& at, int group, const Job& job) {
   float d[width / 2] = {};
   int last = 0;
   for (int r = 0; r < tile.rows; r += depth_step, ring.advance()) {
@@ -178,11 +173,12 @@ __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, C
   wgmma_wait<0>();
   hold(d);
   ring.release(last);
+  const int n = at.n + 64 * group;
   if (n >= job.n) return;
   if constexpr (S::carries) {
     add_tile(d, carry, memory + Memory<S>::outs + group * out_bytes);
   } else {
-    add_tile(d, row, at.k, job);
+    add_tile(d, static_cast<int64_t>(tile.expert) * job.n + n, at.k, job);
   }
 }
 
@@ -221,7 +217,7 @@ __global__ void __launch_bounds__(threads, 1)
   if (role < 0) {
     take_registers<224>();
     each_tile(
-        [&](const RowTile& tile, const Place& at) { multiply_tile<S>(ring, memory, carry, tile, at, group, dw, job); });
+        [&](const RowTile& tile, const Place& at) { multiply_tile<S>(ring, memory, carry, tile, at, group, job); });
   } else {
     leave_registers<56>();
     if (role == 1 + groups) {

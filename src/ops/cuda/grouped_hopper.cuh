@@ -110,11 +110,6 @@ __device__ __forceinline__ void store_box(const CUtensorMap& map, uint32_t from,
                "r"(from), "r"(x), "r"(y)
                : "memory");
 }
-// Brings a box into the second-level cache.
-__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int x, int y) {
-  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(&map), "r"(x), "r"(y)
-               : "memory");
-}
 __device__ __forceinline__ void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 // Until at most Pending of the committed groups still read shared memory.
 template <int Pending>

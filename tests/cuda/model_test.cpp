@@ -1,0 +1,131 @@
+// The whole model on a CUDA device: decode graphs, random weights, and training steps.
+#include <gtest/gtest.h>
+
+#include "checkpoint/init.h"
+#include "ops/random.h"
+#include "rollout/engine.h"
+#include "tensor/copy.h"
+#include "trainer/train_step.h"
+
+namespace furlong::test {
+namespace {
+
+ModelConfig small_model() {
+  ModelConfig c;
+  c.vocab_size = 97;
+  c.hidden_size = 64;
+  c.num_layers = 4;
+  c.full_attention = {false, false, true, false};
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = 16;
+  c.rotary_dim = 4;
+  c.linear_num_key_heads = 2;
+  c.linear_num_value_heads = 4;
+  c.linear_key_head_dim = c.linear_value_head_dim = 16;
+  c.num_experts = 8;
+  c.experts_per_token = 2;
+  c.moe_intermediate_size = c.shared_intermediate_size = 32;
+  c.mtp_num_layers = 1;
+  c.max_position_embeddings = 1024;
+  return c;
+}
+
+struct CudaModel : ::testing::TestWithParam<DType> {
+  static void SetUpTestSuite() { cuda::open(); }
+  ModelConfig config = small_model();
+  ThreadPool threads{2};
+  Weights on(Device device) {
+    Weights w(config, GetParam(), device);
+    init_weights(w, config, 5, 0.15, &threads);  // drawn on the host either way
+    return w;
+  }
+  std::vector<Request> requests() const {
+    std::vector<Request> out;
+    for (int32_t i = 0; i < 11; i++) {
+      Request r{.samples = 2, .params = {.temperature = 1}, .max_new_tokens = 40 + 7 * i, .seed = 9, .group_index = i};
+      for (int32_t p = 0; p < 5 + 13 * i; p++) r.prompt.push_back((7 * p + i) % 97);
+      out.push_back(std::move(r));
+    }
+    return out;
+  }
+};
+
+TEST_P(CudaModel, GraphsChangeNoBits) {
+  const Weights weights = on(Device::cuda);
+  for (const int64_t drafts : {0, 2}) {
+    const EngineOptions plain{.max_running = 9, .drafts = drafts, .max_tokens = 400};
+    EngineOptions recorded = plain;
+    recorded.graph_batches = {2, 4, 9};
+    const auto work = requests();
+    const auto a = Engine(config, weights, plain, threads).generate(work);
+    const auto b = Engine(config, weights, recorded, threads).generate(work);
+    ASSERT_EQ(a.size(), b.size());
+    for (size_t i = 0; i < a.size(); i++) {
+      EXPECT_EQ(a[i].tokens, b[i].tokens) << "completion " << i << ", " << drafts << " drafts";
+      EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "completion " << i << ", " << drafts << " drafts";
+    }
+  }
+}
+
+TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
+  std::vector<Trajectory> samples(3);
+  std::vector<const Trajectory*> picked;
+  for (size_t i = 0; i < samples.size(); i++) {
+    for (size_t p = 0; p < 70 + 40 * i; p++) samples[i].tokens.push_back(static_cast<int32_t>((p * p + 3 * i) % 97));
+    samples[i].response_length = static_cast<int32_t>(samples[i].tokens.size()) - 4;
+    samples[i].loss_mask.assign(static_cast<size_t>(samples[i].response_length), 1);
+    picked.push_back(&samples[i]);
+  }
+  const auto train = [&](Device device, std::vector<float>& head) {
+    Weights weights = on(device);
+    TrainOptions options;
+    options.pack = {.dynamic = true, .max_tokens = 160};
+    options.objective = Objective::supervised;
+    options.recompute = Recompute::full;
+    options.mtp = true;
+    options.optim.lr = 1e-3;
+    TrainStep step(config, weights, threads, options);
+    std::vector<double> figures;
+    for (int i = 0; i < 3; i++) {
+      for (const auto& [name, value] : step.run(picked, std::vector<TokenTargets>(picked.size()))) {
+        if (name == "train/loss" || name == "train/mtp_loss" || name == "train/grad_norm") figures.push_back(value);
+      }
+    }
+    const OnHost master(step.optimizer().masters().lm_head);
+    head.assign(master.view().as<float>(), master.view().as<float>() + master.view().numel());
+    return figures;
+  };
+  std::vector<float> host_head, head, again_head;
+  const auto host = train(Device::cpu, host_head), first = train(Device::cuda, head),
+             again = train(Device::cuda, again_head);
+  EXPECT_EQ(first, again);
+  EXPECT_EQ(head, again_head);
+  ASSERT_EQ(host.size(), first.size());
+  // bf16 rounds every activation; the norm of a gradient sums over all of them.
+  const double tolerance = GetParam() == DType::bf16 ? 0.03 : 1e-4;
+  for (size_t i = 0; i < host.size(); i++) EXPECT_NEAR(first[i], host[i], tolerance * std::abs(host[i])) << i;
+}
+
+TEST_P(CudaModel, RandomNumbersAreTheHosts) {
+  Stream host(threads), device(threads, Device::cuda);
+  const RngKey key{.seed = 3, .group = 5, .sample = 2, .purpose = Purpose::init};
+  const OwnedTensor a(GetParam(), {70001}), b(GetParam(), {70001}, Device::cuda);
+  random_normal(host, a, key, 0.5);
+  random_normal(device, b, key, 0.5);
+  const OnHost got(b.view());
+  double worst = 0;
+  for (int64_t i = 0; i < 70001; i++) {
+    const bool half = GetParam() == DType::bf16;
+    const double x = half ? static_cast<float>(a.view().as<bf16>()[i]) : a.view().as<float>()[i];
+    const double y = half ? static_cast<float>(got.view().as<bf16>()[i]) : got.view().as<float>()[i];
+    worst = std::max(worst, std::abs(x - y) / (std::abs(x) + 1e-2));
+  }
+  EXPECT_LT(worst, GetParam() == DType::bf16 ? 1.0 / 128 : 1e-5);
+}
+
+INSTANTIATE_TEST_SUITE_P(Dtypes, CudaModel, ::testing::Values(DType::f32, DType::bf16),
+                         [](const auto& info) { return std::string(name_of(info.param)); });
+
+}  // namespace
+}  // namespace furlong::test
