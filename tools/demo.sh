@@ -94,7 +94,7 @@ printf 'held-out accuracy before RL: %s\n' "$before"
 say "GRPO + MTP training + EAGLE rollout"
 # shellcheck disable=SC2086
 "$furlong" train $common --hf-checkpoint "$out/sft/hf" --prompt-data "$out/data/train.jsonl" --apply-chat-template \
-  --rollout-shuffle --rollout-seed "$seed" --num-rollout 120 --rollout-batch-size 32 --n-samples-per-prompt 8 \
+  --rollout-shuffle --rollout-seed "$seed" --num-rollout 135 --rollout-batch-size 32 --n-samples-per-prompt 8 \
   --global-batch-size 256 --use-dynamic-batch-size --max-tokens-per-gpu 4096 --balance-data \
   --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-kl-loss --kl-loss-coef 0.00 \
   --lr 2e-4 --lr-warmup-iters 5 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 \
