@@ -84,7 +84,10 @@ TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
     options.objective = Objective::supervised;
     options.recompute = Recompute::full;
     options.mtp = true;
-    options.optim.lr = 1e-3;
+    // With a large epsilon an update is proportional to its gradient. With the usual one the first updates go by the
+    // signs of gradients, so that the rounding of the smallest decides as much as the largest.
+    options.optim.lr = 0.1;
+    options.optim.eps = 1;
     TrainStep step(config, weights, threads, options);
     std::vector<double> figures;
     for (int i = 0; i < 3; i++) {
@@ -102,12 +105,9 @@ TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
   EXPECT_EQ(first, again);
   EXPECT_EQ(head, again_head);
   ASSERT_EQ(host.size(), first.size());
-  // bf16 rounds every activation. The first updates go by the signs of small gradients, so that rounding grows from
-  // step to step.
-  for (size_t i = 0; i < host.size(); i++) {
-    const double tolerance = GetParam() == DType::bf16 ? 0.03 : i < 3 ? 1e-4 : 2e-3;
-    EXPECT_NEAR(first[i], host[i], tolerance * std::abs(host[i])) << i;
-  }
+  // bf16 rounds every activation; the norm of a gradient sums over all of them.
+  const double tolerance = GetParam() == DType::bf16 ? 0.03 : 1e-4;
+  for (size_t i = 0; i < host.size(); i++) EXPECT_NEAR(first[i], host[i], tolerance * std::abs(host[i])) << i;
 }
 
 TEST_P(CudaModel, RandomNumbersAreTheHosts) {

@@ -1,4 +1,4 @@
-// The grouped products: which body takes which shape. Included by grouped*.cu only.
+// The grouped products: which body takes which shape. box_map also serves the products of few rows (skinny.cu).
 #pragma once
 #include <cuda.h>
 
