@@ -168,7 +168,7 @@ void experts(Stream& stream, int64_t tokens) {
   line("route_backward", size(dlogits.view()), [&] { cuda::route_backward(stream, dlogits, dweights, r); });
   line("gather_rows", one + all, [&] { cuda::gather_rows(stream, rows, x, r); });
   line("gather_rows_backward", 2 * one + all, [&] { cuda::gather_rows_backward(stream, y, rows, r); });
-  line("combine", 2 * one + all, [&] { cuda::combine(stream, y, rows, shared, logit, r); });
+  line("combine", 2 * one + all, [&] { cuda::combine(stream, y, rows, shared, logit, {}, r); });
   line("combine_backward", 3 * one, [&] { cuda::combine_backward(stream, y, dlogit, x, shared, logit); });
   line("routing_weight_gradient", 2 * act, [&] { cuda::routing_weight_gradient(stream, dweights, da, a, r); });
   line("scale_rows", 2 * all, [&] { cuda::scale_rows(stream, rows, r); });

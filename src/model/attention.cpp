@@ -29,9 +29,7 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
   saved.qg = arena.make("attention.qg", t, {rows, 2 * queries});
   saved.k_raw = arena.make("attention.k_raw", t, {rows, keys});
   saved.v = arena.make("attention.v", t, {rows, keys});
-  linear(stream, saved.qg, x, w.q);
-  linear(stream, saved.k_raw, x, w.k);
-  linear(stream, saved.v, x, w.v);
+  linear_many(stream, x, {{saved.qg, w.q}, {saved.k_raw, w.k}, {saved.v, w.v}});
   saved.q = arena.make("attention.q", t, {rows, queries});
   saved.q_r = arena.make("attention.q_r", acc, {rows, c.num_heads});
   saved.k = arena.make("attention.k", t, {rows, keys});

@@ -1,7 +1,6 @@
 #include "model/block.h"
 
 #include "ops/norm.h"
-#include "ops/reduce.h"
 
 namespace furlong {
 
@@ -17,12 +16,10 @@ void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tens
   saved.mid = w.full_attention
                   ? attention_forward(exec, c, w.attention, saved.normed, batch, memory.pages, saved.attention)
                   : delta_net_forward(exec, c, w.delta, saved.normed, batch, memory.slots, keep, saved.delta);
-  add(stream, saved.mid, x);
   saved.mid_normed = arena.make("layer.mid_normed", t, {rows, c.hidden_size});
   saved.mid_r = arena.make("layer.mid_r", acc, {rows});
-  rms_norm(stream, saved.mid_normed, saved.mid_r, saved.mid, w.post_norm, c.rms_norm_eps);
-  moe_forward(exec, c, w.moe, out, saved.mid_normed, routed, saved.moe);
-  add(stream, out, saved.mid);
+  add_rms_norm(stream, saved.mid_normed, saved.mid_r, saved.mid, x, w.post_norm, c.rms_norm_eps);
+  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, routed, saved.moe);
 }
 
 void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, const LayerSaved& saved, Tensor d,

@@ -21,10 +21,7 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   saved.z = arena.make("delta.z", t, {rows, c.value_dim()});
   saved.a = arena.make("delta.a", t, {rows, vh});
   saved.b = arena.make("delta.b", t, {rows, vh});
-  linear(stream, saved.qkv, x, w.qkv);
-  linear(stream, saved.z, x, w.z);
-  linear(stream, saved.a, x, w.a);
-  linear(stream, saved.b, x, w.b);
+  linear_many(stream, x, {{saved.qkv, w.qkv}, {saved.z, w.z}, {saved.b, w.b}, {saved.a, w.a}});
   saved.mixed = arena.make("delta.mixed", t, {rows, c.conv_dim()});
   conv_silu(stream, saved.mixed, saved.qkv, w.conv, batch.segments, slots);
   saved.g = arena.make("delta.g", acc, {rows, vh});

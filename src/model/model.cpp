@@ -21,6 +21,7 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
   const DType t = w.dtype();
   Tensor hidden = arena.make("model.hidden", t, {rows, c.hidden_size});
   Tensor x = arena.make("model.x", t, {rows, c.hidden_size});
+  Tensor other = saved == nullptr ? arena.make("model.x", t, {rows, c.hidden_size}) : Tensor();
   embed(stream, x, batch.tokens, w.embed);
   const bool keep_layers = saved != nullptr && saved->recompute == Recompute::none;
   if (saved != nullptr) saved->layers.resize(w.layers.size());
@@ -43,9 +44,8 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
     } else {
       const Arena::Scope scope(arena);
       layer.moe.routing = make_routing(exec, c, rows, t);
-      Tensor out = arena.make("model.x", t, {rows, c.hidden_size});
-      layer_forward(exec, c, w.layers[i], out, x, batch, memory, false, false, layer);
-      convert(stream, x, out);
+      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer);
+      std::swap(x, other);
     }
   }
   Tensor r = arena.make("model.last_r", accumulate_dtype(t), {rows});

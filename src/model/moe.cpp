@@ -16,38 +16,36 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
           .token_of = arena.make("moe.token_of", DType::i32, {rows * k})};
 }
 
-void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, bool routed,
-                 MoeSaved& saved) {
+void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
+                 bool routed, MoeSaved& saved) {
   auto& [stream, arena] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   saved.x = x;
-  if (!routed) {
-    Tensor logits = arena.make("moe.logits", acc, {rows, c.num_experts});
-    linear(stream, logits, x, w.router);
-    route(stream, saved.routing, logits);
-    sort_by_expert(stream, saved.routing);
-  }
+  saved.shared_gate_up = arena.make("moe.shared_gate_up", t, {rows, 2 * fs});
+  saved.shared_logit = arena.make("moe.shared_logit", acc, {rows, 1});
+  saved.shared_act = arena.make("moe.shared_act", t, {rows, fs});
   saved.rows = arena.make("moe.rows", t, {routed_rows, c.hidden_size});
-  gather_rows(stream, saved.rows, x, saved.routing);
+  const LinearOf shared_logit{saved.shared_logit, w.shared_expert_gate};
+  if (routed) {
+    linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up, {shared_logit});
+    gather_rows(stream, saved.rows, x, saved.routing);
+  } else {
+    Tensor logits = arena.make("moe.logits", acc, {rows, c.num_experts});
+    linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up,
+                  {{logits, w.router}, shared_logit});
+    route_rows(stream, saved.routing, saved.rows, x, logits);
+  }
+  saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
+  linear(stream, saved.shared, saved.shared_act, w.shared_down);
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
-  grouped_linear(stream, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
   saved.act = arena.make("moe.act", t, {routed_rows, f});
-  swiglu(stream, saved.act, saved.gate_up);
+  grouped_swiglu(stream, saved.act, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
   Tensor out = arena.make("moe.out", t, {routed_rows, c.hidden_size});
   grouped_linear(stream, out, saved.act, w.down, saved.routing.offsets);
 
-  saved.shared_gate_up = arena.make("moe.shared_gate_up", t, {rows, 2 * fs});
-  linear(stream, saved.shared_gate_up.columns(0, fs), x, w.shared_gate);
-  linear(stream, saved.shared_gate_up.columns(fs, 2 * fs), x, w.shared_up);
-  saved.shared_act = arena.make("moe.shared_act", t, {rows, fs});
-  swiglu(stream, saved.shared_act, saved.shared_gate_up);
-  saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
-  linear(stream, saved.shared, saved.shared_act, w.shared_down);
-  saved.shared_logit = arena.make("moe.shared_logit", acc, {rows, 1});
-  linear(stream, saved.shared_logit, x, w.shared_expert_gate);
-  combine(stream, y, out, saved.shared, saved.shared_logit, saved.routing);
+  combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
 }
 
 Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,

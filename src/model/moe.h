@@ -19,8 +19,9 @@ struct MoeSaved {
 // Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.
 Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
 
-// y (T,H) overwritten. routed: take ids and weights from saved.routing as they are.
-void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, bool routed, MoeSaved&);
+// y (T,H) = residual + the mixture's output for x. routed: take ids and weights from saved.routing as they are.
+void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, bool routed,
+                 MoeSaved&);
 // Returns dx (T,H); adds to the gradients.
 Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
 

@@ -17,12 +17,34 @@ void check_grouped(const char* op, const Tensor& y, const Tensor& x, const Tenso
                 op, "y (R,N), x (R,K), w (E,N,K), offsets (E+1) wanted", {y, x, w, offsets});
 }
 
+void check_swiglu(const char* op, const Tensor& y, const Tensor& gate_up) {
+  front::expect(y.rank() == 2 && gate_up.rank() == 2 && y.rows() == gate_up.rows() && gate_up.dim(1) == 2 * y.dim(1) &&
+                    y.dtype() == gate_up.dtype(),
+                op, "y (T,F), gate_up (T,2F) of one dtype wanted", {y, gate_up});
+}
+
 }  // namespace
 
 void linear(Stream& stream, Tensor y, Tensor x, Tensor w) {
   check_product("linear", y, x, w);
   if (front::skip(stream, y)) return;
   front::body(w).linear(stream, y, x, w);
+}
+
+void linear_many(Stream& stream, Tensor x, std::initializer_list<LinearOf> products) {
+  for (const auto& p : products) check_product("linear_many", p.y, x, p.w);
+  if (front::skip(stream, x)) return;
+  front::body(x).linear_many(stream, x, products);
+}
+
+void linear_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w_gate, Tensor w_up,
+                   std::initializer_list<LinearOf> others) {
+  check_swiglu("linear_swiglu", y, gate_up);
+  check_product("linear_swiglu", y, x, w_gate);
+  check_product("linear_swiglu", y, x, w_up);
+  for (const auto& p : others) check_product("linear_swiglu", p.y, x, p.w);
+  if (front::skip(stream, x)) return;
+  front::body(x).linear_swiglu(stream, y, gate_up, x, w_gate, w_up, others);
 }
 
 void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
@@ -41,6 +63,13 @@ void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets
   check_grouped("grouped_linear", y, x, w, offsets);
   if (front::skip(stream, y)) return;
   front::body(w).grouped_linear(stream, y, x, w, offsets);
+}
+
+void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets) {
+  check_swiglu("grouped_swiglu", y, gate_up);
+  check_grouped("grouped_swiglu", gate_up, x, w, offsets);
+  if (front::skip(stream, y)) return;
+  front::body(w).grouped_swiglu(stream, y, gate_up, x, w, offsets);
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {

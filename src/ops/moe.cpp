@@ -29,16 +29,19 @@ void check_shared(const char* op, const Tensor& y, const Tensor& shared, const T
                 "shared (T,C) as y, shared_logit (T,1) wanted", {y, shared, logit});
 }
 
+void check_logits(const char* op, const Tensor& logits, const Routing& routing) {
+  front::expect(
+      logits.rank() == 2 && routing.ids.rank() == 2 && logits.rows() == routing.ids.rows() &&
+          routing.ids.dim(1) <= logits.dim(1) && routing.weights.same_shape(routing.ids) && routing.ids.contiguous() &&
+          routing.weights.contiguous() && routing.weights.dtype() == logits.dtype() &&
+          (logits.dtype() == DType::f32 || logits.dtype() == DType::f64),
+      op, "logits (T,E) in fp32, ids and weights (T,k) with k <= E wanted", {logits, routing.ids, routing.weights});
+}
+
 }  // namespace
 
 void route(Stream& stream, const Routing& routing, Tensor logits) {
-  front::expect(logits.rank() == 2 && routing.ids.rank() == 2 && logits.rows() == routing.ids.rows() &&
-                    routing.ids.dim(1) <= logits.dim(1) && routing.weights.same_shape(routing.ids) &&
-                    routing.ids.contiguous() && routing.weights.contiguous() &&
-                    routing.weights.dtype() == logits.dtype() &&
-                    (logits.dtype() == DType::f32 || logits.dtype() == DType::f64),
-                "route", "logits (T,E) in fp32, ids and weights (T,k) with k <= E wanted",
-                {logits, routing.ids, routing.weights});
+  check_logits("route", logits, routing);
   if (front::skip(stream, routing.ids)) return;
   front::body(logits).route(stream, routing, logits);
 }
@@ -49,6 +52,15 @@ void sort_by_expert(Stream& stream, const Routing& routing) {
                 {routing.offsets});
   if (stream.is_dry()) return;
   body_of(routing.ids.device(), DType::f32).sort_by_expert(stream, routing);
+}
+
+void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, Tensor logits) {
+  check_logits("route_rows", logits, routing);
+  check_rows("route_rows", x, rows, routing);
+  front::expect(routing.offsets.rank() == 1 && routing.offsets.rows() == logits.dim(1) + 1, "route_rows",
+                "offsets (E+1) wanted", {routing.offsets, logits});
+  if (front::skip(stream, rows)) return;
+  front::body(x).route_rows(stream, routing, rows, x, logits);
 }
 
 void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routing& routing) {
@@ -73,12 +85,15 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
   front::body(dx).gather_rows_backward(stream, dx, drows, routing);
 }
 
-void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing& routing) {
+void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
+             const Routing& routing) {
   check_rows("combine", y, rows, routing);
   check_weights("combine", rows, routing);
   check_shared("combine", y, shared, shared_logit);
+  front::expect(!residual.defined() || (residual.same_shape(y) && residual.dtype() == y.dtype()), "combine",
+                "a residual (T,C) as y wanted", {y, residual});
   if (front::skip(stream, y)) return;
-  front::body(y).combine(stream, y, rows, shared, shared_logit, routing);
+  front::body(y).combine(stream, y, rows, shared, shared_logit, residual, routing);
 }
 
 void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,

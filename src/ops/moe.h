@@ -17,6 +17,8 @@ struct Routing {
 void route(Stream&, const Routing&, Tensor logits);
 // Fills offsets, row_of and token_of from ids.
 void sort_by_expert(Stream&, const Routing&);
+// route, sort_by_expert and gather_rows(rows, x) in one.
+void route_rows(Stream&, const Routing&, Tensor rows, Tensor x, Tensor logits);
 // dlogits (T,E) f32 overwritten: p_e (dp_e - Σ p dp) on the chosen, 0 elsewhere. dweights (T,k) f32.
 void route_backward(Stream&, Tensor dlogits, Tensor dweights, const Routing&);
 
@@ -25,7 +27,8 @@ void gather_rows(Stream&, Tensor rows, Tensor x, const Routing&);
 // dx (T,C) += Σ over a token's choices of drows[row_of], in order of choice
 void gather_rows_backward(Stream&, Tensor dx, Tensor drows, const Routing&);
 // y (T,C) = Σ_choice weight · rows[row_of] + σ(shared_logit) · shared;   shared (T,C), shared_logit (T,1)
-void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing&);
+// residual (T,C), which may be undefined, is added to y in y's dtype.
+void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&);
 // The shared expert's part of combine's backward: dshared = σ·dy;  dshared_logit (T,1) = ⟨dy, shared⟩·σ(1-σ).
 // The routed part is drows = gather_rows(dy), scaled by scale_rows where the weight belongs.
 void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared, Tensor shared_logit);

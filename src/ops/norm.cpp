@@ -30,6 +30,13 @@ void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps
   front::body(x).rms_norm(stream, y, r, x, w, eps);
 }
 
+void add_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor d, Tensor w, double eps) {
+  check_rows("add_rms_norm", x, w, r);
+  check_like("add_rms_norm", x, {y, d});
+  if (front::skip(stream, y)) return;
+  front::body(x).add_rms_norm(stream, y, r, x, d, w, eps);
+}
+
 void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r) {
   check_rows("rms_norm_backward", x, w, r);
   check_like("rms_norm_backward", x, {dx, dy});

@@ -6,6 +6,8 @@ namespace furlong {
 
 // y = x / rms(x) * (1 + w)      x, y (T,C)   w (C)   r (T) f32: 1/rms, kept for backward
 void rms_norm(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, double eps);
+// x += d, then rms_norm(y, r, x, w), in the same bits
+void add_rms_norm(Stream&, Tensor y, Tensor r, Tensor x, Tensor d, Tensor w, double eps);
 // dx += , dw (C) f32 +=
 void rms_norm_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r);
 

@@ -21,13 +21,17 @@ namespace furlong {
 struct OpTable {
   const char* isa;  // "portable", "avx2", "avx512" or "cuda"
   decltype(&furlong::rms_norm) rms_norm;
+  decltype(&furlong::add_rms_norm) add_rms_norm;
   decltype(&furlong::rms_norm_backward) rms_norm_backward;
   decltype(&furlong::gated_rms_norm) gated_rms_norm;
   decltype(&furlong::gated_rms_norm_backward) gated_rms_norm_backward;
   decltype(&furlong::linear) linear;
+  decltype(&furlong::linear_many) linear_many;
+  decltype(&furlong::linear_swiglu) linear_swiglu;
   decltype(&furlong::linear_dx) linear_dx;
   decltype(&furlong::linear_dw) linear_dw;
   decltype(&furlong::grouped_linear) grouped_linear;
+  decltype(&furlong::grouped_swiglu) grouped_swiglu;
   decltype(&furlong::grouped_linear_dx) grouped_linear_dx;
   decltype(&furlong::grouped_linear_dw) grouped_linear_dw;
   decltype(&furlong::norm_rope) norm_rope;
@@ -45,6 +49,7 @@ struct OpTable {
   decltype(&furlong::delta_commit) delta_commit;
   decltype(&furlong::route) route;
   decltype(&furlong::sort_by_expert) sort_by_expert;
+  decltype(&furlong::route_rows) route_rows;
   decltype(&furlong::route_backward) route_backward;
   decltype(&furlong::gather_rows) gather_rows;
   decltype(&furlong::gather_rows_backward) gather_rows_backward;

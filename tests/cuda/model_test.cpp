@@ -31,6 +31,21 @@ ModelConfig small_model() {
   return c;
 }
 
+// Heads and widths for which the bodies of the tensor cores stand in, among them those that recorded steps start early.
+ModelConfig wide_model() {
+  ModelConfig c = small_model();
+  c.hidden_size = 512;
+  c.head_dim = 256;
+  c.rotary_dim = 64;
+  c.linear_num_key_heads = 4;
+  c.linear_num_value_heads = 8;
+  c.linear_key_head_dim = c.linear_value_head_dim = 128;
+  c.num_experts = 64;
+  c.experts_per_token = 8;
+  c.moe_intermediate_size = c.shared_intermediate_size = 128;
+  return c;
+}
+
 struct CudaModel : ::testing::TestWithParam<DType> {
   static void SetUpTestSuite() { cuda::open(); }
   ModelConfig config = small_model();
@@ -52,18 +67,21 @@ struct CudaModel : ::testing::TestWithParam<DType> {
 };
 
 TEST_P(CudaModel, GraphsChangeNoBits) {
-  const Weights weights = on(Device::cuda);
-  for (const int64_t drafts : {0, 2}) {
-    const EngineOptions plain{.max_running = 9, .drafts = drafts, .max_tokens = 400};
-    EngineOptions recorded = plain;
-    recorded.graph_batches = {2, 4, 9};
-    const auto work = requests();
-    const auto a = Engine(config, weights, plain, threads).generate(work);
-    const auto b = Engine(config, weights, recorded, threads).generate(work);
-    ASSERT_EQ(a.size(), b.size());
-    for (size_t i = 0; i < a.size(); i++) {
-      EXPECT_EQ(a[i].tokens, b[i].tokens) << "completion " << i << ", " << drafts << " drafts";
-      EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "completion " << i << ", " << drafts << " drafts";
+  for (const auto& shape : {small_model(), wide_model()}) {
+    config = shape;
+    const Weights weights = on(Device::cuda);
+    for (const int64_t drafts : {0, 2}) {
+      const EngineOptions plain{.max_running = 9, .drafts = drafts, .max_tokens = 400};
+      EngineOptions recorded = plain;
+      recorded.graph_batches = {1, 2, 4, 9};
+      const auto work = requests();
+      const auto a = Engine(config, weights, plain, threads).generate(work);
+      const auto b = Engine(config, weights, recorded, threads).generate(work);
+      ASSERT_EQ(a.size(), b.size());
+      for (size_t i = 0; i < a.size(); i++) {
+        EXPECT_EQ(a[i].tokens, b[i].tokens) << "completion " << i << ", " << drafts << " drafts";
+        EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "completion " << i << ", " << drafts << " drafts";
+      }
     }
   }
 }

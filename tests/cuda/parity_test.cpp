@@ -73,6 +73,17 @@ TEST_P(CudaParity, RepeatsItsBits) {
   }
 }
 
+TEST(CudaFused, OneForSeveralGivesTheirBits) {
+  cuda::open();
+  for (const auto& [together, apart] : fused_cases()) {
+    OpCase other = together;
+    other.run = apart;
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      EXPECT_EQ(output_bits(together, dtype), output_bits(other, dtype)) << together.name << ", " << name_of(dtype);
+    }
+  }
+}
+
 std::string test_name(const ::testing::TestParamInfo<OpCase>& info) {
   std::string name = fmt::format("{}_{}", info.param.name, info.index);
   for (char& ch : name) {

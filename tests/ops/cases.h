@@ -13,4 +13,11 @@ std::vector<OpCase> sequence_cases();
 
 std::vector<OpCase> all_cases();
 
+// An op that stands for several, and these one after the other over the same operands: no bit may differ.
+struct Fused {
+  OpCase together;
+  decltype(OpCase::run) apart;
+};
+std::vector<Fused> fused_cases();
+
 }  // namespace furlong::test

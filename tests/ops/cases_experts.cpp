@@ -28,6 +28,28 @@ OpCase linear_case(int64_t rows, int64_t k, int64_t n, bool wide, int64_t pad) {
   return c;
 }
 
+// Several products of the same rows, the second into a part of wider ones.
+OpCase linear_many_case(int64_t rows, int64_t k, const std::vector<int64_t>& widths) {
+  Random random(16);
+  OpCase c{fmt::format("linear_many {}x{}x{}", rows, k, fmt::join(widths, "|"))};
+  const int x = c.in("x", {rows, k}, random.normal(rows * k));
+  c.operands[static_cast<size_t>(x)].by_row = true;
+  std::vector<int> w, y;
+  for (const int64_t n : widths) {
+    w.push_back(c.in(fmt::format("w{}", w.size()), {n, k}, random.normal(n * k, 0.3)));
+    y.push_back(c.out(fmt::format("y{}", y.size()), {rows, n}, k, y.size() % 2 == 0 ? Kind::sum : Kind::model));
+    c.operands[static_cast<size_t>(y.back())].by_row = true;
+    c.operands[static_cast<size_t>(y.back())].pad = y.size() == 2 ? 3 : 0;
+  }
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
+    const auto part = [&](size_t i) { return LinearOf{t[static_cast<size_t>(y[i])], t[static_cast<size_t>(w[i])]}; };
+    if (w.size() == 2) ops.linear_many(stream, t[x], {part(0), part(1)});
+    if (w.size() == 4) ops.linear_many(stream, t[x], {part(0), part(1), part(2), part(3)});
+    if (w.size() == 6) ops.linear_many(stream, t[x], {part(0), part(1), part(2), part(3), part(4), part(5)});
+  };
+  return c;
+}
+
 OpCase grouped_case(const std::vector<int32_t>& rows_of, int64_t k, int64_t n) {
   Random random(12);
   const Packed packed(rows_of);
@@ -96,7 +118,7 @@ OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, in
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.sort_by_expert(stream, routing);
     ops.gather_rows(stream, t[gathered], t[x], routing);
-    ops.combine(stream, t[y], t[a], t[shared], t[logit], routing);
+    ops.combine(stream, t[y], t[a], t[shared], t[logit], {}, routing);
     ops.gather_rows_backward(stream, t[dx], t[da], routing);
     ops.combine_backward(stream, t[dshared], t[dlogit], t[x], t[shared], t[logit]);
     ops.routing_weight_gradient(stream, t[dweights], t[da], t[a], routing);
@@ -116,6 +138,11 @@ std::vector<OpCase> expert_cases() {
     cases.push_back(linear_case(130, 64, 63, wide, 0));
     cases.push_back(linear_case(65, 600, 130, wide, 1));
   }
+  // One launch for few rows on a GPU; too many rows, too many products or odd depths go one by one.
+  for (const int64_t rows : {1, 3, 17, 64, 70}) cases.push_back(linear_many_case(rows, 320, {130, 1, 33, 16}));
+  cases.push_back(linear_many_case(5, 72, {1, 5000}));
+  cases.push_back(linear_many_case(4, 19, {7, 1}));
+  cases.push_back(linear_many_case(2, 64, {8, 1, 3, 40, 1, 9}));
   cases.push_back(grouped_case({3, 0, 5, 1}, 17, 9));
   cases.push_back(grouped_case({0, 70, 0}, 64, 33));
   cases.push_back(grouped_case({64, 1, 65, 0, 40}, 33, 65));

@@ -185,7 +185,7 @@ TEST_F(Formula, Experts) {
   ASSERT_EQ(std::set<int32_t>(place, place + rows * k).size(), static_cast<size_t>(rows * k));
 
   const Array out = array({rows * k, n}), shared = array({rows, n}), logit = array({rows, 1}, 2), y = zeros({rows, n});
-  combine(stream_, y, out, shared, logit, routing);
+  combine(stream_, y, out, shared, logit, {}, routing);
   const auto combined = [&](int64_t t, int64_t c) {
     double sum = sigmoid(at(logit, t)) * at(shared, t, c);
     for (int64_t j = 0; j < k; j++) sum += at(weights, t, j) * at(out, place[t * k + j], c);

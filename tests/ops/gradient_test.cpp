@@ -240,7 +240,7 @@ TEST(Gradient, Combine) {
          [=](Stream& s, const Arrays& in, const Arrays& out) {
            routing->weights.set(in[3].values());
            sort_by_expert(s, *routing);
-           combine(s, out[0], in[0], in[1], in[2], *routing);
+           combine(s, out[0], in[0], in[1], in[2], {}, *routing);
          },
          [=](Stream& s, const Arrays& in, const Arrays& dout, const Arrays& din) {
            combine_backward(s, din[1], din[2], dout[0], in[1], in[2]);

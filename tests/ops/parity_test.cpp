@@ -69,6 +69,17 @@ TEST_P(OpsParity, ThreadsDoNotChangeBits) {
   }
 }
 
+TEST_P(OpsParity, OneForSeveralGivesTheirBits) {
+  for (const auto& [together, apart] : fused_cases()) {
+    OpCase other = together;
+    other.run = apart;
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      ASSERT_EQ(output_bits(together, *GetParam(), dtype, 2), output_bits(other, *GetParam(), dtype, 2))
+          << together.name << ", " << GetParam()->isa << " " << name_of(dtype);
+    }
+  }
+}
+
 // Runs the case on rows [begin, end) of its row-wise operands alone; the others are fresh.
 TEST_P(OpsParity, RowsDoNotDependOnTheirBatch) {
   ThreadPool threads(1);

@@ -107,6 +107,19 @@ void each_expert(Stream& stream, const Tensor& offsets, F&& f) {
 
 void linear(Stream& stream, Tensor y, Tensor x, Tensor w) { product(stream, y, x, w, w.rows(), w.dim(1), 0); }
 
+void linear_many(Stream& stream, Tensor x, std::initializer_list<LinearOf> products) {
+  for (const auto& p : products) FURLONG_ISA::linear(stream, p.y, x, p.w);
+}
+
+void linear_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w_gate, Tensor w_up,
+                   std::initializer_list<LinearOf> others) {
+  const int64_t f = y.dim(1);
+  FURLONG_ISA::linear(stream, gate_up.columns(0, f), x, w_gate);
+  FURLONG_ISA::linear(stream, gate_up.columns(f, 2 * f), x, w_up);
+  FURLONG_ISA::swiglu(stream, y, gate_up);
+  FURLONG_ISA::linear_many(stream, x, others);
+}
+
 void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
   product_dx(stream, dx, dy, w, w.rows(), w.dim(1), 0, accumulate);
 }
@@ -117,6 +130,11 @@ void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets
   each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
     product(s, y.rows(r0, r1), x.rows(r0, r1), w, w.dim(1), w.dim(2), e);
   });
+}
+
+void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets) {
+  FURLONG_ISA::grouped_linear(stream, gate_up, x, w, offsets);
+  FURLONG_ISA::swiglu(stream, y, gate_up);
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {

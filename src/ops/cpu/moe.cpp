@@ -128,7 +128,14 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
   });
 }
 
-void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing& routing) {
+void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, Tensor logits) {
+  FURLONG_ISA::route(stream, routing, logits);
+  FURLONG_ISA::sort_by_expert(stream, routing);
+  FURLONG_ISA::gather_rows(stream, rows, x, routing);
+}
+
+void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
+             const Routing& routing) {
   dispatch(y.dtype(), [&]<class T>() {
     using S = Acc<T>;
     const int64_t n = y.dim(1), k = routing.ids.dim(1);
@@ -155,6 +162,7 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
       }
     });
   });
+  if (residual.defined()) FURLONG_ISA::add(stream, y, residual);
 }
 
 void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,

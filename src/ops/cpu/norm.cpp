@@ -31,6 +31,11 @@ void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps
   });
 }
 
+void add_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor d, Tensor w, double eps) {
+  FURLONG_ISA::add(stream, x, d);
+  FURLONG_ISA::rms_norm(stream, y, r, x, w, eps);
+}
+
 void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r) {
   dispatch(x.dtype(), [&]<class T>() {
     using S = Acc<T>;

@@ -15,6 +15,7 @@ template <class T>
 __global__ void write_pages_kernel(Rows rows, Heads<const T> k, Heads<const T> v, Memory<T> memory, T* pages_k,
                                    T* pages_v) {
   dependents_may_start();
+  wait_for_earlier();
   const int t = blockIdx.x, width = rows.kv_heads * rows.head_dim;
   __shared__ int64_t to;
   // The segment of row t is the last that starts at or before it and is not empty.
@@ -283,9 +284,9 @@ void launch_forward(Stream& stream, const Forward& f, int64_t tokens) {
 template <class T>
 void write_pages(Stream& stream, const Tensor& k, const Tensor& v, const Segments& segments, const KvPages& pages,
                  const AttentionShape& shape) {
-  write_pages_kernel<T><<<static_cast<unsigned>(k.rows()), 128, 0, stream.queue().stream>>>(
-      rows_of(segments, shape), heads_of<const T>(k), heads_of<const T>(v), memory_of<T>(k, v, pages),
-      data_of<T>(pages.k), data_of<T>(pages.v));
+  launch_early(stream, write_pages_kernel<T>, dim3(static_cast<unsigned>(k.rows())), 128, 0, rows_of(segments, shape),
+               heads_of<const T>(k), heads_of<const T>(v), memory_of<T>(k, v, pages), data_of<T>(pages.k),
+               data_of<T>(pages.v));
 }
 
 }  // namespace

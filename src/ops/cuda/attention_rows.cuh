@@ -123,27 +123,6 @@ __device__ inline Share find_by_length(int segments, int rank, Count count) {
   }
 }
 
-// A kernel that lets the next one of its stream start beside it; that one waits, before it uses results, until all
-// earlier kernels have ended. Every thread of such a kernel must wait, lest its own successor start too early.
-__device__ inline void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-__device__ inline void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-
-template <class Arguments>
-void launch_early(Stream& stream, void (*kernel)(Arguments), dim3 grid, int threads, size_t shared,
-                  const Arguments& arguments) {
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = shared;
-  config.stream = stream.queue().stream;
-  config.attrs = &early;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, arguments), "launching a kernel");
-}
-
 // The bodies behind the entry points (attention.cu, attention_backward.cu).
 bool tensor_cores_take(const AttentionShape&, std::initializer_list<Tensor>);
 void forward_any(Stream&, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, const Segments&, const KvPages&,

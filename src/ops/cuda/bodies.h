@@ -6,14 +6,19 @@
 namespace furlong::cuda {
 
 void rms_norm(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, double eps);
+void add_rms_norm(Stream&, Tensor y, Tensor r, Tensor x, Tensor d, Tensor w, double eps);
 void rms_norm_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r);
 void gated_rms_norm(Stream&, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps);
 void gated_rms_norm_backward(Stream&, Tensor do_, Tensor dz, Tensor dw, Tensor dy, Tensor o, Tensor z, Tensor w,
                              Tensor r);
 void linear(Stream&, Tensor y, Tensor x, Tensor w);
+void linear_many(Stream&, Tensor x, std::initializer_list<LinearOf>);
+void linear_swiglu(Stream&, Tensor y, Tensor gate_up, Tensor x, Tensor w_gate, Tensor w_up,
+                   std::initializer_list<LinearOf> others);
 void linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, bool accumulate);
 void linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x);
 void grouped_linear(Stream&, Tensor y, Tensor x, Tensor w, Tensor offsets);
+void grouped_swiglu(Stream&, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets);
 void grouped_linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, Tensor offsets);
 void grouped_linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 void norm_rope(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape&);
@@ -37,10 +42,11 @@ void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dst
 void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
 void route(Stream&, const Routing&, Tensor logits);
 void sort_by_expert(Stream&, const Routing&);
+void route_rows(Stream&, const Routing&, Tensor rows, Tensor x, Tensor logits);
 void route_backward(Stream&, Tensor dlogits, Tensor dweights, const Routing&);
 void gather_rows(Stream&, Tensor rows, Tensor x, const Routing&);
 void gather_rows_backward(Stream&, Tensor dx, Tensor drows, const Routing&);
-void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing&);
+void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&);
 void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared, Tensor shared_logit);
 void routing_weight_gradient(Stream&, Tensor dweights, Tensor da, Tensor a, const Routing&);
 void scale_rows(Stream&, Tensor rows, const Routing&);

@@ -149,11 +149,13 @@ __global__ void __launch_bounds__(threads) conv_kernel(Conv<T> c, T* y, int64_t 
 // Short segments with memory: a thread takes V channels of one whole segment and puts its inputs into the window.
 template <class T, int V>
 __global__ void __launch_bounds__(threads) conv_decode_kernel(Conv<T> c, T* y, int64_t y_stride) {
+  dependents_may_start();
   const int channel = (blockIdx.x * threads + threadIdx.x) * V, s = blockIdx.y;
+  float w[fast_taps][V], past[fast_taps - 1][V];
+  if (channel < c.channels) load_taps<T, V>(w, c.w + static_cast<int64_t>(channel) * fast_taps);
+  wait_for_earlier();
   const int begin = c.starts[s], end = c.starts[s + 1];
   if (channel >= c.channels || begin == end) return;
-  float w[fast_taps][V], past[fast_taps - 1][V];
-  load_taps<T, V>(w, c.w + static_cast<int64_t>(channel) * fast_taps);
   load_history<T, V>(past, c, s, begin, begin, channel);
   const int position = c.positions[begin];
   for (int t = begin; t < end; t++) {
@@ -198,15 +200,15 @@ __global__ void __launch_bounds__(threads) keep_kernel(Conv<T> c) {
 }
 
 template <class T, int V>
-void run_forward(Queue& queue, const Conv<T>& c, T* y, int64_t y_stride) {
+void run_forward(Stream& stream, const Conv<T>& c, T* y, int64_t y_stride) {
   const unsigned across = static_cast<unsigned>(blocks_for(c.channels, threads * V));
   if (c.slots != nullptr && c.rows <= 4 * c.segments) {
     const dim3 grid(across, static_cast<unsigned>(c.segments));
-    conv_decode_kernel<T, V><<<grid, threads, 0, queue.stream>>>(c, y, y_stride);
+    launch_early(stream, conv_decode_kernel<T, V>, grid, threads, 0, c, y, y_stride);
     return;
   }
   const dim3 grid(across, static_cast<unsigned>(blocks_for(c.rows, row_tile)));
-  conv_kernel<T, V><<<grid, threads, 0, queue.stream>>>(c, y, y_stride);
+  conv_kernel<T, V><<<grid, threads, 0, stream.queue().stream>>>(c, y, y_stride);
 }
 
 template <class T>
@@ -358,9 +360,9 @@ void conv_silu(Stream& stream, Tensor y, Tensor x, Tensor w, const Segments& seg
       const dim3 grid(static_cast<unsigned>(blocks_for(c.channels, threads)), static_cast<unsigned>(c.rows));
       conv_any_kernel<T><<<grid, threads, 0, queue.stream>>>(c, out, y.row_stride());
     } else if (packs<T, V>(x, c.channels) && packs<T, V>(y, c.channels)) {
-      run_forward<T, V>(queue, c, out, y.row_stride());
+      run_forward<T, V>(stream, c, out, y.row_stride());
     } else {
-      run_forward<T, 1>(queue, c, out, y.row_stride());
+      run_forward<T, 1>(stream, c, out, y.row_stride());
     }
     if (c.slots != nullptr && !(decode && fast)) keep(queue, c);
   });

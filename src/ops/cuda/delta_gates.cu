@@ -15,6 +15,8 @@ template <class T>
 __global__ void __launch_bounds__(threads)
     gates_kernel(float* g, float* beta, const T* a, int64_t a_stride, const T* b, int64_t b_stride, const float* A_log,
                  const T* dt_bias, int64_t rows, int heads) {
+  dependents_may_start();
+  wait_for_earlier();
   const int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
   if (i >= rows * heads) return;
   const int64_t t = i / heads, h = i % heads;
@@ -85,9 +87,9 @@ __global__ void __launch_bounds__(threads)
 void delta_gates(Stream& stream, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_log, Tensor dt_bias) {
   Queue& queue = stream.queue();
   dispatch(a.dtype(), [&]<class T>() {
-    gates_kernel<T><<<static_cast<unsigned>(blocks_for(g.numel(), threads)), threads, 0, queue.stream>>>(
-        g.as<float>(), beta.as<float>(), data_of<T>(a), a.row_stride(), data_of<T>(b), b.row_stride(),
-        A_log.as<float>(), data_of<T>(dt_bias), g.rows(), static_cast<int>(g.dim(1)));
+    launch_early(stream, gates_kernel<T>, dim3(static_cast<unsigned>(blocks_for(g.numel(), threads))), threads, 0,
+                 g.as<float>(), beta.as<float>(), data_of<T>(a), a.row_stride(), data_of<T>(b), b.row_stride(),
+                 A_log.as<float>(), data_of<T>(dt_bias), g.rows(), static_cast<int>(g.dim(1)));
   });
   check_launch(queue, "delta_gates");
 }

@@ -18,7 +18,7 @@ struct Swiglu {
     load_floats(g, gate.at(t, c), n - c, gate.aligned);
     load_floats(u, up.at(t, c), n - c, up.aligned);
 #pragma unroll
-    for (int i = 0; i < pack; i++) u[i] *= g[i] * sigmoid_of<T>(g[i]);
+    for (int i = 0; i < pack; i++) u[i] = swiglu_of<T>(g[i], u[i]);
     store_floats(y.at(t, c), u, n - c, y.aligned);
   }
 };

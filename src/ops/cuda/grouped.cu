@@ -63,6 +63,17 @@ void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets
   check_launch(stream.queue(), "grouped_linear");
 }
 
+void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets) {
+  if (w.dtype() == DType::bf16 && grouped::regular(gate_up, x, offsets) && grouped::whole_16_bytes(y) &&
+      grouped::narrow_takes(x, w)) {
+    grouped::tensor_swiglu(stream, y, gate_up, x, w, offsets);
+    check_launch(stream.queue(), "grouped_swiglu");
+  } else {
+    cuda::grouped_linear(stream, gate_up, x, w, offsets);
+    cuda::swiglu(stream, y, gate_up);
+  }
+}
+
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
   if (w.dtype() == DType::bf16 && grouped::regular(dy, dx, offsets)) {
     grouped::tensor_rows(stream, dx, dy, w, offsets, true);

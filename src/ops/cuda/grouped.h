@@ -12,6 +12,9 @@ void generic_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 
 // Tensor cores: bf16, columns in multiples of 64, rows of whole 16 bytes. y = x · w[e]ᵀ, or x · w[e] when across.
 void tensor_rows(Stream&, Tensor y, Tensor x, Tensor w, Tensor offsets, bool across);
+// y = x · w[e]ᵀ as above, and act = swiglu(y), of few rows: those that narrow_takes.
+void tensor_swiglu(Stream&, Tensor act, Tensor y, Tensor x, Tensor w, Tensor offsets);
+bool narrow_takes(const Tensor& x, const Tensor& w);
 void tensor_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 
 // A tensor map of rows x columns numbers, `stride` numbers from row to row, in boxes whose rows are 128 bytes,

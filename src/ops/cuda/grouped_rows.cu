@@ -45,15 +45,21 @@ struct Job {
   const int32_t* offsets;
   int experts, columns, depth;  // columns of y, length of the sums
   int weight_rows;              // of one expert
-  int* counter;                 // of tiles dealt, for pairs of blocks
+  half_t* act;                  // where gate and up are joined by swiglu
+  int64_t act_stride;
+  int* counter;  // of tiles dealt, for pairs of blocks
 };
 
 struct Maps {  // of boxes of 64 columns by the rows named
   CUtensorMap weights, x64, x16, y64, y16;
 };
 
+// How the weights lie: (columns, depth); (depth, columns); or as the first, a tile taking 32 columns of the first half,
+// the gate, and the same of the second, the up, to be joined by swiglu.
+enum class Form : uint8_t { along, across, both };
+
 // One thread: loads the stages of one tile. `column` is the block's first output column.
-template <class S, bool Across>
+template <class S, Form W>
 __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const Maps& maps, const Job& job,
                           const RowTile& tile, int column) {
   const int sixteens = (tile.rows + 15) / 16, boxes64 = sixteens / 4, boxes = boxes64 + sixteens % 4;
@@ -63,7 +69,11 @@ __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const
     ring.wait_empty();
     const uint32_t a = memory + static_cast<uint32_t>(ring.stage() * Memory<S>::stage), b = a + Memory<S>::weights;
     barrier_expect(ring.full(), bytes);
-    if constexpr (Across) {
+    if constexpr (W == Form::both) {
+      const int gate = tile.expert * job.weight_rows + column / 2;
+      load_box(a, maps.weights, ring.full(), k, gate);
+      load_box(a + 4096, maps.weights, ring.full(), k, gate + job.weight_rows / 2);
+    } else if constexpr (W == Form::across) {
       for (int g = 0; g < S::groups; g++) {
         load_box(a + static_cast<uint32_t>(g) * 8192, maps.weights, ring.full(), column + 64 * g,
                  tile.expert * job.weight_rows + k);
@@ -104,9 +114,27 @@ __device__ void send_rows(const uint8_t* box, const Maps& maps, const Job& job, 
   }
 }
 
+// The same of a gate in the box's first 32 columns and an up in the rest, and swiglu of both.
+__device__ inline void send_both(const uint8_t* box, const Job& job, const RowTile& tile, int column, int base) {
+  const int thread = static_cast<int>(threadIdx.x) % 128, left = min(tile.rows - base, 64);
+  for (int r = thread / 4, c = thread % 4; r < left; r += 32) {
+    const int64_t row = tile.first + base + r, at = column / 2 + c * 8;
+    const uint4 gate = *reinterpret_cast<const uint4*>(box + r * 128 + (c ^ (r % 8)) * 16);
+    const uint4 up = *reinterpret_cast<const uint4*>(box + r * 128 + ((c + 4) ^ (r % 8)) * 16);
+    const auto joined = [](uint32_t g, uint32_t u) {
+      return pack(swiglu_of<half_t>(__uint_as_float(g << 16), __uint_as_float(u << 16)),
+                  swiglu_of<half_t>(__uint_as_float(g & 0xffff0000u), __uint_as_float(u & 0xffff0000u)));
+    };
+    *reinterpret_cast<uint4*>(job.y + row * job.y_stride + at) = gate;
+    *reinterpret_cast<uint4*>(job.y + row * job.y_stride + job.columns / 2 + at) = up;
+    *reinterpret_cast<uint4*>(job.act + row * job.act_stride + at) =
+        make_uint4(joined(gate.x, up.x), joined(gate.y, up.y), joined(gate.z, up.z), joined(gate.w, up.w));
+  }
+}
+
 // A group's sums (64 columns of y by Width rows) to y, 64 rows at a time through shared memory, which holds `Boxes`
 // such boxes; `turn` counts them.
-template <int Boxes, int Width>
+template <int Boxes, int Width, Form W>
 __device__ void store_tile(const float (&d)[Width / 2], uint8_t* out, int& turn, const Maps& maps, const Job& job,
                            const RowTile& tile, int column, int group) {
   constexpr bool copies = Boxes > 1;
@@ -126,15 +154,22 @@ __device__ void store_tile(const float (&d)[Width / 2], uint8_t* out, int& turn,
     }
     if (copies) async_fence();
     group_sync(1 + group, 128);
-    if (column < job.columns) send_rows<copies>(box, maps, job, tile, column, base);
+    if (column < job.columns) {
+      if constexpr (W == Form::both) {
+        send_both(box, job, tile, column, base);
+      } else {
+        send_rows<copies>(box, maps, job, tile, column, base);
+      }
+    }
     if (copies && thread == 0) bulk_commit();
   }
 }
 
 // One group: the sums of one tile.
-template <class S, bool Across, int Width>
+template <class S, Form W, int Width>
 __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, int& turn, const Maps& maps,
                               const Job& job, const RowTile& tile, int column, int group) {
+  constexpr bool across = W == Form::across;
   float d[Width / 2] = {};
   const uint32_t stages = shared_address(memory);
   int last = 0;
@@ -144,8 +179,8 @@ __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, i
     uint64_t a = operand(stage + static_cast<uint32_t>(group) * 8192), b = operand(stage + Memory<S>::weights);
     wgmma_fence();
 #pragma unroll
-    for (int i = 0; i < depth_step / 16; i++, a += Across ? step_across : step_along, b += step_along) {
-      Wgmma<Width, Across, 0>::add(d, a, b);
+    for (int i = 0; i < depth_step / 16; i++, a += across ? step_across : step_along, b += step_along) {
+      Wgmma<Width, across, 0>::add(d, a, b);
     }
     wgmma_commit();
     wgmma_wait<1>();
@@ -155,17 +190,18 @@ __device__ void multiply_tile(typename Memory<S>::ring& ring, uint8_t* memory, i
   wgmma_wait<0>();
   hold(d);
   ring.release(last);
-  store_tile<S::blocks, Width>(d, memory + Memory<S>::outs + group * Memory<S>::out, turn, maps, job, tile,
-                               column + 64 * group, group);
+  store_tile<S::blocks, Width, W>(d, memory + Memory<S>::outs + group * Memory<S>::out, turn, maps, job, tile,
+                                  column + 64 * group, group);
 }
 
-// y[r, c] = Σ_k x[r, k] w[e][c, k] for the rows r of expert e, or Σ_k x[r, k] w[e][k, c] when Across. A block takes
+// y[r, c] = Σ_k x[r, k] w[e][c, k] for the rows r of expert e, or Σ_k x[r, k] w[e][k, c] when across. A block takes
 // tiles of up to S::rows rows by S::groups * 64 columns in turn: one warp loads stages of 64 k, the groups multiply.
-template <class S, bool Across>
+template <class S, Form W>
 __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
     rows_kernel(const __grid_constant__ Maps maps, const Job job) {
   using M = Memory<S>;
   extern __shared__ __align__(1024) uint8_t memory[];
+  if constexpr (S::blocks == 1) dependents_may_start();
   typename M::ring ring(shared_address(memory + M::barriers));
   typename M::dealer dealer(memory + M::deals);
   TileTable table(reinterpret_cast<int32_t*>(memory + M::table), job.offsets, job.experts, S::rows);
@@ -174,6 +210,7 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
     ring.init();
     if constexpr (S::blocks > 1) dealer.init();
   }
+  wait_for_earlier();
   table.build();
   if constexpr (S::blocks > 1) cluster_sync();
 
@@ -195,7 +232,7 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
     int turn = 0;
     each_tile([&](const RowTile& tile, int column) {
       S::widths::pick(tile.rows, [&]<int Width>() {
-        multiply_tile<S, Across, Width>(ring, memory, turn, maps, job, tile, column, group);
+        multiply_tile<S, W, Width>(ring, memory, turn, maps, job, tile, column, group);
       });
     });
     if (threadIdx.x % 128 == 0) bulk_wait();
@@ -203,7 +240,7 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
     if constexpr (S::groups == 2) leave_registers<56>();
     if (role == 0) {
       each_tile([&](const RowTile& tile, int column) {
-        if (first) load_tile<S, Across>(ring, shared_address(memory), maps, job, tile, column);
+        if (first) load_tile<S, W>(ring, shared_address(memory), maps, job, tile, column);
         __syncwarp();
       });
     } else if (S::blocks > 1 && role == 1 && first && rank == 0) {
@@ -214,15 +251,17 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
   if constexpr (S::blocks > 1) cluster_sync();  // the other block may still arrive at barriers here
 }
 
-template <class S, bool Across>
-void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets) {
+template <class S, Form W>
+void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets,
+            const Tensor& act = {}) {
+  constexpr int box_rows = W == Form::across ? 64 : W == Form::both ? 32 : 64 * S::groups;
   Queue& queue = stream.queue();
   const int64_t experts = w.dim(0), n = w.dim(1), k = w.dim(2);
   const auto box = [](const Tensor& t, int rows) {
     return box_map(t.data(), DType::bf16, t.rows(), t.dim(1), t.row_stride(), rows);
   };
-  const Maps maps{box_map(w.data(), DType::bf16, experts * n, k, k, Across ? 64 : 64 * S::groups), box(x, 64),
-                  box(x, 16), box(y, 64), box(y, 16)};
+  const Maps maps{box_map(w.data(), DType::bf16, experts * n, k, k, box_rows), box(x, 64), box(x, 16), box(y, 64),
+                  box(y, 16)};
   const Job job{data_of<half_t>(y),
                 y.row_stride(),
                 data_of<const int32_t>(offsets),
@@ -230,17 +269,22 @@ void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, c
                 static_cast<int>(y.dim(1)),
                 static_cast<int>(x.dim(1)),
                 static_cast<int>(n),
+                act.defined() ? data_of<half_t>(act) : nullptr,
+                act.defined() ? act.row_stride() : 0,
                 S::blocks > 1 ? zero_counter(queue) : nullptr};
-  const auto kernel = rows_kernel<S, Across>;
+  const auto kernel = rows_kernel<S, W>;
   const size_t bytes = Memory<S>::bytes(job.experts);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
         "grouped_linear");
+  const dim3 grid(static_cast<unsigned>(queue.multiprocessors / S::blocks * S::blocks * S::per_sm));
+  constexpr int threads = (S::groups + 1) * 128;
+  if constexpr (S::blocks == 1) return launch_early(stream, kernel, grid, threads, bytes, maps, job);
   cudaLaunchAttribute cluster{};
   cluster.id = cudaLaunchAttributeClusterDimension;
   cluster.val.clusterDim = {S::blocks, 1, 1};
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(queue.multiprocessors / S::blocks * S::blocks * S::per_sm));
-  config.blockDim = dim3((S::groups + 1) * 128);
+  config.gridDim = grid;
+  config.blockDim = dim3(threads);
   config.dynamicSmemBytes = bytes;
   config.stream = queue.stream;
   config.attrs = &cluster;
@@ -250,13 +294,20 @@ void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, c
 
 }  // namespace
 
+bool narrow_takes(const Tensor& x, const Tensor& w) { return x.rows() <= 32 * w.dim(0); }
+
 void tensor_rows(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets, bool across) {
   // Both shapes of tile add the products of one y in the same order with the same instruction: equal bits.
-  if (x.rows() <= 32 * w.dim(0)) {
-    across ? launch<Narrow, true>(stream, y, x, w, offsets) : launch<Narrow, false>(stream, y, x, w, offsets);
+  if (narrow_takes(x, w)) {
+    across ? launch<Narrow, Form::across>(stream, y, x, w, offsets)
+           : launch<Narrow, Form::along>(stream, y, x, w, offsets);
   } else {
-    across ? launch<Wide, true>(stream, y, x, w, offsets) : launch<Wide, false>(stream, y, x, w, offsets);
+    across ? launch<Wide, Form::across>(stream, y, x, w, offsets) : launch<Wide, Form::along>(stream, y, x, w, offsets);
   }
+}
+
+void tensor_swiglu(Stream& stream, Tensor act, Tensor y, Tensor x, Tensor w, Tensor offsets) {
+  launch<Narrow, Form::both>(stream, y, x, w, offsets, act);
 }
 
 }  // namespace furlong::cuda::grouped

@@ -44,6 +44,21 @@ __device__ inline float warp_sum(float x) {
   for (int d = warp / 2; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
   return x;
 }
+// <x, w> of k numbers by a warp, V to a load: each lane's share in order, then the sum over the lanes.
+template <class T, int V>
+__device__ inline float warp_dot(const T* x, const T* w, int64_t k) {
+  struct alignas(sizeof(T) * V) Numbers {
+    T at[V];
+  };
+  float sum = 0;
+#pragma unroll 8
+  for (int64_t i = threadIdx.x % warp * V; i < k; i += warp * V) {
+    const auto a = *reinterpret_cast<const Numbers*>(x + i), b = *reinterpret_cast<const Numbers*>(w + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) sum = fmaf(widen(a.at[j]), widen(b.at[j]), sum);
+  }
+  return warp_sum(sum);
+}
 __device__ inline float warp_max(float x) {
 #pragma unroll
   for (int d = warp / 2; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, d));
@@ -67,6 +82,49 @@ __device__ inline float block_sum(float x, float* shared) {
 
 inline int64_t blocks_for(int64_t n, int64_t per_block) { return (n + per_block - 1) / per_block; }
 
+// The kernels of a recorded step start early: while the kernels before them still run, as soon as each of their blocks
+// has said dependents_may_start (programmatic dependent launch). A kernel that is launched so
+//  - says dependents_may_start first of all;
+//  - waits, before it reads what another kernel wrote or writes anything, until all kernels before it have ended;
+//  - may read the weights of the model before that: no recorded step writes them.
+// Outside a recording both are nothing, and kernels run one after the other.
+__device__ inline void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
+__device__ inline void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+
+// Launches a kernel that keeps these rules.
+template <class... Parameters, class... Arguments>
+void launch_early(Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+                  const Arguments&... arguments) {
+  Queue& queue = stream.queue();
+  cudaLaunchAttribute early{};
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = queue.stream;
+  config.attrs = &early;
+  config.numAttrs = queue.recording ? 1 : 0;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launching a kernel");
+}
+
 __device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+
+// The logistic function: in fp32 to its last places for fp32 tensors, by the fast exponential for bf16 ones.
+template <class T>
+__device__ inline float sigmoid_of(float x) {
+  if constexpr (std::is_same_v<T, float>) {
+    return 1.0f / (1.0f + expf(-x));
+  } else {
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+  }
+}
+
+// up · silu(gate)
+template <class T>
+__device__ inline float swiglu_of(float gate, float up) {
+  return up * (gate * sigmoid_of<T>(gate));
+}
 
 }  // namespace furlong::cuda

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/cuda/kernel.cuh"
 #include "ops/cuda/products.h"
 
@@ -144,6 +146,12 @@ void rounded_dw(Queue& queue, const Tensor& dw, const Tensor& dy, const Tensor& 
   }
 }
 
+// Whether one launch of the products of few rows takes all of these, which are at most so many.
+bool are_skinny(const Tensor& x, std::initializer_list<LinearOf> products, size_t most) {
+  return products.size() <= most &&
+         std::all_of(products.begin(), products.end(), [&](const LinearOf& p) { return is_skinny(p.y, x, p.w); });
+}
+
 }  // namespace
 
 void linear(Stream& stream, Tensor y, Tensor x, Tensor w) {
@@ -151,13 +159,37 @@ void linear(Stream& stream, Tensor y, Tensor x, Tensor w) {
   if (w.rows() == 1) {
     narrow_linear(queue, y, x, w);
   } else if (is_skinny(y, x, w)) {
-    skinny_linear(queue, y, x, w);
+    skinny_linear(stream, x, {{y, w}});
   } else if (x.dtype() == DType::f32 && x.rows() <= few_rows) {
     plain_product(queue, {x.rows(), w.rows(), w.dim(1), matrix(y), matrix(x), matrix(w, true)});
   } else {
     multiply(queue, {x.rows(), w.rows(), w.dim(1), matrix(y), matrix(x), matrix(w, true)});
   }
   check_launch(queue, "linear");
+}
+
+void linear_many(Stream& stream, Tensor x, std::initializer_list<LinearOf> products) {
+  if (are_skinny(x, products, most_skinny)) {
+    skinny_linear(stream, x, products);
+    check_launch(stream.queue(), "linear_many");
+  } else {
+    for (const LinearOf& p : products) cuda::linear(stream, p.y, x, p.w);
+  }
+}
+
+void linear_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w_gate, Tensor w_up,
+                   std::initializer_list<LinearOf> others) {
+  const int64_t f = y.dim(1);
+  if (f > 1 && y.dtype() == DType::bf16 && is_skinny(y, x, w_gate) && is_skinny(y, x, w_up) &&
+      are_skinny(x, others, most_skinny - 2)) {
+    skinny_swiglu(stream, x, {y, gate_up, w_gate, w_up}, others);
+    check_launch(stream.queue(), "linear_swiglu");
+    return;
+  }
+  cuda::linear(stream, gate_up.columns(0, f), x, w_gate);
+  cuda::linear(stream, gate_up.columns(f, 2 * f), x, w_up);
+  cuda::swiglu(stream, y, gate_up);
+  cuda::linear_many(stream, x, others);
 }
 
 void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {

@@ -140,6 +140,8 @@ __device__ void each_row(const Rows<T>& rows, const int32_t* row_of, const float
 template <class T, int V>
 __global__ __launch_bounds__(most_threads) void gather_kernel(Rows<T> rows, Rows<const T> x, const int32_t* row_of,
                                                               int64_t tokens, int k, int64_t columns) {
+  dependents_may_start();
+  wait_for_earlier();
   const int64_t column = my_column<V>();
   if (column >= columns) return;
   for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
@@ -169,12 +171,14 @@ __global__ __launch_bounds__(most_threads, 2) void gather_backward_kernel(Rows<T
   });
 }
 
-// y[t] = Σ_choice weight · rows[row] + σ(logit) · shared[t]
+// y[t] = Σ_choice weight · rows[row] + σ(logit) · shared[t], rounded, + residual[t] where there is one
 template <class T, int V>
 __global__ __launch_bounds__(most_threads, 2) void combine_kernel(Rows<T> y, Rows<const T> rows, Rows<const T> shared,
-                                                                  Column logit, const int32_t* row_of,
-                                                                  const float* weights, int64_t tokens, int k,
-                                                                  int64_t columns) {
+                                                                  Rows<const T> residual, Column logit,
+                                                                  const int32_t* row_of, const float* weights,
+                                                                  int64_t tokens, int k, int64_t columns) {
+  dependents_may_start();
+  wait_for_earlier();
   const int64_t column = my_column<V>();
   if (column >= columns) return;
   each_token(row_of, weights, tokens, k, [&](int64_t t, const Choices& choices) {
@@ -187,6 +191,11 @@ __global__ __launch_bounds__(most_threads, 2) void combine_kernel(Rows<T> y, Row
     });
 #pragma unroll
     for (int j = 0; j < V; j++) sum[j] = fmaf(gate, widen(sh.x[j]), sum[j]);
+    if (residual.data != nullptr) {
+      const auto before = load<T, V>(residual.at(t, column));
+#pragma unroll
+      for (int j = 0; j < V; j++) sum[j] = widen(narrow<T>(sum[j])) + widen(before.x[j]);
+    }
     store<T, V>(y.at(t, column), sum);
   });
 }
@@ -261,9 +270,8 @@ void gather_rows(Stream& stream, Tensor rows, Tensor x, const Routing& routing) 
   Queue& queue = stream.queue();
   in_packs({x, rows}, [&]<class T, int V>() {
     const Launch l(x.rows(), x.dim(1), V, x.rows());
-    gather_kernel<T, V><<<l.grid, l.threads, 0, queue.stream>>>(rows_of<T>(rows), rows_of<const T>(x),
-                                                                data_of<int32_t>(routing.row_of), x.rows(),
-                                                                choices_of(routing), x.dim(1));
+    launch_early(stream, gather_kernel<T, V>, l.grid, static_cast<int>(l.threads), 0, rows_of<T>(rows),
+                 rows_of<const T>(x), data_of<int32_t>(routing.row_of), x.rows(), choices_of(routing), x.dim(1));
   });
   check_launch(queue, "gather_rows");
 }
@@ -279,13 +287,16 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
   check_launch(queue, "gather_rows_backward");
 }
 
-void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, const Routing& routing) {
+void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
+             const Routing& routing) {
   Queue& queue = stream.queue();
-  in_packs({y, rows, shared}, [&]<class T, int V>() {
+  in_packs({y, rows, shared, residual.defined() ? residual : y}, [&]<class T, int V>() {
     const Launch l(y.rows(), y.dim(1), V, walkers_of(queue));
-    combine_kernel<T, V><<<l.grid, l.threads, 0, queue.stream>>>(
-        rows_of<T>(y), rows_of<const T>(rows), rows_of<const T>(shared), Column(shared_logit),
-        data_of<int32_t>(routing.row_of), data_of<float>(routing.weights), y.rows(), choices_of(routing), y.dim(1));
+    launch_early(stream, combine_kernel<T, V>, l.grid, static_cast<int>(l.threads), 0, rows_of<T>(y),
+                 rows_of<const T>(rows), rows_of<const T>(shared),
+                 residual.defined() ? rows_of<const T>(residual) : Rows<const T>{}, Column(shared_logit),
+                 data_of<int32_t>(routing.row_of), data_of<float>(routing.weights), y.rows(), choices_of(routing),
+                 y.dim(1));
   });
   check_launch(queue, "combine");
 }

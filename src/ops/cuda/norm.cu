@@ -32,16 +32,45 @@ __device__ inline void load_rows(Octet<T> (&to)[Batch][Packs], Rows<const T> x, 
   }
 }
 
-// Each team: y = x · r · w of its rows, times silu(z) where Gated, r = 1/rms(x).
-template <class T, bool Whole, int Lanes, int Packs, int Batch, bool Gated>
+// What a norm does beside y = x · r · w: y is multiplied by silu(z), or z is added to x before.
+enum class Beside : uint8_t { nothing, gate, sum };
+
+// x += z, in memory too.
+template <bool Whole, int Lanes, class T, int Batch, int Packs>
+__device__ inline void add_rows(Octet<T> (&x)[Batch][Packs], const Octet<T> (&z)[Batch][Packs], Rows<T> to,
+                                int64_t first, int64_t rows, int64_t n) {
+#pragma unroll
+  for (int b = 0; b < Batch; b++) {
+#pragma unroll
+    for (int p = 0; p < Packs; p++) {
+      const int64_t c = Place<Lanes, Batch>::column(p);
+      float v[pack], d[pack];
+      widen_pack(x[b][p], v);
+      widen_pack(z[b][p], d);
+#pragma unroll
+      for (int i = 0; i < pack; i++) v[i] += d[i];
+      narrow_pack(v, x[b][p]);
+      if (first + b < rows && c < n) store_pack<Whole>(to.at(first + b, c), x[b][p], n - c, to.aligned);
+    }
+  }
+}
+
+// Each team: y = x · r · w of its rows, r = 1/rms(x).
+template <class T, bool Whole, int Lanes, int Packs, int Batch, Beside With>
 __global__ void __launch_bounds__(block_threads)
-    norm_kernel(Rows<T> y, float* r, Rows<const T> x, Rows<const T> z, Weights w, int64_t rows, int64_t n, float eps) {
+    norm_kernel(Rows<T> y, float* r, Rows<T> x, Rows<const T> z, Weights w, int64_t rows, int64_t n, float eps) {
   using At = Place<Lanes, Batch>;
+  constexpr bool early_weights = Packs == 1;
   __shared__ float shared[block_threads / warp * Batch];
+  dependents_may_start();
   const int64_t first = At::first_row(blockIdx.x);
-  Octet<T> in[Batch][Packs], gate[Batch][Gated ? Packs : 1];
-  load_rows<Whole, T, Lanes>(in, x, first, rows, n);
-  if constexpr (Gated) load_rows<Whole, T, Lanes>(gate, z, first, rows, n);
+  Octet<T> in[Batch][Packs], other[Batch][With == Beside::nothing ? 1 : Packs];
+  float early[pack];
+  if constexpr (early_weights) w.load<Whole>(early, At::column(0), n);
+  wait_for_earlier();
+  load_rows<Whole, T, Lanes>(in, Rows<const T>{x.data, x.stride, x.aligned}, first, rows, n);
+  if constexpr (With != Beside::nothing) load_rows<Whole, T, Lanes>(other, z, first, rows, n);
+  if constexpr (With == Beside::sum) add_rows<Whole, Lanes>(in, other, x, first, rows, n);
   float sum[Batch] = {};
 #pragma unroll
   for (int b = 0; b < Batch; b++) {
@@ -60,8 +89,9 @@ __global__ void __launch_bounds__(block_threads)
   for (int p = 0; p < Packs; p++) {
     const int64_t c = At::column(p);
     if (c >= n) break;
-    float scale[pack];
-    w.load<Whole>(scale, c, n);
+    float late[pack];
+    if constexpr (!early_weights) w.load<Whole>(late, c, n);
+    const float(&scale)[pack] = early_weights ? early : late;
 #pragma unroll
     for (int b = 0; b < Batch; b++) {
       if (first + b >= rows) break;
@@ -69,9 +99,9 @@ __global__ void __launch_bounds__(block_threads)
       widen_pack(in[b][p], v);
 #pragma unroll
       for (int i = 0; i < pack; i++) v[i] = v[i] * sum[b] * scale[i];
-      if constexpr (Gated) {
+      if constexpr (With == Beside::gate) {
         float g[pack];
-        widen_pack(gate[b][p], g);
+        widen_pack(other[b][p], g);
 #pragma unroll
         for (int i = 0; i < pack; i++) v[i] *= g[i] * sigmoid_of<T>(g[i]);
       }
@@ -229,13 +259,13 @@ void for_row_length(int64_t n, bool whole, F&& f) {
   f.template operator()<false, block_threads, most_packs>();
 }
 
-template <class T, bool Gated>
-void norm_rows(Stream& stream, Rows<T> y, float* r, Rows<const T> x, Rows<const T> z, const Weights& w, int64_t rows,
+template <class T, Beside With>
+void norm_rows(Stream& stream, Rows<T> y, float* r, Rows<T> x, Rows<const T> z, const Weights& w, int64_t rows,
                int64_t n, double eps) {
   const auto launch = [&]<bool Whole, int Lanes, int Packs, int Batch>() {
-    norm_kernel<T, Whole, Lanes, Packs, Batch, Gated>
-        <<<static_cast<uint32_t>(blocks_for(rows, Place<Lanes, Batch>::rows_per_block)), block_threads, 0,
-           stream.queue().stream>>>(y, r, x, z, w, rows, n, static_cast<float>(eps));
+    launch_early(stream, norm_kernel<T, Whole, Lanes, Packs, Batch, With>,
+                 dim3(static_cast<uint32_t>(blocks_for(rows, Place<Lanes, Batch>::rows_per_block))), block_threads, 0,
+                 y, r, x, z, w, rows, n, static_cast<float>(eps));
   };
   const bool whole = n % pack == 0 && y.aligned && x.aligned && z.aligned && w.aligned;
   for_row_length(n, whole, [&]<bool Whole, int Lanes, int Packs>() {
@@ -270,10 +300,18 @@ void add_columns(Stream& stream, float* to, const float* columns, int64_t blocks
 
 void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps) {
   dispatch(x.dtype(), [&]<class T>() {
-    norm_rows<T, false>(stream, rows_of<T>(y), data_of<float>(r), rows_of<const T>(x), rows_of<const T>(x),
-                        weights_of(w, 1), x.rows(), x.dim(1), eps);
+    norm_rows<T, Beside::nothing>(stream, rows_of<T>(y), data_of<float>(r), rows_of<T>(x), rows_of<const T>(x),
+                                  weights_of(w, 1), x.rows(), x.dim(1), eps);
   });
   check_launch(stream.queue(), "rms_norm");
+}
+
+void add_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor d, Tensor w, double eps) {
+  dispatch(x.dtype(), [&]<class T>() {
+    norm_rows<T, Beside::sum>(stream, rows_of<T>(y), data_of<float>(r), rows_of<T>(x), rows_of<const T>(d),
+                              weights_of(w, 1), x.rows(), x.dim(1), eps);
+  });
+  check_launch(stream.queue(), "add_rms_norm");
 }
 
 void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r) {
@@ -287,8 +325,8 @@ void rms_norm_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x
 
 void gated_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor o, Tensor z, Tensor w, double eps) {
   dispatch(o.dtype(), [&]<class T>() {
-    norm_rows<T, true>(stream, rows_of<T>(y), data_of<float>(r), rows_of<const T>(o), rows_of<const T>(z),
-                       weights_of(w, 0), o.rows(), o.dim(1), eps);
+    norm_rows<T, Beside::gate>(stream, rows_of<T>(y), data_of<float>(r), rows_of<T>(o), rows_of<const T>(z),
+                               weights_of(w, 0), o.rows(), o.dim(1), eps);
   });
   check_launch(stream.queue(), "gated_rms_norm");
 }

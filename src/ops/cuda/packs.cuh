@@ -195,19 +195,11 @@ __device__ inline void write_partial(float* partial, const float (&sum)[Packs][p
 // to[c] += the sum of columns[b * n + c] over b < blocks, in a fixed order: the second stage of a sum over rows.
 void add_columns(Stream& stream, float* to, const float* columns, int64_t blocks, int64_t n);
 
-// The logistic function: in fp32 to its last places for fp32 tensors, by the fast exponential for bf16 ones.
-template <class T>
-__device__ inline float sigmoid_of(float x) {
-  if constexpr (std::is_same_v<T, float>) {
-    return 1.0f / (1.0f + expf(-x));
-  } else {
-    return __fdividef(1.0f, 1.0f + __expf(-x));
-  }
-}
-
 // Calls f(row, column) for the first column of every pack of `rows` rows of `columns` numbers, one thread a pack.
 template <class F>
 __global__ void __launch_bounds__(block_threads) each_pack_kernel(uint32_t total, uint32_t packs, F f) {
+  dependents_may_start();
+  wait_for_earlier();
   const uint32_t i = blockIdx.x * block_threads + threadIdx.x;
   if (i >= total) return;
   const uint32_t row = packs == total ? 0 : i / packs;
@@ -218,8 +210,8 @@ template <class F>
 void each_pack(Stream& stream, int64_t rows, int64_t columns, const F& f) {
   const int64_t packs = blocks_for(columns, pack), total = rows * packs;
   CHECK(total <= std::numeric_limits<uint32_t>::max() - block_threads, "{} rows of {} numbers at once", rows, columns);
-  each_pack_kernel<<<static_cast<uint32_t>(blocks_for(total, block_threads)), block_threads, 0,
-                     stream.queue().stream>>>(static_cast<uint32_t>(total), static_cast<uint32_t>(packs), f);
+  launch_early(stream, each_pack_kernel<F>, dim3(static_cast<uint32_t>(blocks_for(total, block_threads))),
+               block_threads, 0, static_cast<uint32_t>(total), static_cast<uint32_t>(packs), f);
 }
 
 }  // namespace furlong::cuda

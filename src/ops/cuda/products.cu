@@ -89,17 +89,9 @@ template <class T, int V, class Y>
 __global__ __launch_bounds__(narrow_threads) void narrow_kernel(Y* y, int64_t y_stride, const T* x, int64_t x_stride,
                                                                 const T* w, int64_t rows, int64_t k) {
   const int64_t t = static_cast<int64_t>(blockIdx.x) * narrow_warps + threadIdx.x / warp;
-  const int lane = threadIdx.x % warp;
   if (t >= rows) return;
-  float sum = 0;
-#pragma unroll 8
-  for (int64_t i = lane * V; i < k; i += warp * V) {
-    const auto a = load<T, V>(x + t * x_stride + i), b = load<T, V>(w + i);
-#pragma unroll
-    for (int j = 0; j < V; j++) sum = fmaf(widen(a.x[j]), widen(b.x[j]), sum);
-  }
-  sum = warp_sum(sum);
-  if (lane == 0) y[t * y_stride] = narrow<Y>(sum);
+  const float sum = warp_dot<T, V>(x + t * x_stride, w, k);
+  if (threadIdx.x % warp == 0) y[t * y_stride] = narrow<Y>(sum);
 }
 
 // dx[t] (+)= dy[t] w: V columns a thread, a block for each row.

@@ -160,8 +160,10 @@ __global__ void __launch_bounds__(block_threads, Packs == 1 ? 4 : 1)
   const int64_t first = blockIdx.x * static_cast<int64_t>(a.rows_per_block);
   const int lane = threadIdx.x % warp, all = a.rows_per_block * a.heads;
   float scale[Packs][pack];
+  dependents_may_start();
 #pragma unroll
   for (int p = 0; p < Packs; p++) a.w.load<Whole>(scale[p], (p * warp + lane) * pack, a.n);
+  wait_for_earlier();
   int item = threadIdx.x / warp * batch;
   Items<batch> items(a, first, item);
   Octet<T> in[batch][Packs];
@@ -344,9 +346,9 @@ void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor po
     const Heads<T> a = heads_of<T>(x, w, positions, shape, batch_of_heads);
     const auto out = head_rows<T>(y, shape.head_dim);
     for_head_dim(shape.head_dim, is_whole(a) && out.aligned, [&]<bool Whole, int Packs>() {
-      norm_rope_kernel<T, Whole, Packs>
-          <<<static_cast<uint32_t>(blocks_for(a.rows, a.rows_per_block)), block_threads, shared_bytes(a, 1),
-             stream.queue().stream>>>(out, data_of<float>(r), a, frequencies);
+      launch_early(stream, norm_rope_kernel<T, Whole, Packs>,
+                   dim3(static_cast<uint32_t>(blocks_for(a.rows, a.rows_per_block))), block_threads, shared_bytes(a, 1),
+                   out, data_of<float>(r), a, frequencies);
     });
   });
   check_launch(stream.queue(), "norm_rope");

@@ -21,16 +21,12 @@ __device__ void warp_best(uint32_t& key, int& expert) {
   key = top;
 }
 
-// ids and weights of a token, a warp for each: k times the largest logit that is left. A lane holds those of PerLane
-// experts in registers and strikes out what was taken; 0: any number of experts, read again each time and passed over
-// where they come before the last one taken.
+// ids and weights of a token, by a warp: k times the largest logit that is left. A lane holds those of PerLane experts
+// in registers and strikes out what was taken; 0: any number of experts, read again each time and passed over where
+// they come before the last one taken.
 template <int PerLane>
-__global__ __launch_bounds__(route_threads) void route_kernel(int32_t* ids, float* weights, const float* logits,
-                                                              int64_t stride, int64_t rows, int experts, int k) {
-  const int64_t t = static_cast<int64_t>(blockIdx.x) * route_warps + threadIdx.x / warp;
+__device__ void route_token(int32_t* ids, float* weights, const float* row, int experts, int k) {
   const int lane = threadIdx.x % warp;
-  if (t >= rows) return;
-  const float* row = logits + t * stride;
   uint32_t keys[PerLane > 0 ? PerLane : 1];
 #pragma unroll
   for (int i = 0; i < PerLane; i++) keys[i] = lane + i * warp < experts ? max(ordered(row[lane + i * warp]), 1u) : 0;
@@ -69,11 +65,20 @@ __global__ __launch_bounds__(route_threads) void route_kernel(int32_t* ids, floa
     const float p = expf(logit - first);
     sum += p;
     if (lane == c % warp) {
-      ids[t * k + c] = expert;
-      weights[t * k + c] = p;
+      ids[c] = expert;
+      weights[c] = p;
     }
   }
-  for (int c = lane; c < k; c += warp) weights[t * k + c] /= sum;  // each lane what it wrote
+  for (int c = lane; c < k; c += warp) weights[c] /= sum;  // each lane what it wrote
+}
+
+template <int PerLane>
+__global__ __launch_bounds__(route_threads) void route_kernel(int32_t* ids, float* weights, const float* logits,
+                                                              int64_t stride, int64_t rows, int experts, int k) {
+  dependents_may_start();
+  wait_for_earlier();
+  const int64_t t = static_cast<int64_t>(blockIdx.x) * route_warps + threadIdx.x / warp;
+  if (t < rows) route_token<PerLane>(ids + t * k, weights + t * k, logits + t * stride, experts, k);
 }
 
 // dlogits of a token, a warp for each: zeros, then p (dp - Σ p dp) at its experts.
@@ -151,6 +156,8 @@ __device__ int block_scan(int x, int* sums, int& total) {
 // counts[block][e] = the block's choices of expert e.
 template <int Rounds>
 __global__ void count_kernel(Sort s) {
+  dependents_may_start();
+  wait_for_earlier();
   extern __shared__ int shared[];
   for (int e = threadIdx.x; e < s.experts; e += blockDim.x) shared[e] = 0;
   __syncthreads();
@@ -197,6 +204,8 @@ __device__ int sum_of_warps(uint16_t* seen, int experts, int count) {
 // warps of the block, and earlier ones of its warp.
 template <int Rounds>
 __global__ void place_kernel(Sort s) {
+  dependents_may_start();
+  wait_for_earlier();
   extern __shared__ int shared[];
   __shared__ int sums[warp + 1];
   const int lane = threadIdx.x % warp, wi = threadIdx.x / warp, count = blockDim.x / warp;
@@ -250,7 +259,7 @@ __global__ void place_kernel(Sort s) {
 }
 
 template <int Rounds>
-void launch_sort(Queue& queue, Sort s, int threads) {
+void launch_sort(Stream& stream, Sort s, int threads) {
   static const bool allowed [[maybe_unused]] = [] {
     check(cudaFuncSetAttribute(place_kernel<Rounds>, cudaFuncAttributeMaxDynamicSharedMemorySize, 100 * 1024),
           "sort_by_expert");
@@ -259,18 +268,99 @@ void launch_sort(Queue& queue, Sort s, int threads) {
   const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, blocks_for(s.choices, threads * Rounds)));
   const size_t counted = static_cast<size_t>(s.experts + 1) / 2 * 2 * sizeof(int);
   if (blocks > 1) {
-    s.counts = queue.scratch<int32_t>(int64_t{blocks} * s.experts);
-    count_kernel<Rounds><<<blocks, threads, counted, queue.stream>>>(s);
+    s.counts = stream.queue().scratch<int32_t>(int64_t{blocks} * s.experts);
+    launch_early(stream, count_kernel<Rounds>, dim3(blocks), threads, counted, s);
   }
-  place_kernel<Rounds><<<blocks, threads, counted + counted / 2 * (threads / warp), queue.stream>>>(s);
+  launch_early(stream, place_kernel<Rounds>, dim3(blocks), threads, counted + counted / 2 * (threads / warp), s);
 }
 
 template <int PerLane>
-void launch_route(Queue& queue, const Routing& r, const Tensor& logits) {
+void launch_route(Stream& stream, const Routing& r, const Tensor& logits) {
   const int64_t rows = logits.rows();
-  route_kernel<PerLane><<<static_cast<unsigned>(blocks_for(rows, route_warps)), route_threads, 0, queue.stream>>>(
-      data_of<int32_t>(r.ids), data_of<float>(r.weights), data_of<float>(logits), logits.row_stride(), rows,
-      static_cast<int>(logits.dim(1)), static_cast<int>(r.ids.dim(1)));
+  launch_early(stream, route_kernel<PerLane>, dim3(static_cast<unsigned>(blocks_for(rows, route_warps))), route_threads,
+               0, data_of<int32_t>(r.ids), data_of<float>(r.weights), data_of<float>(logits), logits.row_stride(), rows,
+               static_cast<int>(logits.dim(1)), static_cast<int>(r.ids.dim(1)));
+}
+
+// ---- All of it for few tokens. ----
+
+constexpr int few_tokens = 8, few_choices = 64, few_threads = few_tokens * warp;
+
+struct Few {
+  int32_t *ids, *offsets, *row_of, *token_of;
+  float* weights;
+  const float* logits;
+  int64_t logits_stride;
+  const uint4* x;
+  uint4* rows;
+  int64_t x_stride, rows_stride;  // in packs of 16 bytes
+  int tokens, experts, k, packs;
+};
+
+// A block for each choice: each routes all tokens, a warp for each, and finds the places of all choices; it moves the
+// row of its own. The first writes the routing down.
+template <int PerLane>
+__global__ __launch_bounds__(few_threads) void route_rows_kernel(Few f) {
+  __shared__ int32_t ids[few_choices];
+  __shared__ float weights[few_choices];
+  __shared__ int row;  // of this block's choice
+  dependents_may_start();
+  wait_for_earlier();
+  const int token = threadIdx.x / warp, choices = f.tokens * f.k, own = blockIdx.x;
+  if (token < f.tokens) {
+    route_token<PerLane>(ids + token * f.k, weights + token * f.k, f.logits + token * f.logits_stride, f.experts, f.k);
+  }
+  __syncthreads();
+  // Choices are sorted by expert, then by token.
+  const auto before = [&](int expert, int choice) {
+    int n = 0;
+    for (int j = 0; j < choices; j++) n += ids[j] < expert || (ids[j] == expert && j < choice);
+    return n;
+  };
+  const int i = threadIdx.x;
+  if (i < choices && (own == 0 || i == own)) {
+    const int place = before(ids[i], i);
+    if (i == own) row = place;
+    if (own == 0) {
+      f.ids[i] = ids[i];
+      f.weights[i] = weights[i];
+      f.row_of[i] = place;
+      f.token_of[place] = i / f.k;
+    }
+  }
+  if (own == 0) {
+    for (int e = threadIdx.x; e <= f.experts; e += few_threads) f.offsets[e] = before(e, 0);
+  }
+  __syncthreads();
+  const uint4* from = f.x + own / f.k * f.x_stride;
+  uint4* to = f.rows + row * f.rows_stride;
+  for (int c = threadIdx.x; c < f.packs; c += few_threads) to[c] = from[c];
+}
+
+bool in_packs(const Tensor& t) {
+  const auto whole = [&](int64_t numbers) { return numbers * static_cast<int64_t>(size_of(t.dtype())) % 16 == 0; };
+  return reinterpret_cast<uintptr_t>(t.data()) % 16 == 0 && whole(t.dim(1)) && whole(t.row_stride());
+}
+
+void launch_few(Stream& stream, const Routing& r, const Tensor& rows, const Tensor& x, const Tensor& logits) {
+  const auto packs = [&](int64_t numbers) { return numbers * static_cast<int64_t>(size_of(x.dtype())) / 16; };
+  const Few f{data_of<int32_t>(r.ids),
+              data_of<int32_t>(r.offsets),
+              data_of<int32_t>(r.row_of),
+              data_of<int32_t>(r.token_of),
+              data_of<float>(r.weights),
+              data_of<const float>(logits),
+              logits.row_stride(),
+              data_of<const uint4>(x),
+              data_of<uint4>(rows),
+              packs(x.row_stride()),
+              packs(rows.row_stride()),
+              static_cast<int>(x.rows()),
+              static_cast<int>(logits.dim(1)),
+              static_cast<int>(r.ids.dim(1)),
+              static_cast<int>(packs(x.dim(1)))};
+  const auto kernel = f.experts <= 8 * warp ? route_rows_kernel<8> : route_rows_kernel<0>;
+  launch_early(stream, kernel, dim3(static_cast<unsigned>(f.tokens * f.k)), few_threads, 0, f);
 }
 
 }  // namespace
@@ -279,9 +369,9 @@ void route(Stream& stream, const Routing& routing, Tensor logits) {
   Queue& queue = stream.queue();
   CHECK(logits.dtype() == DType::f32, "routing logits in {}", name_of(logits.dtype()));
   if (logits.dim(1) <= 8 * warp) {
-    launch_route<8>(queue, routing, logits);
+    launch_route<8>(stream, routing, logits);
   } else {
-    launch_route<0>(queue, routing, logits);
+    launch_route<0>(stream, routing, logits);
   }
   check_launch(queue, "route");
 }
@@ -301,15 +391,27 @@ void sort_by_expert(Stream& stream, const Routing& routing) {
   // Few choices: one block. More: a block for each 1024, and larger ones once their number weighs.
   const int threads = experts <= 1024 && choices > 512 ? 1024 : 256;
   if (choices <= threads || (choices > 4096 && choices <= 1024 * 128)) {
-    launch_sort<1>(queue, s, threads);
+    launch_sort<1>(stream, s, threads);
   } else if (choices <= 2 * threads) {
-    launch_sort<2>(queue, s, threads);
+    launch_sort<2>(stream, s, threads);
   } else if (choices <= 1024 * 1024) {
-    launch_sort<4>(queue, s, threads);
+    launch_sort<4>(stream, s, threads);
   } else {
-    launch_sort<16>(queue, s, threads);
+    launch_sort<16>(stream, s, threads);
   }
   check_launch(queue, "sort_by_expert");
+}
+
+void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, Tensor logits) {
+  if (x.rows() <= few_tokens && routing.ids.numel() <= few_choices && in_packs(x) && in_packs(rows)) {
+    CHECK(logits.dtype() == DType::f32, "routing logits in {}", name_of(logits.dtype()));
+    launch_few(stream, routing, rows, x, logits);
+    check_launch(stream.queue(), "route_rows");
+    return;
+  }
+  cuda::route(stream, routing, logits);
+  cuda::sort_by_expert(stream, routing);
+  cuda::gather_rows(stream, rows, x, routing);
 }
 
 void route_backward(Stream& stream, Tensor dlogits, Tensor dweights, const Routing& routing) {

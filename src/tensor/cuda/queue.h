@@ -49,6 +49,7 @@ struct Queue {
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
   uint64_t scratch_version = 0;  // raised when scratch moves
+  bool recording = false;        // inside record()
   std::shared_ptr<void> blas;    // the matrix library's handle and plans (ops/cuda/blas.cu)
 
  private:

@@ -148,13 +148,16 @@ void synchronize(Queue& queue) { check(cudaStreamSynchronize(queue.stream), "cud
 std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
   check(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
   cudaGraph_t graph = nullptr;
+  queue.recording = true;
   try {
     body();
   } catch (...) {
+    queue.recording = false;
     cudaStreamEndCapture(queue.stream, &graph);
     if (graph != nullptr) cudaGraphDestroy(graph);
     throw;
   }
+  queue.recording = false;
   check(cudaStreamEndCapture(queue.stream, &graph), "cudaStreamEndCapture");
   cudaGraphExec_t exec = nullptr;
   const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
