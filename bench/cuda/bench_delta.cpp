@@ -123,23 +123,23 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
   const Segments segments{st, po};
   const DType h = DType::bf16, f = DType::f32;
   const Numbers state(stream, f, {sequences + 1, heads, 128, 128}, -1, 1),
-      rk(stream, f, {sequences + 1, ring, 16, 128}, -0.1, 0.1);
-  const Numbers ru(stream, f, {sequences + 1, ring, heads, 128}, -1, 1),
-      rg(stream, DType::f64, {sequences + 1, ring, heads});
+      rk(stream, h, {sequences + 1, ring, 16, 128}, -0.1, 0.1);
+  const Numbers ru(stream, h, {sequences + 1, ring, heads, 128}, -1, 1),
+      rb(stream, f, {sequences + 1, ring, heads}, 0, 1), rg(stream, DType::f64, {sequences + 1, ring, heads});
   const Numbers win(stream, h, {sequences + 1, window, channels}, -1, 1);
   const Numbers x(stream, h, {T, channels}, -1, 1), y(stream, h, {T, channels}), w(stream, h, {channels, 1, 4}, -1, 1);
   const Numbers g(stream, f, {T, heads}, -0.2, -0.001), beta(stream, f, {T, heads}, 0, 1), o(stream, h, {T, vd});
   const Numbers q(stream, f, {T, 16, 128}), k(stream, f, {T, 16, 128}), qr(stream, f, {T, 16}), kr(stream, f, {T, 16});
   const Numbers u(stream, f, {T, heads, 128}), gamma(stream, DType::f64, {T, heads});
   const DeltaSaved saved{q, k, qr, kr, u, gamma, {}};
-  const DeltaSlots memory{state, rk, ru, rg, win, sl, sp};
+  const DeltaSlots memory{state, rk, ru, rg, win, sl, sp, rb};
   const std::string name = fmt::format("B={} of {}", sequences, rows);
   const double n = static_cast<double>(sequences);
   report("conv decode " + name, median_ms(stream, [&] { ops.conv_silu(stream, y, x, w, segments, memory); }), 0,
          static_cast<double>(T) * channels * 6 + n * 3 * channels * 2);
   report("delta decode " + name,
          median_ms(stream, [&] { ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, memory, saved, shape); }), 0,
-         n * heads * 65536 + held * (16 + 32) * 512);
+         n * heads * 65536 + held * (16 + 32) * 256);
   const Indices before(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 10)),
       after(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 12));
   report("delta commit of none " + name,

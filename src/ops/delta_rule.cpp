@@ -19,6 +19,11 @@ void check(const char* op, const Tensor& o, const Tensor& x, const Tensor& g, co
 
 }  // namespace
 
+DType delta_rings(Device device, DType model, const DeltaShape& s) {
+  const bool chunks = device == Device::cuda && model == DType::bf16 && s.key_dim == 128 && s.value_dim == 128;
+  return chunks ? DType::bf16 : DType::f32;
+}
+
 int64_t delta_chunks(const Segments& segments) {
   if (segments.chunks >= 0) return segments.chunks;
   int64_t chunks = 0;

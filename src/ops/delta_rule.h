@@ -24,6 +24,9 @@ struct DeltaSaved {
   Tensor states;    // (NC, Vh, Dk, Dv) state entering each chunk
 };
 
+// The dtype of a slot's rings of keys and corrections for a model of this dtype on this device (segments.h).
+DType delta_rings(Device, DType model, const DeltaShape&);
+
 // The chunks of these segments when each starts at its own position.
 int64_t delta_chunks(const Segments&);
 
@@ -35,7 +38,7 @@ void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor d
 
 // o (T, Vh·Dv) from x (T, 2·Kh·Dk + Vh·Dv) = [q | k | v] after the convolution, g and beta (T,Vh) f32.
 // state0/state1 (S,Vh,Dk,Dv) f32 may be undefined: the state before and after each segment (without slots).
-// saved: fill its tensors for the backward where they are defined.
+// saved: fill its tensors for the backward where they are defined (with slots their contents are left open).
 void delta_rule(Stream&, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1, const Segments&,
                 const DeltaSlots&, const DeltaSaved& saved, const DeltaShape&);
 // dx (T, 2·Kh·Dk + Vh·Dv), dg, dbeta overwritten. dstate1 may be undefined (zero); dstate0 may be undefined.

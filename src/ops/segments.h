@@ -21,16 +21,20 @@ struct KvPages {
 
 // Recurrent memory of one delta-net layer (architecture.md, rule 4). A slot holds the state S at the start of the chunk
 // of 64 rows that its next row falls into, a ring of the rows since then, and the last inputs of the convolution.
+// Rings of keys and corrections in f32 hold rows as they were solved. In bf16 (see delta_rings) they hold what a chunk
+// is solved from on tensor cores: keys, and in place of u the right-hand sides r = beta (v - e^gamma S0ᵀk), with S0 the
+// slot's state; the rows of a chunk are then solved anew with each row that joins them, for the same bits.
 struct DeltaSlots {
   Tensor state;   // (slots, Vh, Dk, Dv) f32
-  Tensor ring_k;  // (slots, ring, Kh, Dk) f32: normalised keys, row at position p in entry p % ring
-  Tensor ring_u;  // (slots, ring, Vh, Dv) f32: corrections u = beta (v - Sᵀk)
+  Tensor ring_k;  // (slots, ring, Kh, Dk) f32 or bf16: normalised keys, row at position p in entry p % ring
+  Tensor ring_u;  // (slots, ring, Vh, Dv) f32: corrections u = beta (v - Sᵀk); bf16: right-hand sides
   Tensor ring_g;  // (slots, ring, Vh) f64: cumulative log decay since the chunk's start
   Tensor window;  // (slots, window, C): convolution inputs, position p in entry p % window
   Tensor slots;   // (S) i32: the slot of each segment
   // Per segment: 1 where its rows are drafts to be verified, so that a state that they complete is not yet kept: the
   // slot's state moves on in delta_commit once the rows are accepted. 0 (prefill): it moves on at once.
   Tensor speculative;  // (S) i32
+  Tensor ring_beta;    // (slots, ring, Vh) f32: beta of the rows; only with rings in bf16
   bool defined() const { return state.defined(); }
 };
 

@@ -26,7 +26,7 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
   m.pages = 1 + m.slots * per_sequence;
   if (o.memory_bytes > 0) {
-    const size_t slot = std::max<size_t>(1, RolloutMemory::slot_bytes(c, w.dtype(), m));
+    const size_t slot = std::max<size_t>(1, RolloutMemory::slot_bytes(c, w.dtype(), m, w.device()));
     const size_t page = std::max<size_t>(1, RolloutMemory::page_bytes(c, w.dtype(), m));
     // Little memory means fewer sequences at once, not sequences without pages: slots stop at half of it, or where
     // the longest requests of all of them still have their pages.

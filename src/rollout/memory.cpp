@@ -19,17 +19,20 @@ size_t RolloutMemory::page_bytes(const ModelConfig& c, DType dtype, const Memory
   return static_cast<size_t>(2 * layers * o.page * c.num_kv_heads * c.head_dim) * size_of(dtype);
 }
 
-size_t RolloutMemory::slot_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
+size_t RolloutMemory::slot_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o, Device device) {
   const int64_t ring = delta_chunk + o.draft_rows, window = c.conv_kernel - 1 + o.draft_rows;
-  const int64_t recurrent = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim +
-                            ring * (c.key_dim() + c.value_dim() + 2 * c.linear_num_value_heads);
+  const int64_t state = c.linear_num_value_heads * c.linear_key_head_dim * c.linear_value_head_dim;
+  const DType rings = delta_rings(device, dtype, delta_shape(c));
+  const int64_t per_head = rings == DType::bf16 ? 3 : 2;  // fp32 numbers: the decay in double, beta
   return static_cast<size_t>(c.num_delta_layers()) *
-         (static_cast<size_t>(recurrent) * fp32 + static_cast<size_t>(window * c.conv_dim()) * size_of(dtype));
+         (static_cast<size_t>(state + ring * per_head * c.linear_num_value_heads) * fp32 +
+          static_cast<size_t>(ring * (c.key_dim() + c.value_dim())) * size_of(rings) +
+          static_cast<size_t>(window * c.conv_dim()) * size_of(dtype));
 }
 
-RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
+RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, const MemoryOptions& o, Device device) {
   return {static_cast<size_t>(o.pages) * page_bytes(c, dtype, o),
-          static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o)};
+          static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o, device)};
 }
 
 RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o, Stream* stream)
@@ -45,21 +48,24 @@ RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOpti
   const int64_t ring = delta_chunk + o.draft_rows;
   const int64_t kh = c.linear_num_key_heads, vh = c.linear_num_value_heads;
   const int64_t dk = c.linear_key_head_dim, dv = c.linear_value_head_dim;
+  const DType rings = delta_rings(device_, dtype, delta_shape(c));
   for (const bool full : c.full_attention) {
     if (full) {
       view_.attention.push_back(make_pages());
     } else {
       view_.delta.push_back({.state = make(DType::f32, {o.slots, vh, dk, dv}),
-                             .ring_k = make(DType::f32, {o.slots, ring, kh * dk}),
-                             .ring_u = make(DType::f32, {o.slots, ring, vh * dv}),
+                             .ring_k = make(rings, {o.slots, ring, kh * dk}),
+                             .ring_u = make(rings, {o.slots, ring, vh * dv}),
                              .ring_g = make(DType::f64, {o.slots, ring, vh}),
                              .window = make(dtype, {o.slots, c.conv_kernel - 1 + o.draft_rows, c.conv_dim()}),
                              .slots = {},
-                             .speculative = {}});
+                             .speculative = {},
+                             .ring_beta = {}});
       // The rule reads ring entries per head.
       auto& d = view_.delta.back();
       d.ring_k = d.ring_k.reshape({o.slots, ring, kh, dk});
       d.ring_u = d.ring_u.reshape({o.slots, ring, vh, dv});
+      if (rings == DType::bf16) d.ring_beta = make(DType::f32, {o.slots, ring, vh});
     }
   }
   if (o.mtp) view_.mtp = make_pages();
@@ -114,7 +120,9 @@ void RolloutMemory::copy_page(int32_t to, int32_t from) {
 
 void RolloutMemory::copy_slot(int32_t to, int32_t from) {
   for (const auto& d : view_.delta) {
-    for (const auto& t : {d.state, d.ring_k, d.ring_u, d.ring_g, d.window}) copy_entry(t, to, from);
+    for (const auto& t : {d.state, d.ring_k, d.ring_u, d.ring_g, d.ring_beta, d.window}) {
+      if (t.defined()) copy_entry(t, to, from);
+    }
   }
 }
 

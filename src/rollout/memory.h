@@ -35,9 +35,9 @@ class RolloutMemory {
   struct Bytes {
     size_t pages = 0, slots = 0;
   };
-  static Bytes bytes_of(const ModelConfig&, DType dtype, const MemoryOptions&);
+  static Bytes bytes_of(const ModelConfig&, DType dtype, const MemoryOptions&, Device = Device::cpu);
   static size_t page_bytes(const ModelConfig&, DType dtype, const MemoryOptions&);
-  static size_t slot_bytes(const ModelConfig&, DType dtype, const MemoryOptions&);
+  static size_t slot_bytes(const ModelConfig&, DType dtype, const MemoryOptions&, Device = Device::cpu);
 
   const MemoryOptions& options() const { return options_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_pages_.size()); }

@@ -117,7 +117,8 @@ void Run::print_plan() {
   }
   if (engine) {
     const auto& memory = engine->memory().options();
-    const auto bytes = RolloutMemory::bytes_of(session.config, session.weights.dtype(), memory);
+    const auto bytes =
+        RolloutMemory::bytes_of(session.config, session.weights.dtype(), memory, session.weights.device());
     rows.emplace_back(fmt::format("rollout pages ({} x {} tokens)", memory.pages, memory.page), bytes.pages);
     rows.emplace_back(fmt::format("rollout slots ({})", memory.slots), bytes.slots);
     rows.emplace_back("rollout working memory", engine->arena_bytes());

@@ -14,7 +14,8 @@ struct Call {
   int kh, vh, dk, dv, group;  // group: value heads per key head
   const int32_t *starts, *positions;
   const int32_t *slots, *speculative;
-  float *state, *ring_k, *ring_u;
+  float *state, *ring_k, *ring_u, *ring_beta;
+  half_t *ring_keys, *ring_right;  // the rings of k and u where they are bf16
   double* ring_g;
   int ring;
   const float *g, *beta;
@@ -31,14 +32,38 @@ struct Call {
   __device__ const float* ring_u_at(int slot, int position, int head) const {
     return ring_u + ((static_cast<int64_t>(slot) * ring + position % ring) * vh + head) * dv;
   }
-  __device__ double ring_g_at(int slot, int position, int head) const {
-    return ring_g[(static_cast<int64_t>(slot) * ring + position % ring) * vh + head];
+  __device__ int64_t entry(int slot, int position) const { return static_cast<int64_t>(slot) * ring + position % ring; }
+  __device__ half_t* ring_keys_at(int slot, int position, int key_head) const {
+    return ring_keys + (entry(slot, position) * kh + key_head) * dk;
+  }
+  __device__ half_t* ring_right_at(int slot, int position, int head) const {
+    return ring_right + (entry(slot, position) * vh + head) * dv;
+  }
+  __device__ double& ring_g_at(int slot, int position, int head) const {
+    return ring_g[entry(slot, position) * vh + head];
+  }
+  __device__ float& ring_beta_at(int slot, int position, int head) const {
+    return ring_beta[entry(slot, position) * vh + head];
   }
 };
 
 template <class T>
 T* data_or_null(const Tensor& t) {
   return t.defined() ? t.as<T>() : nullptr;
+}
+
+// Whether a slot's rings are those of the tensor-core kernels.
+inline bool rings_of_tensor_cores(const DeltaSlots& slots) { return slots.ring_u.dtype() == DType::bf16; }
+
+inline void set_slots(Call& c, const DeltaSlots& slots) {
+  c.slots = slots.slots.as<int32_t>(), c.state = slots.state.as<float>();
+  c.ring_g = slots.ring_g.as<double>(), c.ring = static_cast<int>(slots.ring_k.dim(1));
+  if (rings_of_tensor_cores(slots)) {
+    c.ring_keys = data_of<half_t>(slots.ring_k), c.ring_right = data_of<half_t>(slots.ring_u);
+    c.ring_beta = slots.ring_beta.as<float>();
+  } else {
+    c.ring_k = slots.ring_k.as<float>(), c.ring_u = slots.ring_u.as<float>();
+  }
 }
 
 inline Call call_of(const Tensor& g, const Tensor& beta, const Tensor& state0, const Tensor& state1,
@@ -50,9 +75,8 @@ inline Call call_of(const Tensor& g, const Tensor& beta, const Tensor& state0, c
   c.dk = static_cast<int>(d.key_dim), c.dv = static_cast<int>(d.value_dim), c.group = c.vh / c.kh;
   c.starts = segments.starts.as<int32_t>(), c.positions = segments.positions.as<int32_t>();
   if (slots.defined()) {
-    c.slots = slots.slots.as<int32_t>(), c.speculative = slots.speculative.as<int32_t>();
-    c.state = slots.state.as<float>(), c.ring_k = slots.ring_k.as<float>(), c.ring_u = slots.ring_u.as<float>();
-    c.ring_g = slots.ring_g.as<double>(), c.ring = static_cast<int>(slots.ring_k.dim(1));
+    set_slots(c, slots);
+    c.speculative = slots.speculative.as<int32_t>();
   }
   c.g = g.as<float>(), c.beta = beta.as<float>();
   c.q = saved.q.as<float>(), c.k = saved.k.as<float>(), c.q_r = saved.q_r.as<float>(), c.k_r = saved.k_r.as<float>();
@@ -105,6 +129,7 @@ inline bool fits_tensor_cores(const Tensor& x, const DeltaShape& d) {
 
 void forward_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
 void decode_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
+void commit_128(Queue&, const Call&, const int32_t* before, const int32_t* after);
 void backward_128(Queue&, const Call&, const Tensor& dx, const Tensor& dg, const Tensor& dbeta, const Tensor& dstate0,
                   const Tensor& do_, const Tensor& dstate1, const Tensor& x);
 

@@ -1,274 +1,352 @@
-// The delta rule of a few rows per segment with memory, for heads of 128 in bf16: bound by reading the states.
-#include "ops/cuda/delta_tile.cuh"
+// The delta rule of a few rows per segment with memory, for heads of 128 in bf16: bound by reading the states. A row is
+// solved by the arithmetic of the training chunk (delta_prepare.cu, delta_forward_128.cu), operand by operand and in
+// its order, so that it has the same bits: from the ring come the keys and right-hand sides of the chunk's earlier
+// rows.
+#include <cooperative_groups.h>
+
+#include "ops/cuda/delta_solve.cuh"
 
 namespace furlong::cuda::delta {
 namespace {
 
 constexpr int threads = 256, warps = threads / warp;
-constexpr int own_rows = head_dim / warps;  // rows of the state that a warp holds; a lane has four columns of each
+constexpr int own_columns = head_dim / warps, N = own_columns / 8;  // of the state, of a warp
+constexpr int row_tiles = chunk_rows / 16, state_tiles = head_dim / 16;
+static_assert(threads == 2 * team && team / warp == row_tiles);
 
-// One chunk: its rows so far, from the ring or from this segment, at their places in the chunk.
-template <int R>
 struct Shared {
-  static constexpr int stride = head_dim + 16;  // of keys: four threads to a row read every bank once
-  alignas(16) float k[chunk_rows][stride], u[chunk_rows][head_dim];
-  float q[R][head_dim], sums[warps][2 * R][head_dim];
-  float products[2 * R][chunk_rows];  // ⟨k_i,k_j⟩ and ⟨q_i,k_j⟩ times e^{γ_i-γ_j}
+  half_t k[chunk_rows * head_dim], q[chunk_rows * head_dim], r[chunk_rows * head_dim];
+  half_t T[chunk_rows * chunk_rows], P[chunk_rows * chunk_rows];
+  float L[chunk_rows * t_stride];
   double gamma[chunk_rows];
-  float beta[R];
-  uint64_t full;
+  float beta[chunk_rows], e_gamma[chunk_rows], to_end[chunk_rows];
 };
 
-__device__ inline float4 load4(const float* p) { return *reinterpret_cast<const float4*>(p); }
-__device__ inline float dot4(float4 a, float4 b) { return fmaf(a.w, b.w, fmaf(a.z, b.z, fmaf(a.y, b.y, a.x * b.x))); }
-__device__ inline void add4(float4& sum, float a, float4 b) {
-  sum.x = fmaf(a, b.x, sum.x), sum.y = fmaf(a, b.y, sum.y), sum.z = fmaf(a, b.z, sum.z), sum.w = fmaf(a, b.w, sum.w);
+__device__ inline void copy_16(void* to, const void* from) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
 }
 
-// A block takes one value head of one segment, R rows of a chunk at a time; the state lies in registers.
-template <int R>
+// A block takes one value head of one segment. A warp has 16 columns of the state, in registers as accumulators of the
+// tensor cores lie.
 struct Decode {
   const Call& c;
   const half_t* x;
   int64_t x_stride;
   half_t* o;
   int64_t o_stride;
-  Shared<R>& sh;
-  int segment, head, slot, start, first;  // first: the position of the batch row `start`
+  Shared& sh;
+  int segment, head, slot;
 
-  __device__ int key_head() const { return head / c.group; }
-  __device__ int64_t row_of(int position) const { return start + position - first; }
+  using State = float[state_tiles][N][4];
+  using Pairs = uint32_t[row_tiles][N][2];  // 64 rows of the warp's columns as right operands
 
-  // Starts the way of the ring's rows of the chunk into shared memory.
-  __device__ void fetch_ring() {
-    const int rows = first % chunk_rows, begin = first - rows;
-    if (threadIdx.x < warp) {
-      if (threadIdx.x == 0) {
-        barrier_start(&sh.full);
-        barriers_started();
-        barrier_expect(&sh.full, static_cast<uint32_t>(rows * 2 * head_dim * sizeof(float)));
-      }
-      __syncwarp();
-      for (int r = threadIdx.x; r < rows; r += warp) {
-        bulk_load(sh.k[r], c.ring_k_at(slot, begin + r, key_head()), head_dim * sizeof(float), &sh.full);
-        bulk_load(sh.u[r], c.ring_u_at(slot, begin + r, head), head_dim * sizeof(float), &sh.full);
-      }
-    } else if (threadIdx.x >= threads - chunk_rows) {
-      const int r = threadIdx.x - (threads - chunk_rows);
-      if (r < rows) sh.gamma[r] = c.ring_g_at(slot, begin + r, head);
-    }
-    __syncthreads();
-  }
+  __device__ int column() const { return threadIdx.x / warp * own_columns; }
 
-  // Normalised q and k of n rows from position p, a warp each, and γ. Every value head writes the rows of its key head:
-  // the same bits.
-  __device__ void load_rows(int p, int n) {
-    const int lane = threadIdx.x % warp, at_chunk = p % chunk_rows;
-    for (int i = threadIdx.x / warp; i < 2 * n; i += warps) {
-      const int r = i / 2;
-      const bool is_q = i % 2 == 0;
-      const int64_t t = row_of(p + r), at = t * c.kh + key_head();
-      const uint2 raw =
-          *reinterpret_cast<const uint2*>(x + t * x_stride + ((is_q ? 0 : c.kh) + key_head()) * head_dim + lane * 4);
-      const float2 a = unpack(raw.x), b = unpack(raw.y);
-      const float sum = warp_sum(fmaf(b.y, b.y, fmaf(b.x, b.x, fmaf(a.y, a.y, a.x * a.x))));
-      const float s = 1.0f / sqrtf(sum + l2_eps);
-      const float4 y{a.x * s, a.y * s, b.x * s, b.y * s};
-      *reinterpret_cast<float4*>((is_q ? sh.q[r] : sh.k[at_chunk + r]) + lane * 4) = y;
-      *reinterpret_cast<float4*>((is_q ? c.q : c.k) + at * head_dim + lane * 4) = y;
-      if (lane == 0) (is_q ? c.q_r : c.k_r)[at] = s;
-    }
-    if (threadIdx.x == threads - 1) {
-      double last = at_chunk > 0 ? sh.gamma[at_chunk - 1] : 0.0;
-      for (int r = 0; r < n; r++) {
-        const int64_t at = row_of(p + r) * c.vh + head;
-        sh.gamma[at_chunk + r] = last += c.g[at];
-        sh.beta[r] = c.beta[at];
-        c.gamma[at] = last;
-      }
-    }
-    __syncthreads();
-  }
-
-  // The products of the n rows with the chunk's rows up to them; four threads to a row of the chunk.
-  __device__ void inner_products(int at_chunk, int n) {
-    const int j = threadIdx.x / 4, part = threadIdx.x % 4;
-    float sums[2 * R] = {};
-    if (j < at_chunk + n) {
+  // f(row, column, two numbers of the state)
+  template <class F>
+  __device__ void each(State& S, F f) const {
 #pragma unroll
-      for (int i = 0; i < head_dim / 16; i++) {
-        const int at = i * 16 + part * 4;
-        const float4 k = load4(sh.k[j] + at);
+    for (int m = 0; m < state_tiles; m++) {
 #pragma unroll
-        for (int r = 0; r < R; r++) {
-          if (r >= n) break;
-          sums[2 * r] += dot4(load4(sh.k[at_chunk + r] + at), k);
-          sums[2 * r + 1] += dot4(load4(sh.q[r] + at), k);
+      for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          f(m * 16 + h * 8 + tile_row(), column() + n * 8 + tile_column(), S[m][n][2 * h], S[m][n][2 * h + 1]);
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < 2 * R; i++) {
-      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 1);
-      sums[i] += __shfl_xor_sync(0xffffffffu, sums[i], 2);
-    }
-    if (part != 0 || j >= at_chunk + n) return;
-#pragma unroll
-    for (int r = 0; r < R; r++) {
-      if (r >= n || j > at_chunk + r) continue;
-      const float decay = expf(static_cast<float>(sh.gamma[at_chunk + r] - sh.gamma[j]));
-      sh.products[2 * r][j] = decay * sums[2 * r];
-      sh.products[2 * r + 1][j] = decay * sums[2 * r + 1];
-    }
+  }
+  __device__ float* state_at(int row, int at) const {
+    return c.state + ((static_cast<int64_t>(slot) * c.vh + head) * head_dim + row) * head_dim + at;
+  }
+  __device__ void load_state(State& S) const {
+    each(S, [&](int row, int at, float& a, float& b) {
+      const float2 y = __ldcs(reinterpret_cast<const float2*>(state_at(row, at)));
+      a = y.x, b = y.y;
+    });
+  }
+  __device__ void store_state(State& S) const {
+    each(S, [&](int row, int at, float& a, float& b) { *reinterpret_cast<float2*>(state_at(row, at)) = {a, b}; });
   }
 
-  // This warp's share of e^γ Sᵀk + Σ_j e^{γ-γ_j} ⟨k,k_j⟩ u_j over the rows before, and of the same with q.
-  __device__ void share(const float4 (&S)[own_rows], int at_chunk, int n) {
-    const int w = threadIdx.x / warp, lane = threadIdx.x % warp;
-    float4 sums[2 * R] = {};
-#pragma unroll
-    for (int i = 0; i < own_rows; i += 4) {
-#pragma unroll
-      for (int r = 0; r < 2 * R; r++) {
-        if (r / 2 >= n) break;
-        const float4 k = load4((r % 2 == 0 ? sh.k[at_chunk + r / 2] : sh.q[r / 2]) + w * own_rows + i);
-        add4(sums[r], k.x, S[i]), add4(sums[r], k.y, S[i + 1]);
-        add4(sums[r], k.z, S[i + 2]), add4(sums[r], k.w, S[i + 3]);
+  // The chunk's rows, own ones normalised; zeros up to the end of a tile.
+  __device__ void load_rows(const ChunkRead& in) const {
+    const Chunk& ck = in.ck;
+    constexpr int pieces = head_dim / 8;
+    const int end = (ck.hi + 15) / 16 * 16;
+    for (int i = threadIdx.x; i < end * pieces; i += threads) {
+      const int r = i / pieces, piece = i % pieces * 8, at = place<head_dim>(r, piece);
+      if (r < ck.lo) {
+        copy_16(sh.k + at, c.ring_keys_at(slot, ck.begin + r, in.key_head) + piece);
+        copy_16(sh.r + at, c.ring_right_at(slot, ck.begin + r, head) + piece);
+      } else if (r >= ck.hi) {
+        *reinterpret_cast<uint4*>(sh.k + at) = uint4{};
+        *reinterpret_cast<uint4*>(sh.r + at) = uint4{};
       }
     }
-#pragma unroll
-    for (int r = 0; r < 2 * R; r++) {
-      if (r / 2 >= n) break;
-      const float decay = expf(static_cast<float>(sh.gamma[at_chunk + r / 2]));
-      sums[r].x *= decay, sums[r].y *= decay, sums[r].z *= decay, sums[r].w *= decay;
+    const int w = threadIdx.x / warp;
+    for (int i = w; i < 2 * (ck.hi - ck.lo); i += warps) {
+      const int r = ck.lo + i / 2;
+      const half_t* from = in.query(r) + i % 2 * c.kh * head_dim;
+      in.normalise(*reinterpret_cast<const uint2*>(from), r, i % 2 == 0 ? sh.q : sh.k, nullptr, nullptr);
     }
-#pragma unroll 2
-    for (int j = w; j < at_chunk; j += warps) {
-      const float4 u = load4(sh.u[j] + lane * 4);
-#pragma unroll
-      for (int r = 0; r < 2 * R; r++) {
-        if (r / 2 < n) add4(sums[r], sh.products[r][j], u);
-      }
-    }
-#pragma unroll
-    for (int r = 0; r < 2 * R; r++) *reinterpret_cast<float4*>(sh.sums[w][r] + lane * 4) = sums[r];
+    if (w == 0) in.decays(head, {sh.gamma, sh.beta, sh.e_gamma, sh.to_end});
+    asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
   }
 
-  // u and o of the rows, a thread per column.
-  __device__ void finish(int p, int n) {
-    if (threadIdx.x < head_dim) {
-      const int b = threadIdx.x, at_chunk = p % chunk_rows;
-      const float scale = rsqrtf(static_cast<float>(head_dim));
-      float u[R];
-#pragma unroll
-      for (int r = 0; r < R; r++) {
-        if (r >= n) break;
-        const int64_t t = row_of(p + r);
-        const float v = widen(x[t * x_stride + 2 * c.kh * head_dim + head * head_dim + b]);
-        float read = 0, out = 0;
-#pragma unroll
-        for (int w = 0; w < warps; w++) read += sh.sums[w][2 * r][b], out += sh.sums[w][2 * r + 1][b];
-#pragma unroll
-        for (int j = 0; j < r; j++) read = fmaf(sh.products[2 * r][at_chunk + j], u[j], read);
-        u[r] = sh.beta[r] * (v - read);
-#pragma unroll
-        for (int j = 0; j <= r; j++) out = fmaf(sh.products[2 * r + 1][at_chunk + j], u[j], out);
-        sh.u[at_chunk + r][b] = u[r];
-        c.u[(t * c.vh + head) * head_dim + b] = u[r];
-        o[t * o_stride + head * head_dim + b] = narrow<half_t>(scale * out);
+  // T by the first team, P of the tiles with own rows by the second.
+  __device__ void prepare(const Chunk& ck) const {
+    const int r0 = threadIdx.x % team / warp * 16;
+    if (team_of() == 0) {
+      if (r0 < ck.hi) {
+        put_lower(sh.L, sh.k, sh.gamma, sh.beta, r0);
+      } else {
+        for (int i = threadIdx.x % warp; i < 16 * t_stride; i += warp) sh.L[r0 * t_stride + i] = 0;
       }
+      team_sync();
+      invert(sh.L);
+      put_inverse(sh.T, sh.L);
+    } else if (r0 < ck.hi && r0 + 16 > ck.lo) {
+      put_queries(sh.P, sh.q, sh.k, sh.gamma, r0);
     }
     __syncthreads();
+  }
+
+  // acc = rows of an image from r0 times the state.
+  __device__ static void through_state(float (&acc)[N][4], const half_t* rows, int r0, State& S) {
+#pragma unroll
+    for (int m = 0; m < state_tiles; m++) {
+      uint32_t a[4];
+      load_a<head_dim>(a, rows, r0, m * 16);
+#pragma unroll
+      for (int n = 0; n < N; n++) {
+        mma(acc[n], a, turned(pack(S[m][n][0], S[m][n][1])), turned(pack(S[m][n][2], S[m][n][3])));
+      }
+    }
+  }
+
+  // r of the own rows, into the image and, where they stay, into the ring.
+  __device__ void right_sides(const Chunk& ck, State& S, bool stays) const {
+    for (int r0 = ck.lo / 16 * 16; r0 < ck.hi; r0 += 16) {
+      float acc[N][4] = {};
+      through_state(acc, sh.k, r0, S);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int r = r0 + tile_row() + h * 8;
+        if (r < ck.lo || r >= ck.hi) continue;
+        const float beta = sh.beta[r], decay = sh.e_gamma[r];
+        const half_t* v = x + static_cast<int64_t>(ck.base + r) * x_stride + (2 * c.kh + head) * head_dim;
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          const int at = column() + n * 8 + tile_column();
+          const float2 value = unpack(*reinterpret_cast<const uint32_t*>(v + at));
+          const uint32_t both = pack(right_side(beta, value.x, decay, acc[n][2 * h]),
+                                     right_side(beta, value.y, decay, acc[n][2 * h + 1]));
+          *reinterpret_cast<uint32_t*>(sh.r + place<head_dim>(r, at)) = both;
+          if (stays) *reinterpret_cast<uint32_t*>(c.ring_right_at(slot, ck.begin + r, head) + at) = both;
+        }
+      }
+    }
+    __syncwarp();
+  }
+
+  // u = T r of the chunk's rows, or e^{γ_C-γ} u.
+  __device__ void solve(const Chunk& ck, bool scaled, Pairs& u) const {
+#pragma unroll
+    for (int m = 0; m < row_tiles; m++) {
+      float acc[N][4] = {};
+      if (m * 16 < ck.hi) {
+#pragma unroll
+        for (int k = 0; k <= m; k++) {  // T is zero above the diagonal
+          uint32_t a[4], b[4];
+          load_a<chunk_rows>(a, sh.T, m * 16, k * 16);
+          load_b<head_dim>(b, sh.r, k * 16, column());
+          mma(acc[0], a, b[0], b[1]);
+          mma(acc[1], a, b[2], b[3]);
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float factor = scaled ? sh.to_end[m * 16 + tile_row() + h * 8] : 1.0f;
+#pragma unroll
+        for (int n = 0; n < N; n++) u[m][n][h] = turned(pack(factor * acc[n][2 * h], factor * acc[n][2 * h + 1]));
+      }
+    }
+  }
+
+  __device__ void outputs(const Chunk& ck, State& S, const Pairs& u) const {
+    const float scale = rsqrtf(static_cast<float>(head_dim));
+    for (int r0 = ck.lo / 16 * 16; r0 < ck.hi; r0 += 16) {
+      float acc[N][4] = {};
+      through_state(acc, sh.q, r0, S);
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const float factor = scale * sh.e_gamma[r0 + tile_row() + h * 8];
+#pragma unroll
+        for (int n = 0; n < N; n++) acc[n][2 * h] *= factor, acc[n][2 * h + 1] *= factor;
+      }
+#pragma unroll
+      for (int k = 0; k < row_tiles; k++) {
+        if (k * 16 > r0) continue;
+        uint32_t a[4];
+        load_a<chunk_rows>(a, sh.P, r0, k * 16);
+#pragma unroll
+        for (int n = 0; n < N; n++) mma(acc[n], a, u[k][n][0], u[k][n][1]);
+      }
+#pragma unroll
+      for (int h = 0; h < 2; h++) {
+        const int r = r0 + tile_row() + h * 8;
+        if (r < ck.lo || r >= ck.hi) continue;
+        half_t* to = o + static_cast<int64_t>(ck.base + r) * o_stride + head * head_dim + column() + tile_column();
+#pragma unroll
+        for (int n = 0; n < N; n++) *reinterpret_cast<uint32_t*>(to + n * 8) = pack(acc[n][2 * h], acc[n][2 * h + 1]);
+      }
+    }
   }
 
   // S <- e^{γ_C} S + Σ_j k_j (e^{γ_C-γ_j} u_j)ᵀ over the whole chunk.
-  __device__ void advance(float4 (&S)[own_rows]) const {
-    const int w = threadIdx.x / warp, lane = threadIdx.x % warp;
-    const double end = sh.gamma[chunk_rows - 1];
-    const float decay = expf(static_cast<float>(end));
+  __device__ void advance(State& S, const Pairs& scaled) const {
+    const float decay = sh.e_gamma[chunk_rows - 1];
 #pragma unroll
-    for (int i = 0; i < own_rows; i++) S[i].x *= decay, S[i].y *= decay, S[i].z *= decay, S[i].w *= decay;
-    for (int j = 0; j < chunk_rows; j++) {
-      const float factor = expf(static_cast<float>(end - sh.gamma[j]));
-      const float4 u = load4(sh.u[j] + lane * 4);
+    for (int m = 0; m < state_tiles; m++) {
 #pragma unroll
-      for (int i = 0; i < own_rows; i += 4) {
-        const float4 a = load4(sh.k[j] + w * own_rows + i);
-        add4(S[i], factor * a.x, u), add4(S[i + 1], factor * a.y, u);
-        add4(S[i + 2], factor * a.z, u), add4(S[i + 3], factor * a.w, u);
+      for (int n = 0; n < N; n++) {
+#pragma unroll
+        for (int i = 0; i < 4; i++) S[m][n][i] *= decay;
+      }
+#pragma unroll
+      for (int k = 0; k < row_tiles; k++) {
+        uint32_t a[4];
+        load_a_transposed<head_dim>(a, sh.k, m * 16, k * 16);
+#pragma unroll
+        for (int n = 0; n < N; n++) mma(S[m][n], a, scaled[k][n][0], scaled[k][n][1]);
       }
     }
-    __syncthreads();
   }
 
-  __device__ void run(int rows) {
-    const int w = threadIdx.x / warp, lane = threadIdx.x % warp;
-    float* state =
-        c.state + ((static_cast<int64_t>(slot) * c.vh + head) * head_dim + w * own_rows) * head_dim + lane * 4;
-    float4 S[own_rows];
-#pragma unroll
-    for (int i = 0; i < own_rows; i++) S[i] = __ldcs(reinterpret_cast<const float4*>(state + i * head_dim));
-    fetch_ring();
-    bool advanced = false;
-    for (int p = first; p < first + rows;) {
-      const int at_chunk = p % chunk_rows, n = min(min(R, first + rows - p), chunk_rows - at_chunk);
-      load_rows(p, n);
-      if (p == first) barrier_wait(&sh.full, 0);
-      inner_products(at_chunk, n);
-      __syncthreads();
-      share(S, at_chunk, n);
-      finish(p, n);
-      p += n;
-      if (p % chunk_rows == 0) {
-        advance(S);
-        advanced = true;
-      }
+  // Keys, γ and β of the own rows, into the ring; keys by the first value head of their key head.
+  __device__ void keep_rows(const Chunk& ck) const {
+    for (int r = ck.lo + threadIdx.x; r < ck.hi; r += threads) {
+      c.ring_g_at(slot, ck.begin + r, head) = sh.gamma[r];
+      c.ring_beta_at(slot, ck.begin + r, head) = sh.beta[r];
     }
-    if (!advanced || c.speculative[segment] != 0) return;
-#pragma unroll
-    for (int i = 0; i < own_rows; i++) *reinterpret_cast<float4*>(state + i * head_dim) = S[i];
+    if (head % c.group != 0) return;
+    constexpr int pieces = head_dim / 8;
+    for (int i = ck.lo * pieces + threadIdx.x; i < ck.hi * pieces; i += threads) {
+      half_t* to = c.ring_keys_at(slot, ck.begin + i / pieces, head / c.group) + i % pieces * 8;
+      *reinterpret_cast<uint4*>(to) =
+          *reinterpret_cast<const uint4*>(sh.k + place<head_dim>(i / pieces, i % pieces * 8));
+    }
+  }
+
+  __device__ ChunkRead chunk(const Chunk& ck) const { return {c, x, x_stride, ck, head / c.group, slot, ck.lo > 0}; }
+
+  __device__ void run(int chunks) const {
+    const bool speculative = c.speculative[segment] != 0;
+    State S;
+    Pairs u;
+    load_state(S);
+    for (int i = 0; i < chunks; i++) {
+      const ChunkRead in = chunk(chunk_of(c, segment, i));
+      const Chunk& ck = in.ck;
+      const bool stays = speculative || ck.hi < chunk_rows;
+      load_rows(in);
+      // The blocks of a cluster read the same keys of the ring before one of them writes others there.
+      if (i == 0) cooperative_groups::this_cluster().sync();
+      prepare(ck);
+      right_sides(ck, S, stays);
+      solve(ck, false, u);
+      outputs(ck, S, u);
+      if (stays) keep_rows(ck);
+      if (ck.hi < chunk_rows) break;
+      if (!speculative || i + 1 < chunks) {
+        solve(ck, true, u);
+        advance(S, u);
+      }
+      if (i + 1 < chunks) __syncthreads();
+    }
+    const int hi = chunk_of(c, segment, chunks - 1).hi;
+    if (!speculative && (chunks > 1 || hi == chunk_rows)) store_state(S);
+  }
+
+  // Moves the state past a chunk that lies in the ring.
+  __device__ void commit(int begin) const {
+    State S;
+    Pairs u;
+    load_state(S);
+    const ChunkRead in = chunk({segment, 0, begin, chunk_rows, chunk_rows});
+    load_rows(in);
+    prepare(in.ck);
+    solve(in.ck, true, u);
+    advance(S, u);
+    store_state(S);
   }
 };
 
-template <int R>
 __global__ void __launch_bounds__(threads, 2)
     decode_kernel(Call c, const half_t* x, int64_t x_stride, half_t* o, int64_t o_stride) {
-  extern __shared__ __align__(16) char memory[];
-  Shared<R>& sh = *reinterpret_cast<Shared<R>*>(memory);
-  const int segment = blockIdx.y, start = c.starts[segment], rows = c.starts[segment + 1] - start;
-  if (rows == 0) return;
-  Decode<R>{c,
-            x,
-            x_stride,
-            o,
-            o_stride,
-            sh,
-            segment,
-            static_cast<int>(blockIdx.x),
-            c.slots[segment],
-            start,
-            c.positions[start]}
-      .run(rows);
+  extern __shared__ __align__(128) char memory[];
+  const int segment = blockIdx.y, chunks = chunks_in(c, segment);
+  if (chunks == 0) return;
+  Decode{c,
+         x,
+         x_stride,
+         o,
+         o_stride,
+         *reinterpret_cast<Shared*>(memory),
+         segment,
+         static_cast<int>(blockIdx.x),
+         c.slots[segment]}
+      .run(chunks);
 }
 
-template <int R>
-void launch(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
-  check(cudaFuncSetAttribute(decode_kernel<R>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared<R>)),
+// A block moves one value head of one slot past the chunk that a commit completes.
+__global__ void __launch_bounds__(threads, 2) commit_kernel(Call c, const int32_t* before, const int32_t* after) {
+  extern __shared__ __align__(128) char memory[];
+  const int segment = blockIdx.y, from = before[segment] / chunk_rows;
+  if (from == after[segment] / chunk_rows) return;
+  Decode{c,
+         nullptr,
+         0,
+         nullptr,
+         0,
+         *reinterpret_cast<Shared*>(memory),
+         segment,
+         static_cast<int>(blockIdx.x),
+         c.slots[segment]}
+      .commit(from * chunk_rows);
+}
+
+template <class Kernel>
+void allow_memory(Kernel* kernel) {
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(Shared)),
         "cudaFuncSetAttribute");
-  decode_kernel<R><<<grid, threads, sizeof(Shared<R>), queue.stream>>>(c, data_of<half_t>(x), x.row_stride(),
-                                                                       data_of<half_t>(o), o.row_stride());
 }
 
 }  // namespace
 
 void decode_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  if (c.rows <= c.segments) {
-    launch<1>(queue, c, o, x);
-  } else {
-    launch<3>(queue, c, o, x);
-  }
+  allow_memory(decode_kernel);
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeClusterDimension;
+  together.val.clusterDim = {static_cast<unsigned>(c.group), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
+  config.blockDim = dim3(threads);
+  config.dynamicSmemBytes = sizeof(Shared);
+  config.stream = queue.stream;
+  config.attrs = &together;
+  config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, decode_kernel, c, data_of<half_t>(x), x.row_stride(), data_of<half_t>(o),
+                           o.row_stride()),
+        "launching the delta rule");
+}
+
+void commit_128(Queue& queue, const Call& c, const int32_t* before, const int32_t* after) {
+  allow_memory(commit_kernel);
+  const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
+  commit_kernel<<<grid, threads, sizeof(Shared), queue.stream>>>(c, before, after);
 }
 
 }  // namespace furlong::cuda::delta

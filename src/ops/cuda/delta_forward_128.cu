@@ -1,5 +1,5 @@
 // The delta rule forward for heads of 128 in bf16: the scan over chunks.
-#include "ops/cuda/delta_tile.cuh"
+#include "ops/cuda/delta_solve.cuh"
 
 namespace furlong::cuda::delta {
 namespace {
@@ -62,6 +62,22 @@ struct Scan {
     }
   }
 
+  // The ring gets what the kernel before found of the chunk's own rows; of keys by the first of their value heads.
+  __device__ void keep_row(const KeyRecord& keys, const HeadRecord& values, const Chunk& ck) const {
+    const int r = ck.lo + threadIdx.x;
+    if (r < ck.hi) {
+      c.ring_g_at(slot, ck.begin + r, head) = c.gamma[static_cast<int64_t>(ck.base + r) * c.vh + head];
+      c.ring_beta_at(slot, ck.begin + r, head) = values.beta[r];
+    }
+    if (head % c.group != 0) return;
+    constexpr int pieces = head_dim / 8;
+    for (int i = ck.lo * pieces + threadIdx.x; i < ck.hi * pieces; i += solvers) {
+      half_t* to = c.ring_keys_at(slot, ck.begin + i / pieces, head / c.group) + i % pieces * 8;
+      *reinterpret_cast<uint4*>(to) =
+          *reinterpret_cast<const uint4*>(keys.k + place<head_dim>(i / pieces, i % pieces * 8));
+    }
+  }
+
   __device__ void solve() {
     const int r0 = threadIdx.x / warp * 16;
     uint32_t v[N][2];
@@ -72,7 +88,9 @@ struct Scan {
       uint32_t k[head_dim / 16][4], T[chunk_rows / 16][4];
       load_left<head_dim, false>(k, in.keys.k, r0);
       load_left<chunk_rows, false>(T, in.head.T, r0);
+      const bool stays = c.slots != nullptr && (c.speculative[segment] != 0 || ck.hi < chunk_rows);
       __syncthreads();  // S is there
+      if (stays && column == 0) keep_row(in.keys, in.head, ck);
       float acc[N][4] = {};
       multiply_left<W>(acc, k, sh.S);
 #pragma unroll
@@ -80,14 +98,18 @@ struct Scan {
         const int r = r0 + tile_row() + h * 8;
         const float beta = in.head.beta[r], decay = in.head.e_gamma[r];
         const bool kept = c.slots != nullptr && r < ck.lo;
-        const float* ring = kept ? c.ring_u_at(slot, ck.begin + r, head) + column : nullptr;
+        const half_t* ring = kept ? c.ring_right_at(slot, ck.begin + r, head) + column : nullptr;
+        const bool keeps = stays && r >= ck.lo && r < ck.hi;
+        half_t* keep = keeps ? c.ring_right_at(slot, ck.begin + r, head) + column : nullptr;
 #pragma unroll
         for (int n = 0; n < N; n++) {
           const int at = n * 8 + tile_column();
           const float2 value = unpack(v[n][h]);
-          float a = beta * (value.x - decay * acc[n][2 * h]), b = beta * (value.y - decay * acc[n][2 * h + 1]);
-          if (kept) a = ring[at], b = ring[at + 1];
-          *reinterpret_cast<uint32_t*>(sh.r + place<W>(r, at)) = pack(a, b);
+          uint32_t both = pack(right_side(beta, value.x, decay, acc[n][2 * h]),
+                               right_side(beta, value.y, decay, acc[n][2 * h + 1]));
+          if (kept) both = *reinterpret_cast<const uint32_t*>(ring + at);
+          if (keeps) *reinterpret_cast<uint32_t*>(keep + at) = both;
+          *reinterpret_cast<uint32_t*>(sh.r + place<W>(r, at)) = both;
         }
       }
       const Chunk now = ck;
@@ -264,7 +286,10 @@ void scan(Queue& queue, const Call& c, const Records& records, const Tensor& o, 
 }  // namespace
 
 void forward_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  if (c.slots != nullptr && c.states == nullptr && c.rows <= 4 * c.segments) return decode_128(queue, c, o, x);
+  // A cluster of decode blocks has the value heads of a key head: at most 8.
+  if (c.slots != nullptr && c.states == nullptr && c.rows <= 4 * c.segments && c.group <= 8) {
+    return decode_128(queue, c, o, x);
+  }
   Carve size;
   carve_records(size, c);
   Carve carve(queue.scratch(size.used()));

@@ -401,13 +401,15 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
                 const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved, const DeltaShape& shape) {
   Queue& queue = stream.queue();
   const delta::Call c = delta::call_of(g, beta, state0, state1, segments, slots, saved, shape);
-  if (delta::fits_tensor_cores(x, shape) && delta::fits_tensor_cores(o, shape)) {
+  const bool fits = delta::fits_tensor_cores(x, shape) && delta::fits_tensor_cores(o, shape);
+  if (fits && (!slots.defined() || delta::rings_of_tensor_cores(slots))) {
     delta::forward_128(queue, c, o, x);
   } else {
+    CHECK(!slots.defined() || !delta::rings_of_tensor_cores(slots), "delta_rule: rings in bf16, rows not aligned");
     dispatch(x.dtype(), [&]<class T>() { delta::forward_any<T>(queue, c, o, x); });
-  }
-  if (c.slots != nullptr) {
-    delta::ring_kernel<<<static_cast<unsigned>(c.rows), delta::threads, 0, queue.stream>>>(c);
+    if (c.slots != nullptr) {
+      delta::ring_kernel<<<static_cast<unsigned>(c.rows), delta::threads, 0, queue.stream>>>(c);
+    }
   }
   check_launch(queue, "delta_rule");
 }
@@ -417,11 +419,14 @@ void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor
   delta::Call c{};
   c.kh = static_cast<int>(d.key_heads), c.vh = static_cast<int>(d.value_heads);
   c.dk = static_cast<int>(d.key_dim), c.dv = static_cast<int>(d.value_dim), c.group = c.vh / c.kh;
-  c.slots = slots.slots.as<int32_t>(), c.state = slots.state.as<float>();
-  c.ring_k = slots.ring_k.as<float>(), c.ring_u = slots.ring_u.as<float>(), c.ring_g = slots.ring_g.as<double>();
-  c.ring = static_cast<int>(slots.ring_k.dim(1));
-  const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(before.rows()));
-  delta::commit_kernel<<<grid, delta::threads, 0, queue.stream>>>(c, before.as<int32_t>(), after.as<int32_t>());
+  c.segments = static_cast<int>(before.rows());
+  delta::set_slots(c, slots);
+  if (delta::rings_of_tensor_cores(slots)) {
+    delta::commit_128(queue, c, before.as<int32_t>(), after.as<int32_t>());
+  } else {
+    const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(before.rows()));
+    delta::commit_kernel<<<grid, delta::threads, 0, queue.stream>>>(c, before.as<int32_t>(), after.as<int32_t>());
+  }
   check_launch(queue, "delta_commit");
 }
 

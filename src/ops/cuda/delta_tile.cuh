@@ -59,6 +59,13 @@ __device__ inline void load_b_transposed(uint32_t (&b)[4], const half_t* image, 
   matrices(b, image + place<C>(n0 + i / 2 * 8 + lane % 8, k0 + i % 2 * 8));
 }
 
+// A tile of 8 x 8 numbers in registers, transposed.
+__device__ inline uint32_t turned(uint32_t tile) {
+  uint32_t r;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(r) : "r"(tile));
+  return r;
+}
+
 __device__ inline void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
@@ -150,8 +157,8 @@ __device__ inline void group_sync() {
 }
 
 // What the parallel part prepares of each chunk: at each key head the normalised rows, at each value head T = (I + L)⁻¹
-// with L_ij = β_i ⟨k_i,k_j⟩ e^{γ_i-γ_j} (j < i) and P_ij = ⟨q_i,k_j⟩ e^{γ_i-γ_j} / sqrt(Dk) (j <= i), as images. β is
-// zero at rows that are not the batch's own: of T their rows are those of the identity.
+// with L_ij = β_i ⟨k_i,k_j⟩ e^{γ_i-γ_j} (j < i) and P_ij = ⟨q_i,k_j⟩ e^{γ_i-γ_j} / sqrt(Dk) (j <= i), as images. Rows
+// before the batch's own have what their ring says; after them β is zero: of T their rows are those of the identity.
 struct KeyRecord {
   half_t k[chunk_rows * head_dim], q[chunk_rows * head_dim];
 };

@@ -183,17 +183,20 @@ __device__ int rank_of(int e, uint16_t* seen) {
   return rank;
 }
 
+// Numbers of a warp's run: an even count, so that no two warps share a word.
+__host__ __device__ constexpr int run_of(int experts) { return (experts + 1) / 2 * 2; }
+
 // Turns the warps' numbers of choices of an expert into those of the warps before; returns the sum.
-__device__ int sum_of_warps(uint16_t* seen, int experts, int count) {
+__device__ int sum_of_warps(uint16_t* seen, int run, int count) {
   constexpr int at_once = 8;
   int before = 0;
   for (int w0 = 0; w0 < count; w0 += at_once) {
     int n[at_once];
 #pragma unroll
-    for (int w = 0; w < at_once; w++) n[w] = seen[(w0 + w) * experts];
+    for (int w = 0; w < at_once; w++) n[w] = seen[(w0 + w) * run];
 #pragma unroll
     for (int w = 0; w < at_once; w++) {
-      seen[(w0 + w) * experts] = static_cast<uint16_t>(before);
+      seen[(w0 + w) * run] = static_cast<uint16_t>(before);
       before += n[w];
     }
   }
@@ -213,12 +216,13 @@ __global__ void place_kernel(Sort s) {
   int e[Rounds], rank[Rounds];
 #pragma unroll
   for (int r = 0; r < Rounds; r++) e[r] = expert_at(s, begin + r * warp);
-  int* first = shared;                                                         // of an expert in this block
-  auto* seen = reinterpret_cast<uint16_t*>(shared + (s.experts + 1) / 2 * 2);  // (warps, experts)
-  for (int i = threadIdx.x; i < s.experts * count / 2; i += blockDim.x) reinterpret_cast<uint32_t*>(seen)[i] = 0;
+  const int run = run_of(s.experts);
+  int* first = shared;                                     // of an expert in this block
+  auto* seen = reinterpret_cast<uint16_t*>(shared + run);  // (warps, run)
+  for (int i = threadIdx.x; i < run * count / 2; i += blockDim.x) reinterpret_cast<uint32_t*>(seen)[i] = 0;
   __syncthreads();
 #pragma unroll
-  for (int r = 0; r < Rounds; r++) rank[r] = rank_of(e[r], seen + wi * s.experts);
+  for (int r = 0; r < Rounds; r++) rank[r] = rank_of(e[r], seen + wi * run);
   __syncthreads();
 
   int done = 0;  // choices of the experts before
@@ -226,7 +230,7 @@ __global__ void place_kernel(Sort s) {
     const int mine = e0 + threadIdx.x;
     int total = 0, earlier = 0;
     if (mine < s.experts) {
-      total = sum_of_warps(seen + mine, s.experts, count);
+      total = sum_of_warps(seen + mine, run, count);
       if (s.counts != nullptr) {
         total = 0;
 #pragma unroll 32
@@ -252,7 +256,7 @@ __global__ void place_kernel(Sort s) {
   for (int r = 0; r < Rounds; r++) {
     if (e[r] < 0) continue;
     const int64_t i = begin + r * warp;
-    const int row = first[e[r]] + seen[wi * s.experts + e[r]] + rank[r];
+    const int row = first[e[r]] + seen[wi * run + e[r]] + rank[r];
     s.row_of[i] = row;
     s.token_of[row] = static_cast<int32_t>(static_cast<uint32_t>(i) / static_cast<uint32_t>(s.k));
   }
@@ -266,7 +270,7 @@ void launch_sort(Stream& stream, Sort s, int threads) {
     return true;
   }();
   const auto blocks = static_cast<unsigned>(std::max<int64_t>(1, blocks_for(s.choices, threads * Rounds)));
-  const size_t counted = static_cast<size_t>(s.experts + 1) / 2 * 2 * sizeof(int);
+  const size_t counted = static_cast<size_t>(run_of(s.experts)) * sizeof(int);
   if (blocks > 1) {
     s.counts = stream.queue().scratch<int32_t>(int64_t{blocks} * s.experts);
     launch_early(stream, count_kernel<Rounds>, dim3(blocks), threads, counted, s);
