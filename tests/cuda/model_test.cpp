@@ -125,7 +125,11 @@ TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
   ASSERT_EQ(host.size(), first.size());
   // bf16 rounds every activation; the norm of a gradient sums over all of them.
   const double tolerance = GetParam() == DType::bf16 ? 0.03 : 1e-4;
-  for (size_t i = 0; i < host.size(); i++) EXPECT_NEAR(first[i], host[i], tolerance * std::abs(host[i])) << i;
+  for (size_t i = 0; i < host.size(); i++) {
+    // Loss, gradient norm, MTP loss: a derivative is less sure than its function.
+    const double wider = i % 3 == 1 ? 10 : 1;
+    EXPECT_NEAR(first[i], host[i], wider * tolerance * std::abs(host[i])) << i;
+  }
 }
 
 TEST_P(CudaModel, RandomNumbersAreTheHosts) {

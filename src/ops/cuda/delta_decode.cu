@@ -2,8 +2,6 @@
 // solved by the arithmetic of the training chunk (delta_prepare.cu, delta_forward_128.cu), operand by operand and in
 // its order, so that it has the same bits: from the ring come the keys and right-hand sides of the chunk's earlier
 // rows.
-#include <cooperative_groups.h>
-
 #include "ops/cuda/delta_solve.cuh"
 
 namespace furlong::cuda::delta {
@@ -69,12 +67,14 @@ struct Decode {
     each(S, [&](int row, int at, float& a, float& b) { *reinterpret_cast<float2*>(state_at(row, at)) = {a, b}; });
   }
 
-  // The chunk's rows, own ones normalised; zeros up to the end of a tile.
+  // The chunk's rows, own ones normalised and with v in place of r; zeros up to the end of a tile. What lies in the
+  // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
   __device__ void load_rows(const ChunkRead& in) const {
     const Chunk& ck = in.ck;
     constexpr int pieces = head_dim / 8;
-    const int end = (ck.hi + 15) / 16 * 16;
-    for (int i = threadIdx.x; i < end * pieces; i += threads) {
+    const int w = threadIdx.x / warp;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < end_of(ck) * pieces; i += threads) {
       const int r = i / pieces, piece = i % pieces * 8, at = place<head_dim>(r, piece);
       if (r < ck.lo) {
         copy_16(sh.k + at, c.ring_keys_at(slot, ck.begin + r, in.key_head) + piece);
@@ -84,31 +84,48 @@ struct Decode {
         *reinterpret_cast<uint4*>(sh.r + at) = uint4{};
       }
     }
-    const int w = threadIdx.x / warp;
+    if (w == warps - 1) {
+      in.decays(head, {sh.gamma, sh.beta, sh.e_gamma, sh.to_end}, [] { wait_for_earlier(); });
+    } else {
+      wait_for_earlier();
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x; i < (ck.hi - ck.lo) * pieces; i += threads) {
+      const int r = ck.lo + i / pieces, piece = i % pieces * 8;
+      copy_16(sh.r + place<head_dim>(r, piece),
+              x + static_cast<int64_t>(ck.base + r) * x_stride + (2 * c.kh + head) * head_dim + piece);
+    }
+#pragma unroll 1
     for (int i = w; i < 2 * (ck.hi - ck.lo); i += warps) {
       const int r = ck.lo + i / 2;
       const half_t* from = in.query(r) + i % 2 * c.kh * head_dim;
       in.normalise(*reinterpret_cast<const uint2*>(from), r, i % 2 == 0 ? sh.q : sh.k, nullptr, nullptr);
     }
-    if (w == 0) in.decays(head, {sh.gamma, sh.beta, sh.e_gamma, sh.to_end});
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
   }
+  // The rows up to the end of the last row's tile.
+  __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
   // T by the first team, P of the tiles with own rows by the second.
   __device__ void prepare(const Chunk& ck) const {
     const int r0 = threadIdx.x % team / warp * 16;
-    if (team_of() == 0) {
-      if (r0 < ck.hi) {
-        put_lower(sh.L, sh.k, sh.gamma, sh.beta, r0);
-      } else {
-        for (int i = threadIdx.x % warp; i < 16 * t_stride; i += warp) sh.L[r0 * t_stride + i] = 0;
-      }
+    const bool first = team_of() == 0;
+    if (r0 < ck.hi && (first || r0 + 16 > ck.lo)) {
+      products<2>(first ? sh.k : sh.q, sh.k, sh.gamma, r0, [&](int r, int j, float x, float y) {
+        if (first) {
+          put_lower_pair(sh.L, sh.beta, r, j, x, y);
+        } else {
+          put_query_pair(sh.P, r, j, x, y);
+        }
+      });
+    } else if (first) {
+      for (int i = threadIdx.x % warp; i < 16 * t_stride; i += warp) sh.L[r0 * t_stride + i] = 0;
+    }
+    if (first) {
       team_sync();
-      invert(sh.L);
-      put_inverse(sh.T, sh.L);
-    } else if (r0 < ck.hi && r0 + 16 > ck.lo) {
-      put_queries(sh.P, sh.q, sh.k, sh.gamma, r0);
+      invert(sh.L, ck.hi);
+      put_inverse(sh.T, sh.L, end_of(ck));
     }
     __syncthreads();
   }
@@ -136,14 +153,14 @@ struct Decode {
         const int r = r0 + tile_row() + h * 8;
         if (r < ck.lo || r >= ck.hi) continue;
         const float beta = sh.beta[r], decay = sh.e_gamma[r];
-        const half_t* v = x + static_cast<int64_t>(ck.base + r) * x_stride + (2 * c.kh + head) * head_dim;
 #pragma unroll
         for (int n = 0; n < N; n++) {
           const int at = column() + n * 8 + tile_column();
-          const float2 value = unpack(*reinterpret_cast<const uint32_t*>(v + at));
+          uint32_t* place_of = reinterpret_cast<uint32_t*>(sh.r + place<head_dim>(r, at));
+          const float2 value = unpack(*place_of);
           const uint32_t both = pack(right_side(beta, value.x, decay, acc[n][2 * h]),
                                      right_side(beta, value.y, decay, acc[n][2 * h + 1]));
-          *reinterpret_cast<uint32_t*>(sh.r + place<head_dim>(r, at)) = both;
+          *place_of = both;
           if (stays) *reinterpret_cast<uint32_t*>(c.ring_right_at(slot, ck.begin + r, head) + at) = both;
         }
       }
@@ -252,12 +269,14 @@ struct Decode {
       const Chunk& ck = in.ck;
       const bool stays = speculative || ck.hi < chunk_rows;
       load_rows(in);
-      // The blocks of a cluster read the same keys of the ring before one of them writes others there.
-      if (i == 0) cooperative_groups::this_cluster().sync();
+      // The blocks of a cluster read the same keys of the ring before one of them writes others there. Nothing written
+      // is handed over: no fence.
+      if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
       prepare(ck);
       right_sides(ck, S, stays);
       solve(ck, false, u);
       outputs(ck, S, u);
+      if (i == 0) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
       if (stays) keep_rows(ck);
       if (ck.hi < chunk_rows) break;
       if (!speculative || i + 1 < chunks) {
@@ -287,8 +306,9 @@ struct Decode {
 __global__ void __launch_bounds__(threads, 2)
     decode_kernel(Call c, const half_t* x, int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
+  dependents_may_start();
   const int segment = blockIdx.y, chunks = chunks_in(c, segment);
-  if (chunks == 0) return;
+  if (chunks == 0) return wait_for_earlier();
   Decode{c,
          x,
          x_stride,
@@ -328,16 +348,18 @@ void allow_memory(Kernel* kernel) {
 
 void decode_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
   allow_memory(decode_kernel);
-  cudaLaunchAttribute together{};
-  together.id = cudaLaunchAttributeClusterDimension;
-  together.val.clusterDim = {static_cast<unsigned>(c.group), 1, 1};
+  cudaLaunchAttribute attributes[2]{};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim = {static_cast<unsigned>(c.group), 1, 1};
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = sizeof(Shared);
   config.stream = queue.stream;
-  config.attrs = &together;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = queue.recording ? 2 : 1;  // early only there, as in launch_early
   check(cudaLaunchKernelEx(&config, decode_kernel, c, data_of<half_t>(x), x.row_stride(), data_of<half_t>(o),
                            o.row_stride()),
         "launching the delta rule");

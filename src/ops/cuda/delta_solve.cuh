@@ -51,8 +51,8 @@ __device__ inline void put_tile(float* to, const float (&c)[4], float sign) {
 }
 
 // L <- (I + L)⁻¹ of a strictly lower triangular L: blocks of 16 on the diagonal by substitution, then twice
-// [A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹].
-__device__ inline void invert(float* L) {
+// [A 0; B C]⁻¹ = [A⁻¹ 0; -C⁻¹ B A⁻¹ C⁻¹]. Only the first `rows` rows are needed; those behind their blocks are void.
+__device__ inline void invert(float* L, int rows = chunk_rows) {
   const int w = threadIdx.x % team / warp, lane = threadIdx.x % warp;
   float* diagonal = L + w * block * (t_stride + 1);
   {
@@ -72,6 +72,7 @@ __device__ inline void invert(float* L) {
     }
   }
   team_sync();
+  if (rows <= block) return;
   {
     const int r = 1 + w / 2 * 2, n = w % 2 * 8;  // block (r, r-1), eight of its columns
     float* off = L + r * block * t_stride + (r - 1) * block;
@@ -85,6 +86,7 @@ __device__ inline void invert(float* L) {
     put_tile(off + n, d, -1);
   }
   team_sync();
+  if (rows <= half) return;
   const int row = w / 2 * block, n0 = w % 2 * block;
 #pragma unroll
   for (int n = n0; n < n0 + block; n += 8) {
@@ -136,23 +138,28 @@ struct ChunkRead {
     float *beta, *e_gamma, *to_end;
   };
   // Of every row, by one warp, two rows a lane: β and γ (zero and that of the last row where there is none), e^γ and
-  // e^{γ_C-γ}.
-  __device__ void decays(int head, const Decays& to) const {
+  // e^{γ_C-γ}. Calls ready() before it reads g and β of own rows.
+  template <class Ready>
+  __device__ void decays(int head, const Decays& to, Ready ready) const {
     const int lane = threadIdx.x % warp;
     double before = 0, kept[2] = {}, g[2];
-    float beta[2];
+    float beta[2] = {};
     if (ringed) before = c.ring_g_at(slot, ck.begin + ck.lo - 1, head);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const int r = lane * 2 + i;
+      if (!ringed || r >= ck.lo) continue;
+      kept[i] = c.ring_g_at(slot, ck.begin + r, head);
+      beta[i] = c.ring_beta_at(slot, ck.begin + r, head);
+    }
+    ready();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int r = lane * 2 + i;
       const bool own = r >= ck.lo && r < ck.hi;
       const int64_t at = static_cast<int64_t>(ck.base + r) * c.vh + head;
       g[i] = own ? on_grid(c.g[at]) : 0.0;
-      beta[i] = own ? c.beta[at] : 0.0f;
-      if (ringed && r < ck.lo) {
-        kept[i] = c.ring_g_at(slot, ck.begin + r, head);
-        beta[i] = c.ring_beta_at(slot, ck.begin + r, head);
-      }
+      if (own) beta[i] = c.beta[at];
     }
     double sum = g[0] + g[1];
 #pragma unroll
@@ -175,11 +182,11 @@ struct ChunkRead {
 };
 
 // Calls put(i, j, ⟨rows_i,k_j⟩ e^{γ_i-γ_j}, that of j + 1) for the 16 rows i from r0 of a warp and even j; zero above
-// the diagonal.
-template <class Put>
+// the diagonal. Unroll: a kernel that runs through its code only once is bound by fetching it.
+template <int Unroll, class Put>
 __device__ inline void products(const half_t* rows, const half_t* keys, const double* gamma, int r0, Put put) {
   float s[8][4] = {};
-#pragma unroll
+#pragma unroll Unroll
   for (int k = 0; k < head_dim; k += 16) {
     uint32_t a[4];
     load_a<head_dim>(a, rows, r0, k);
@@ -211,23 +218,29 @@ __device__ inline void products(const half_t* rows, const half_t* keys, const do
   }
 }
 
-// L of 16 rows, and P of 16 rows.
-__device__ inline void put_lower(float* L, const half_t* keys, const double* gamma, const float* beta, int r0) {
-  products(keys, keys, gamma, r0, [&](int r, int j, float x, float y) {
-    const float b = beta[r];
-    *reinterpret_cast<float2*>(L + r * t_stride + j) = {j < r ? b * x : 0.0f, j + 1 < r ? b * y : 0.0f};
-  });
+// Two neighbours of L, and of P, from what products() puts.
+__device__ inline void put_lower_pair(float* L, const float* beta, int r, int j, float x, float y) {
+  const float b = beta[r];
+  *reinterpret_cast<float2*>(L + r * t_stride + j) = {j < r ? b * x : 0.0f, j + 1 < r ? b * y : 0.0f};
 }
-__device__ inline void put_queries(half_t* P, const half_t* queries, const half_t* keys, const double* gamma, int r0) {
+__device__ inline void put_query_pair(half_t* P, int r, int j, float x, float y) {
   const float scale = rsqrtf(static_cast<float>(head_dim));
-  products(queries, keys, gamma, r0, [&](int r, int j, float x, float y) {
-    *reinterpret_cast<uint32_t*>(P + place<chunk_rows>(r, j)) = pack(scale * x, scale * y);
-  });
+  *reinterpret_cast<uint32_t*>(P + place<chunk_rows>(r, j)) = pack(scale * x, scale * y);
 }
 
-// T of a team's inverted L: 16 bytes of the image at a time.
-__device__ inline void put_inverse(half_t* T, const float* L) {
-  for (int at = threadIdx.x % team; at < chunk_rows * chunk_rows / 8; at += team) {
+// L of 16 rows, and P of 16 rows.
+__device__ inline void put_lower(float* L, const half_t* keys, const double* gamma, const float* beta, int r0) {
+  products<head_dim / 16>(keys, keys, gamma, r0,
+                          [&](int r, int j, float x, float y) { put_lower_pair(L, beta, r, j, x, y); });
+}
+__device__ inline void put_queries(half_t* P, const half_t* queries, const half_t* keys, const double* gamma, int r0) {
+  products<head_dim / 16>(queries, keys, gamma, r0,
+                          [&](int r, int j, float x, float y) { put_query_pair(P, r, j, x, y); });
+}
+
+// T of a team's inverted L, its first `rows` rows: 16 bytes of the image at a time.
+__device__ inline void put_inverse(half_t* T, const float* L, int rows = chunk_rows) {
+  for (int at = threadIdx.x % team; at < rows * chunk_rows / 8; at += team) {
     const int r = at / 8, column = at % 8 * 8;
     float x[8];
 #pragma unroll
