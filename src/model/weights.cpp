@@ -112,7 +112,18 @@ std::vector<TensorSpec> tensor_registry(const ModelConfig& config) {
   return specs;
 }
 
-Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::optional<bool> only_mtp) : dtype_(dtype) {
+Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::optional<bool> only_mtp) {
+  bind(config, dtype, device, only_mtp, false);
+}
+
+Weights Weights::outline(const ModelConfig& config, DType dtype, Device device, std::optional<bool> only_mtp) {
+  Weights weights;
+  weights.bind(config, dtype, device, only_mtp, true);
+  return weights;
+}
+
+void Weights::bind(const ModelConfig& config, DType dtype, Device device, std::optional<bool> only_mtp, bool outline) {
+  dtype_ = dtype;
   std::vector<Tensor*> slots;
   size_t total = 0;
   const auto bytes_of = [&](const TensorSpec& spec) {
@@ -125,14 +136,15 @@ Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::opt
     slots.push_back(&slot);
     specs_.push_back(std::move(spec));
   });
-  storage_ = Buffer(total, device);
+  storage_ = Buffer(outline ? 0 : total, device);
+  bytes_ = total;
+  auto* base = outline ? reinterpret_cast<uint8_t*>(alignment) : static_cast<uint8_t*>(storage_.data());
   size_t offset = 0;
   for (size_t i = 0; i < specs_.size(); i++) {
     const auto& spec = specs_[i];
     if (!only_mtp || *only_mtp == spec.mtp) {
       const DType t = spec.always_f32 && dtype == DType::bf16 ? DType::f32 : dtype;
-      *slots[i] = Tensor(static_cast<uint8_t*>(storage_.data()) + offset, t, spec.shape.data(),
-                         static_cast<int>(spec.shape.size()), device);
+      *slots[i] = Tensor(base + offset, t, spec.shape.data(), static_cast<int>(spec.shape.size()), device);
       offset += bytes_of(spec);
     }
     tensors_.push_back(*slots[i]);
@@ -140,7 +152,7 @@ Weights::Weights(const ModelConfig& config, DType dtype, Device device, std::opt
 }
 
 void Weights::zero(Stream& stream) {
-  const auto bytes = static_cast<int64_t>(storage_.bytes());
+  const auto bytes = static_cast<int64_t>(bytes_);
   if (bytes > 0) set_zero(stream, Tensor(storage_.data(), DType::u8, {bytes}, storage_.device()));
 }
 

@@ -79,6 +79,10 @@ class Weights {
   Weights(const ModelConfig& config, DType dtype, Device device = Device::cpu,
           std::optional<bool> only_mtp = std::nullopt);
 
+  // The same tensors over addresses that must not be touched, for dry runs.
+  static Weights outline(const ModelConfig& config, DType dtype, Device device = Device::cpu,
+                         std::optional<bool> only_mtp = std::nullopt);
+
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred
   Tensor lm_head;     // (V, H)
@@ -90,12 +94,15 @@ class Weights {
   const std::vector<TensorSpec>& specs() const { return specs_; }
   DType dtype() const { return dtype_; }
   Device device() const { return storage_.device(); }
-  size_t bytes() const { return storage_.bytes(); }
+  size_t bytes() const { return bytes_; }
   void zero(Stream&);
 
  private:
+  void bind(const ModelConfig& config, DType dtype, Device device, std::optional<bool> only_mtp, bool outline);
+
   DType dtype_ = DType::f32;
   Buffer storage_;
+  size_t bytes_ = 0;
   std::vector<Tensor> tensors_;
   std::vector<TensorSpec> specs_;
 };

@@ -19,11 +19,24 @@ struct DeviceInfo {
 
 // Whether this program was compiled with CUDA.
 bool built();
+// Why the device of this index cannot be opened among `count` (error: the runtime's words where it found none), and why
+// a found one cannot be used; empty: it can.
+std::string why_not(int count, int index, const std::string& error);
+std::string why_not(const DeviceInfo&);
+// What a failed call is reported as. last_op: the op launched last in the same queue, where there is one; kernels run
+// behind the host, so that a call may notice what an earlier op did.
+std::string describe_error(const char* call, const char* last_op, const std::string& words, const std::string& name);
 // Makes device `index` the process's own. Throws Error(Exit::resources) when there is none or its kernels are not in
 // this program, naming what was found and what to do.
 void open(int index = 0);
 // Of the device that is open.
 DeviceInfo device_info();
+
+struct Memory {
+  size_t free = 0, total = 0;
+};
+// Of the device that is open: bytes.
+Memory memory();
 
 // Device memory, zeroed, 256-byte aligned. Throws Error(Exit::resources) with what is free.
 void* allocate(size_t bytes);

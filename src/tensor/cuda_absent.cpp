@@ -17,6 +17,7 @@ namespace {
 bool built() { return false; }
 void open(int) { absent(); }
 DeviceInfo device_info() { absent(); }
+Memory memory() { absent(); }
 void* allocate(size_t) { absent(); }
 void release(void*) noexcept {}
 void* allocate_pinned(size_t) { absent(); }

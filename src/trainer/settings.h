@@ -22,6 +22,7 @@ enum class Command : uint16_t {
   grade = 64,
   init = 128,
   convert = 256,
+  inspect = 512,
 };
 
 using Texts = std::vector<std::string>;
@@ -190,6 +191,11 @@ struct Settings {
   bool decode = false;
   bool chat = false;
 
+  // Memory plan
+  bool plan = false;  // inspect: plan a run
+  std::optional<int64_t> gpus;
+  std::optional<double> gpu_memory_gib, host_memory_gib;
+
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
   std::optional<int64_t> num_layers;
@@ -248,7 +254,11 @@ struct Field {
   Texts allowed;                     // as format_value writes them
   std::string no_effect;             // why the flag changes nothing here; warned of when given
 
-  bool takes(Command command) const { return (commands & static_cast<unsigned>(command)) != 0; }
+  // inspect reads every setting of train, so that it can plan any recipe.
+  bool takes(Command command) const {
+    const auto train = static_cast<unsigned>(Command::train);
+    return (commands & static_cast<unsigned>(command)) != 0 || (command == Command::inspect && (commands & train) != 0);
+  }
   std::string flag() const;        // "--eps-clip-high"
   std::string value_hint() const;  // "N", "X", "TEXT", "a|b", "TEXT ..."
   std::string range_text() const;  // "(0, 1]", ">= 1", "a, b, c"; empty: anything

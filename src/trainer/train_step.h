@@ -1,5 +1,6 @@
 // One optimizer step from trajectories: pack, forward, losses, backward, update.
 #pragma once
+#include <functional>
 #include <optional>
 
 #include "data/trajectory.h"
@@ -26,6 +27,8 @@ struct TrainOptions {
   int64_t head_chunk = -1;
   bool entropy = false;  // compute entropies (for a coefficient or to observe)
   std::string dump_grads;
+  // Called between the gradients and the update of every step, so that tests can break it there.
+  std::function<void(Stream&)> before_update;
 };
 
 // What only the caller knows of each trajectory of a step.
@@ -37,9 +40,36 @@ struct TokenTargets {
 // Training steps in a row with a loss or gradient that is not finite, after which a run ends.
 constexpr int64_t stop_after_skipped = 3;
 
-class TrainStep {
+// What a micro-batch is computed with.
+class MicroBatch {
+ protected:
+  struct Sums;
+  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&);
+  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Sums&);
+
+  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads);
+  ModelConfig config_;
+  Weights& weights_;
+  TrainOptions options_;
+  Weights grads_;
+};
+
+// Bytes by name, and in all.
+struct WorkingMemory {
+  std::vector<std::pair<std::string, uint64_t>> parts;
+  uint64_t bytes = 0;
+};
+
+class TrainStep : private MicroBatch {
  public:
-  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options);
+  // memory: where the working memory lies, which others may use between calls; undefined, or too small for a step: the
+  // trainer's own, as large as needed.
+  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options, Share memory = {});
+
+  // The working memory of a micro-batch of `tokens` tokens in `segments` sequences whose lengths need most of it, by
+  // part of the model. Found by a dry run; the weights may be an outline.
+  static WorkingMemory working_memory(const ModelConfig&, Weights& weights, ThreadPool&, const TrainOptions& options,
+                                      int64_t tokens, int64_t segments);
 
   // One step over all of `trajectories`. The metrics are train/...; the first of them are loss and grad_norm. A loss or
   // gradient that is not finite skips the update (skipped() counts) and leaves weights and moments as they were.
@@ -55,24 +85,16 @@ class TrainStep {
     skipped_ = total;
     skipped_in_a_row_ = in_a_row;
   }
-  // Bytes of working memory that a micro-batch of one sequence of `tokens` needs, by name.
-  std::vector<std::pair<std::string, uint64_t>> plan(int64_t tokens);
 
  private:
-  struct Sums;
-  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&);
-  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Sums&);
   // Makes the arena large enough for these packs by running them dry.
   template <class F>
   void fit(std::vector<Pack>& packs, F&& body);
   void dump_gradients() const;
 
-  ModelConfig config_;
-  Weights& weights_;
   Stream stream_, dry_;
-  TrainOptions options_;
-  Weights grads_;
   Optimizer optimizer_;
+  Share share_;
   Arena arena_;
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
 };

@@ -7,17 +7,21 @@ namespace furlong::cuda {
 namespace {
 
 constexpr size_t ring_bytes = size_t{32} << 20;
-constexpr int built_major = 9;  // sm_90a
-
 double gibibytes(size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
+
+[[noreturn]] void report(cudaError_t status, const char* what, const char* last_op) {
+  const Exit code = status == cudaErrorMemoryAllocation ? Exit::resources : Exit::lost;
+  throw Error(code, describe_error(what, last_op, cudaGetErrorString(status), cudaGetErrorName(status)));
+}
 
 }  // namespace
 
 void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  const Exit code = status == cudaErrorMemoryAllocation ? Exit::resources : Exit::lost;
-  fail(code, "CUDA error in {}: {} ({}). The last checkpoint is untouched; start again to resume from it.", what,
-       cudaGetErrorString(status), cudaGetErrorName(status));
+  if (status != cudaSuccess) report(status, what, nullptr);
+}
+
+void check(const Queue& queue, cudaError_t status, const char* what) {
+  if (status != cudaSuccess) report(status, what, queue.last_op);
 }
 
 bool built() { return true; }
@@ -25,21 +29,13 @@ bool built() { return true; }
 void open(int index) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0) {
-    fail(Exit::resources, "--device cuda: no CUDA device was found ({}). Check nvidia-smi, or use --device cpu.",
-         status == cudaSuccess ? "none is visible" : cudaGetErrorString(status));
-  }
-  if (index >= count) {
-    fail(Exit::resources, "--device cuda: device {} was asked for, {} found", index, count);
-  }
+  const std::string none =
+      why_not(status == cudaSuccess ? count : 0, index, status == cudaSuccess ? "" : cudaGetErrorString(status));
+  if (!none.empty()) throw Error(Exit::resources, none);
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
-  if (properties.major != built_major) {
-    fail(Exit::resources,
-         "--device cuda: {} has compute capability {}.{}; this program holds code for 9.0 (H100, H200) only. Use such "
-         "a device, or --device cpu.",
-         properties.name, properties.major, properties.minor);
-  }
+  const std::string refused = why_not({.name = properties.name, .major = properties.major, .minor = properties.minor});
+  if (!refused.empty()) throw Error(Exit::resources, refused);
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaFree(nullptr), "opening the device");
 }
@@ -55,6 +51,12 @@ DeviceInfo device_info() {
                   .multiprocessors = properties.multiProcessorCount};
   check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "cudaMemGetInfo");
   return info;
+}
+
+Memory memory() {
+  Memory found;
+  check(cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
+  return found;
 }
 
 void* allocate(size_t bytes) {
@@ -133,7 +135,7 @@ void* Queue::scratch(size_t bytes) {
 void* Queue::stage(size_t bytes) {
   CHECK(bytes <= stage_limit, "{} bytes staged at once", bytes);
   if (ring_at_ + bytes > ring_bytes) {
-    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    check(*this, cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     ring_at_ = 0;
   }
   void* place = ring_ + ring_at_;
@@ -143,7 +145,7 @@ void* Queue::stage(size_t bytes) {
 
 std::shared_ptr<Queue> make_queue() { return std::make_shared<Queue>(); }
 
-void synchronize(Queue& queue) { check(cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
+void synchronize(Queue& queue) { check(queue, cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
 
 std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
   check(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
@@ -168,13 +170,12 @@ void launch(Queue& queue, const Graph& graph) { check(cudaGraphLaunch(graph.exec
 uint64_t scratch_version(const Queue& queue) { return queue.scratch_version; }
 
 void check_launch(Queue& queue, const char* op) {
-  check(cudaGetLastError(), op);
+  check(queue, cudaGetLastError(), op);
+  queue.last_op = op;
 #ifdef FURLONG_CUDA_DEBUG
   cudaStreamCaptureStatus status;
   check(cudaStreamIsCapturing(queue.stream, &status), op);
   if (status == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(queue.stream), op);
-#else
-  (void)queue;
 #endif
 }
 
@@ -193,9 +194,10 @@ void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* 
   const cudaMemcpyKind kind = to_device ? (from_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
                                         : (from_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
   if (rows == 1 || (to_stride == width && from_stride == width)) {
-    check(cudaMemcpyAsync(to, from, width * rows, kind, queue.stream), "cudaMemcpyAsync");
+    check(queue, cudaMemcpyAsync(to, from, width * rows, kind, queue.stream), "cudaMemcpyAsync");
   } else {
-    check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, kind, queue.stream), "cudaMemcpy2DAsync");
+    check(queue, cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, kind, queue.stream),
+          "cudaMemcpy2DAsync");
   }
   if (!to_device || (!from_device && width * rows > Queue::stage_limit)) synchronize(queue);
 }
