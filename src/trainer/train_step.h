@@ -79,6 +79,7 @@ class TrainStep : private MicroBatch {
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
+  size_t working_bytes() const { return arena_.capacity(); }
   int64_t skipped_in_a_row() const { return skipped_in_a_row_; }
   int64_t skipped() const { return skipped_; }
   void set_skipped(int64_t total, int64_t in_a_row) {
