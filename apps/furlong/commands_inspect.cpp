@@ -50,10 +50,15 @@ void list_tensors(const std::string& folder) {
   print(table.str());
 }
 
+struct Model {
+  ModelConfig config;
+  std::string from;  // where it was taken from
+};
+
 // The checkpoint's config.json, else the preset that is given or whose name the folder bears.
-ModelConfig model_of(const Settings& s) {
+Model model_of(const Settings& s) {
   if (!s.hf_checkpoint.empty() && std::filesystem::exists(s.hf_checkpoint + "/config.json")) {
-    return read_model_config(s.hf_checkpoint);
+    return {read_model_config(s.hf_checkpoint), s.hf_checkpoint + "/config.json"};
   }
   std::string name = s.preset, folder = std::filesystem::path(s.hf_checkpoint).filename().string();
   std::transform(folder.begin(), folder.end(), folder.begin(), [](unsigned char c) { return std::tolower(c); });
@@ -63,9 +68,8 @@ ModelConfig model_of(const Settings& s) {
          "inspect --plan needs a model: {}/config.json is not there; give --hf-checkpoint DIR or --preset NAME",
          s.hf_checkpoint.empty() ? "DIR" : s.hf_checkpoint);
   }
-  print(fmt::format("model: the preset {}{}\n", name,
-                    s.hf_checkpoint.empty() ? "" : " (" + s.hf_checkpoint + " is not there)"));
-  return make_preset(name, std::nullopt).config;
+  const std::string absent = s.hf_checkpoint.empty() ? "" : " (" + s.hf_checkpoint + " is not there)";
+  return {make_preset(name, std::nullopt).config, "the preset " + name + absent};
 }
 
 MachineMemory machine_of(const Settings& s) {
@@ -125,7 +129,7 @@ std::string time_table(const Settings& s, const PlanInputs& in, int64_t prompt, 
 }
 
 int plan(Settings s) {
-  const ModelConfig config = model_of(s);
+  const auto [config, from] = model_of(s);
   if (!s.gpus && s.given.contains("actor_num_gpus_per_node")) s.gpus = s.actor_num_nodes * s.actor_num_gpus_per_node;
   const int64_t context = config.max_position_embeddings > 0 ? config.max_position_embeddings : INT32_MAX;
   const int64_t most = std::min(context, s.rollout_max_context_len.value_or(context));
@@ -142,9 +146,9 @@ int plan(Settings s) {
   const DryRuns runs = dry_runs(s, work, threads);
   const MemoryPlan found = plan_memory(in, runs);
   const Layout& l = in.layout;
-  print(fmt::format("{} {}: data {} x context {} x tensor {} x pipeline {}, experts {} x width {}\n\n{}\n", l.gpus,
-                    in.cuda ? "GPUs" : "process", l.data(), l.context, l.tensor, l.pipeline, l.expert, l.expert_tensor,
-                    plan_table(found, in)));
+  print(fmt::format("model: {}\n{} {}: data {} x context {} x tensor {} x pipeline {}, experts {} x width {}\n\n{}\n",
+                    from, l.gpus, in.cuda ? "GPUs" : "process", l.data(), l.context, l.tensor, l.pipeline, l.expert,
+                    l.expert_tensor, plan_table(found, in)));
   print(time_table(s, in, prompt, response));
   if (found.fits()) {
     print("\nit fits\n");
