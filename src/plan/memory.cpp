@@ -15,7 +15,7 @@ constexpr uint64_t library_bytes = 96 * mib;
 // Page-locked memory of one queue for small uploads (tensor/cuda/queue.h).
 constexpr uint64_t staging_bytes = 32 * mib;
 // The program itself, tokenizer, prompts and trajectories.
-constexpr uint64_t program_bytes = 256 * mib;
+constexpr uint64_t program_bytes = 64 * mib;
 // Of what resident data leaves free, for the rollout, when no fraction is given. A CPU's memory serves others too.
 constexpr double device_part = 0.95, host_part = 0.5;
 

@@ -202,10 +202,17 @@ CheckedPlan require_memory(const Session& session, const Settings& s, const Work
                        : fmt::format("what would fit:\n  {}", fmt::join(nearest, "\n  ")));
 }
 
-uint64_t device_memory_used(Device device) {
-  if (device != Device::cuda) return 0;
+std::vector<std::pair<std::string, double>> DeviceMemoryWatch::metrics() {
+  if (device_ != Device::cuda) return {};
   const auto memory = cuda::memory();
-  return memory.total - memory.free;
+  most_ = std::max<uint64_t>(most_, memory.total - memory.free);
+  return {{"perf/device_memory_gib", static_cast<double>(most_) / gib},
+          {"perf/device_memory_plan_gib", static_cast<double>(planned_) / gib}};
+}
+
+std::string DeviceMemoryWatch::summary() const {
+  if (most_ == 0) return "";
+  return fmt::format("device memory: {} in use at most, {} planned", human_bytes(most_), human_bytes(planned_));
 }
 
 }  // namespace furlong

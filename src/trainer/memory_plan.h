@@ -39,7 +39,19 @@ struct CheckedPlan {
 // Throws Error(Exit::resources) with the table and the nearest settings that fit, when the plan does not.
 CheckedPlan require_memory(const Session&, const Settings&, const Workload&);
 
-// Device memory in use, all of it, in bytes; 0 without a device.
-uint64_t device_memory_used(Device);
+// What the device really holds beside its plan, in all: perf/device_memory_gib, the most so far, and
+// perf/device_memory_plan_gib. Nothing without a device.
+class DeviceMemoryWatch {
+ public:
+  DeviceMemoryWatch(Device device, const MemoryPlan& plan) : device_(device), planned_(plan.device_peak()) {}
+  // Called at the end of a step: memory is only ever added, so that the present is the most.
+  std::vector<std::pair<std::string, double>> metrics();
+  // "device memory: 1.2 GiB in use at most, 1.1 GiB planned", or empty.
+  std::string summary() const;
+
+ private:
+  Device device_;
+  uint64_t planned_, most_ = 0;
+};
 
 }  // namespace furlong

@@ -7,7 +7,6 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "monitor/metrics.h"
-#include "monitor/table.h"
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/run_files.h"
@@ -90,6 +89,7 @@ void supervised(const Settings& s, bool) {
   MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
   files.write_plan(memory.table);
   log::info("{}", memory.table);
+  DeviceMemoryWatch watch(session.device, memory.plan);
   const auto begun = Clock::now();
   const int64_t first = state.next_rollout;
   for (int64_t id = first; id < steps; id++) {
@@ -109,6 +109,7 @@ void supervised(const Settings& s, bool) {
              step.skipped(), step.skipped_in_a_row(),  cursor.state()};
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     row.emplace_back("perf/actor_train_time", seconds);
+    for (const auto& figure : watch.metrics()) row.push_back(figure);
     metrics.write(id, row);
     if (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps) {
       const double eta = std::chrono::duration<double>(Clock::now() - begun).count() /
@@ -121,6 +122,7 @@ void supervised(const Settings& s, bool) {
       files.save(session, step, state);
     }
   }
+  if (const std::string text = watch.summary(); !text.empty()) log::info("{}", text);
   log::info("Hugging Face checkpoint: {}", files.export_hf(session, step, steps - 1));
 }
 

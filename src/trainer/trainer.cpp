@@ -8,7 +8,6 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "base/text.h"
 #include "checkpoint/hf.h"
 #include "data/rollout_stats.h"
 #include "monitor/metrics.h"
@@ -108,12 +107,13 @@ struct Run : Inputs {
   RunState state;
   int64_t rollouts = 0;
   std::unique_ptr<MetricsWriter> metrics;
-  uint64_t device_peak = 0;  // bytes
+  DeviceMemoryWatch watch;
 
   Run(const Settings& s, bool is_terminal, const Faults& faults)
       : Inputs(s),
         terminal(is_terminal),
-        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block) {}
+        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block),
+        watch(session.device, memory.plan) {}
 
   void prepare();
   void print_plan();
@@ -122,7 +122,6 @@ struct Run : Inputs {
   std::vector<Metrics> optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference,
                                        Metrics& out);
   Metrics evaluation();
-  Metrics device_memory();
   void one(int64_t rollout_id, Clock::time_point begun, int64_t first);
 };
 
@@ -157,15 +156,6 @@ void Run::print_plan() {
   const std::string text = memory.table + "\n" + passes_text(settings);
   files.write_plan(text);
   log::info("{}", text);
-}
-
-// What the device really holds, beside its plan. Memory is only ever added, so that the present is the peak.
-Metrics Run::device_memory() {
-  if (session.device != Device::cuda) return {};
-  constexpr double gib = 1073741824.0;
-  device_peak = std::max(device_peak, device_memory_used(session.device));
-  return {{"perf/device_memory_gib", static_cast<double>(device_peak) / gib},
-          {"perf/device_memory_plan_gib", static_cast<double>(memory.plan.device_peak()) / gib}};
 }
 
 Metrics Run::evaluation() {
@@ -303,7 +293,7 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   if (evaluates && !s.debug_rollout_only && ((rollout_id + 1) % *s.eval_interval == 0 || rollout_id + 1 == rollouts)) {
     append(evaluation());
   }
-  append(device_memory());
+  append(watch.metrics());
   row.emplace_back("perf/step_time", seconds_since(start));
   metrics->write(rollout_id, row);
   StepLine line{.step = rollout_id, .steps = rollouts};
@@ -344,10 +334,7 @@ void train(const Settings& settings, bool terminal, const Faults& faults) {
     }
   }
   run.metrics->sync();
-  if (run.device_peak > 0) {
-    log::info("device memory: {} in use at most, {} planned", human_bytes(run.device_peak),
-              human_bytes(run.memory.plan.device_peak()));
-  }
+  if (const std::string text = run.watch.summary(); !text.empty()) log::info("{}", text);
 }
 
 }  // namespace furlong

@@ -256,10 +256,10 @@ mkdir weightless
 cp "$tiny"/*.json weightless
 rm -f weightless/*.safetensors*
 cp one.jsonl input
-refused 4 'nothing was loaded' generate --hf-checkpoint weightless --input - --host-memory-gib 0.1
-refused 4 'host memory' score --hf-checkpoint weightless --input - --host-memory-gib 0.1
+refused 4 'nothing was loaded' generate --hf-checkpoint weightless --input - --host-memory-gib 0.05
+refused 4 'host memory' score --hf-checkpoint weightless --input - --host-memory-gib 0.05
 refused 4 'rollout slots' eval --hf-checkpoint weightless --eval-prompt-data sums prompts.jsonl --input-key prompt \
-  --label-key label --chat-template qwen3.5 --rm-type deepscaler --eval-max-response-len 6 --host-memory-gib 0.1
+  --label-key label --chat-template qwen3.5 --rm-type deepscaler --eval-max-response-len 6 --host-memory-gib 0.05
 refused 3 'weightless' generate --hf-checkpoint weightless --input -
 works inspect --hf-checkpoint "$tiny"
 has 'lm_head.weight'

@@ -75,7 +75,7 @@ TEST(MemoryPlan, RefusesBeforeLoadingAndItsAdviceHolds) {
   s.hf_checkpoint = folder / "weightless";
   s.rollout_max_response_len = 200;
   s.max_tokens_per_gpu = 4096;
-  s.host_memory_gib = 0.33;  // 80 MiB beside the program itself
+  s.host_memory_gib = 0.14;  // 80 MiB beside the program itself
   const std::string message = refusal(Exit::resources, s);
   for (const char* part :
        {"nothing was loaded", "host memory", "too little", "weights", "gradients", "optimizer moments", "rollout pages",
