@@ -280,10 +280,10 @@ void add_engine(Table& t) {
               .from(2)
               .to(17),
           row("rollout_mem_fraction_static", &Settings::rollout_mem_fraction_static, engine,
-              "part of memory for weights, KV pages and recurrent slots")
+              "part of memory for all that stays there, KV pages and recurrent slots")
               .above(0)
               .below(1)
-              .differs("the default comes from the memory plan"),
+              .differs("gradients and optimizer state count too; default: what they leave over (CPU: half of it)"),
           row("rollout_max_running_requests", &Settings::rollout_max_running_requests, engine,
               "most sequences decoded at a time")
               .unit("sequences")
