@@ -96,13 +96,13 @@ MachineMemory machine_of(const Settings& s) {
   return there;
 }
 
-std::string time_table(const Settings& s, const PlanInputs& in, int64_t prompt, int64_t response) {
+std::string time_table(const Settings& s, const PlanInputs& in, int64_t running, int64_t prompt, int64_t response) {
   TimeInputs t{.model = in.model, .layout = in.layout, .dtype = in.dtype};
   const bool large = static_cast<double>(in.device_total) > large_gpu_gib * gib;
   t.machine = !in.cuda ? machine_cpu(in.dtype) : large ? machine_h200() : machine_h100();
   t.prompts = s.rollout_batch_size.value_or(1);
   t.sequences = t.prompts * s.n_samples_per_prompt;
-  t.running = in.max_running;
+  t.running = running;
   t.prompt = prompt;
   t.response = response;
   if (s.rollout_speculative_algorithm != "none") t.drafts = s.rollout_speculative_num_draft_tokens.value_or(3) - 1;
@@ -138,7 +138,7 @@ int plan(Settings s) {
   Workload work{.trains = true, .rolls = !s.debug_train_only, .longest = prompt + response, .shortest = prompt + 1};
   work.requests = s.rollout_batch_size.value_or(1) * s.n_samples_per_prompt;
   PlanInputs in = plan_inputs(s, config, work, machine_of(s));
-  in.may_offload = true;
+  in.may_offload = in.may_spread = true;
   if (const auto problems = layout_problems(config, in.layout); !problems.empty()) {
     fail(Exit::usage, "this layout is not possible: {}", fmt::join(problems, "; "));
   }
@@ -149,7 +149,13 @@ int plan(Settings s) {
   print(fmt::format("model: {}\n{} {}: data {} x context {} x tensor {} x pipeline {}, experts {} x width {}\n\n{}\n",
                     from, l.gpus, in.cuda ? "GPUs" : "process", l.data(), l.context, l.tensor, l.pipeline, l.expert,
                     l.expert_tensor, plan_table(found, in)));
-  print(time_table(s, in, prompt, response));
+  if (in.cuda && !in.device_measured) {
+    print(
+        fmt::format("no GPU here: one of {} and a host of {} are planned with; --gpu-memory-gib and --host-memory-gib "
+                    "say otherwise\n\n",
+                    human_bytes(in.device_total), human_bytes(in.host_available)));
+  }
+  print(time_table(s, in, found.sequences, prompt, response));
   if (found.fits()) {
     print("\nit fits\n");
     return 0;

@@ -124,6 +124,10 @@ class Planner {
         plan_.pool = none.least;
       }
       const RolloutBytes rollout = runs_.rollout(in_, plan_.pool);
+      // Beside scrap, one slot is kept for a prompt being read.
+      const int64_t pages = (in_.longest + rollout.page - 1) / std::max<int64_t>(1, rollout.page) + 1;
+      plan_.sequences =
+          std::max<int64_t>(1, std::min({in_.max_running, rollout.slots - 2, (rollout.pages - 1) / pages}));
       const auto one = [&](const std::string& name, uint64_t bytes) { here(row(name))[at(Phase::rollout)] = bytes; };
       one(fmt::format("rollout pages ({} x {} tokens)", rollout.pages, rollout.page), rollout.page_bytes);
       one(fmt::format("rollout slots ({})", rollout.slots), rollout.slot_bytes);
@@ -258,7 +262,7 @@ std::vector<std::string> nearest_that_fits(const PlanInputs& in, const DryRuns& 
   }
   if (in.rolls) shrink("--rollout-max-running-requests", &PlanInputs::max_running, 1, [](PlanInputs&) {});
   if (found.empty() && !kept.flags.empty()) try_one(kept.flags, kept.inputs);
-  if (found.empty() && in.cuda) {
+  if (found.empty() && in.cuda && in.may_spread) {
     // Experts over more GPUs, with everything else that helps.
     for (const bool all : {false, true}) {
       PlanInputs more = all ? kept.inputs : in;

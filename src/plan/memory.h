@@ -41,7 +41,8 @@ struct PlanInputs {
   uint64_t host_available = 0;
   bool device_measured = false;  // device_taken was found, not assumed
 
-  bool may_offload = false;  // whether --optimizer-cpu-offload can be advised
+  bool may_offload = false;  // whether --optimizer-cpu-offload can be advised, and more GPUs
+  bool may_spread = false;
 };
 
 // Found by dry runs of one rank.
@@ -70,6 +71,7 @@ struct MemoryPlan {
   std::vector<PlanRow> rows;
   std::vector<std::string> problems;  // why it does not fit; empty: it fits
   uint64_t pool = 0;                  // bytes for pages and slots at most
+  int64_t sequences = 0;              // longest requests that they hold at a time
   uint64_t block = 0;                 // the block that rollout and training use in turn
   uint64_t device_limit = 0, host_limit = 0;
   uint64_t device(Phase) const;

@@ -92,6 +92,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.reference = work.trains && !work.supervised && needs_reference(s);
   in.offload = s.optimizer_cpu_offload;
   in.may_offload = offered("optimizer_cpu_offload");
+  in.may_spread = offered("expert_model_parallel_size");
   in.recompute = s.recompute_granularity == "full";
   in.packs = s.use_dynamic_batch_size;
   in.longest = work.longest;

@@ -56,7 +56,11 @@ refused 2 'did you mean score?' scroe --input x
 refused 2 'did you mean --hf-checkpoint?' score --hf-checkpont "$tiny" --input -
 refused 2 '--max-new-tokens x: needs an integer' generate --hf-checkpoint "$tiny" --input - --max-new-tokens x
 refused 2 '--input' score --hf-checkpoint "$tiny"
-[ "${3:-0}" = 1 ] || refused 4 'built without CUDA' score --hf-checkpoint "$tiny" --input - --device cuda
+if [ "${3:-0}" = 1 ]; then
+  CUDA_VISIBLE_DEVICES= refused 4 'no CUDA device was found' score --hf-checkpoint "$tiny" --input - --device cuda
+else
+  refused 4 'built without CUDA' score --hf-checkpoint "$tiny" --input - --device cuda
+fi
 refused 2 '--save names the checkpoint itself' convert --hf-checkpoint "$tiny" --save "$tiny"
 
 # --- tokenize

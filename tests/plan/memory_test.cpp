@@ -217,6 +217,8 @@ TEST(Nearest, MoreGpusForTheWholeModel) {
   in.model = qwen35();
   in.device_total = 140 * gib;
   in.host_available = 2000 * gib;
+  EXPECT_TRUE(nearest_that_fits(in, formulas()).empty()) << "of a program that runs on one";
+  in.may_spread = true;
   const auto advice = nearest_that_fits(in, formulas());
   ASSERT_EQ(advice.size(), 1u);
   EXPECT_NE(advice[0].find("GPUs with --expert-model-parallel-size"), std::string::npos) << advice[0];
