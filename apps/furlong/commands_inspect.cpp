@@ -111,7 +111,7 @@ std::string time_table(const Settings& s, const PlanInputs& in, int64_t running,
   t.micro_tokens = in.micro_tokens;
   t.mtp = in.mtp;
   t.recompute = in.recompute;
-  t.offload = in.offload && in.cuda;
+  t.offload = in.offload > 0 && in.cuda;
   Table table({{fmt::format("least time of a step ({})", t.machine.name)}, {"", Table::Align::right}});
   double total = 0;
   const auto seconds = [](double x) { return x < 1 ? fmt::format("{:.0f} ms", 1e3 * x) : fmt::format("{:.1f} s", x); };
@@ -145,7 +145,7 @@ int plan(Settings s) {
   ThreadPool threads(1);
   const DryRuns runs = dry_runs(s, work, threads);
   const MemoryPlan found = plan_memory(in, runs);
-  const Layout& l = in.layout;
+  const PlanLayout& l = in.layout;
   print(fmt::format("model: {}\n{} {}: data {} x context {} x tensor {} x pipeline {}, experts {} x width {}\n\n{}\n",
                     from, l.gpus, in.cuda ? "GPUs" : "process", l.data(), l.context, l.tensor, l.pipeline, l.expert,
                     l.expert_tensor, plan_table(found, in)));

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 
 namespace furlong {
 namespace {
@@ -25,7 +26,7 @@ constexpr int64_t alignment = 64;  // of a tensor in Weights, bytes
 
 }  // namespace
 
-std::vector<std::string> layout_problems(const ModelConfig& c, const Layout& l) {
+std::vector<std::string> layout_problems(const ModelConfig& c, const PlanLayout& l) {
   std::vector<std::string> problems;
   const auto divides = [&](int64_t number, int64_t by, const char* what, const char* sizes) {
     if (by > 0 && number % by != 0)
@@ -48,14 +49,14 @@ std::vector<std::string> layout_problems(const ModelConfig& c, const Layout& l) 
   return problems;
 }
 
-int64_t stage_of(const ModelConfig& c, const TensorSpec& spec, const Layout& l) {
+int64_t stage_of(const ModelConfig& c, const TensorSpec& spec, const PlanLayout& l) {
   if (spec.mtp) return l.pipeline - 1;
   const int64_t layer = layer_of(spec.name);
   if (layer >= 0) return std::min(l.pipeline - 1, layer / ceil_div(c.num_layers, l.pipeline));
   return spec.name.find("embed_tokens") != std::string::npos ? 0 : l.pipeline - 1;
 }
 
-int64_t numel_of_rank(const ModelConfig& c, const TensorSpec& spec, const Layout& l) {
+int64_t numel_of_rank(const ModelConfig& c, const TensorSpec& spec, const PlanLayout& l) {
   const auto share = [&](int64_t of, int64_t by) { return spec.numel() / std::max<int64_t>(of, 1) * ceil_div(of, by); };
   switch (spec.split) {
     case Split::replicated: return spec.numel();
@@ -71,8 +72,9 @@ int64_t numel_of_rank(const ModelConfig& c, const TensorSpec& spec, const Layout
          ceil_div(c.moe_intermediate_size, l.expert_tensor);
 }
 
-RankSize size_of_rank(const ModelConfig& c, const Layout& l, DType dtype, std::optional<bool> only_mtp) {
+RankSize size_of_rank(const ModelConfig& c, const PlanLayout& l, DType dtype, std::optional<bool> only_mtp) {
   std::vector<RankSize> stages(static_cast<size_t>(l.pipeline));
+  std::map<int64_t, uint64_t> layers;
   for (const auto& spec : tensor_registry(c)) {
     if (only_mtp && *only_mtp != spec.mtp) continue;
     RankSize& stage = stages[static_cast<size_t>(stage_of(c, spec, l))];
@@ -81,12 +83,15 @@ RankSize size_of_rank(const ModelConfig& c, const Layout& l, DType dtype, std::o
     (spec.split == Split::expert ? stage.experts : stage.dense) += numbers;
     stage.bytes += static_cast<uint64_t>(ceil_div(numbers * static_cast<int64_t>(size_of(t)), alignment) * alignment);
     stage.largest = std::max(stage.largest, static_cast<uint64_t>(numbers));
+    const int64_t layer = spec.mtp ? c.num_layers : layer_of(spec.name);
+    const uint64_t part = layer >= 0 ? layers[layer] += static_cast<uint64_t>(numbers) : static_cast<uint64_t>(numbers);
+    stage.largest_part = std::max(stage.largest_part, part);
   }
   return *std::max_element(stages.begin(), stages.end(),
                            [](const auto& a, const auto& b) { return a.bytes < b.bytes; });
 }
 
-ModelConfig rank_model(const ModelConfig& c, const Layout& l) {
+ModelConfig rank_model(const ModelConfig& c, const PlanLayout& l) {
   ModelConfig r = c;
   r.vocab_size = ceil_div(c.vocab_size, l.tensor);
   r.num_heads = ceil_div(c.num_heads, l.tensor);

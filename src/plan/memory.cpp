@@ -14,6 +14,8 @@ constexpr uint64_t mib = uint64_t{1} << 20;
 constexpr uint64_t library_bytes = 96 * mib;
 // Page-locked memory of one queue for small uploads (tensor/cuda/queue.h).
 constexpr uint64_t staging_bytes = 32 * mib;
+// Gradients and weights of an offloaded update, 8 million numbers a block, three blocks each way.
+constexpr uint64_t transfer_bytes = 3 * 8 * (4 + 2) * mib;
 // The program itself, tokenizer, prompts and trajectories.
 constexpr uint64_t program_bytes = 64 * mib;
 // Of what resident data leaves free, for the rollout, when no fraction is given. A CPU's memory serves others too.
@@ -67,24 +69,34 @@ class Planner {
     if (in_.reference) resident("reference weights", whole.bytes);
     if (!in_.trains) return;
     const std::optional<bool> part = in_.mtp ? std::nullopt : std::optional<bool>(false);
-    const RankSize trained = size_of_rank(in_.model, l, DType::f32, part);
+    const RankSize trained = size_of_rank(in_.model, l, in_.main_grads, part);
     resident("gradients", trained.bytes);
+    // Gradients kept in bf16 are summed in fp32 a part of the model at a time.
+    if (in_.main_grads != DType::f32) {
+      resident("gradients of a micro-batch", trained.largest_part * size_of(DType::f32));
+    }
     // Optimizer state is spread over the ranks that hold the same weights.
     const auto spread = [&](RankSize size) {
       size.dense = (size.dense + l.data() * l.context - 1) / (l.data() * l.context);
       size.experts = (size.experts + l.expert_data() - 1) / l.expert_data();
       return size;
     };
-    const uint64_t masters = in_.dtype == DType::bf16 ? bytes_of(spread(whole), in_.master) : 0;
+    const bool own_masters = in_.dtype == DType::bf16 && in_.master != DType::bf16;
     const RankSize state = spread(trained);
+    const uint64_t masters = own_masters ? bytes_of(spread(whole), in_.master) : 0;
     const uint64_t moments = bytes_of(state, in_.exp_avg) + bytes_of(state, in_.exp_avg_sq);
-    const bool away = in_.offload && in_.cuda;
+    const double away = in_.cuda ? in_.offload : 0;
     const auto put = [&](const std::string& name, uint64_t bytes) {
-      away ? on_host(name, bytes) : resident(name, bytes);
+      const uint64_t moved = fraction_of(away, bytes);
+      if (bytes > moved) resident(name, bytes - moved);
+      if (moved > 0) on_host(name, moved);
     };
     if (masters > 0) put("fp32 masters", masters);
     put("optimizer moments", moments);
-    if (away) on_host("gradients for the host's update", bytes_of(state, DType::f32));
+    if (away > 0) {
+      if (in_.overlap) on_host("gradients on the host", fraction_of(away, bytes_of(state, in_.main_grads)));
+      on_host("blocks on their way", transfer_bytes);
+    }
     largest_ = whole.largest * size_of(DType::f32);
   }
 
@@ -243,8 +255,8 @@ std::vector<std::string> nearest_that_fits(const PlanInputs& in, const DryRuns& 
     after(kept.inputs);
     append(kept.flags, fmt::format("{} {}", flag, alone.*size));
   };
-  if (in.trains && in.cuda && !in.offload && in.may_offload) {
-    once("--optimizer-cpu-offload", [](PlanInputs& i) { i.offload = true; });
+  if (in.trains && in.cuda && in.offload < 1 && in.may_offload) {
+    once("--optimizer-cpu-offload", [](PlanInputs& i) { i.offload = 1; });
   }
   if (in.trains && !in.recompute) once("--recompute-granularity full", [](PlanInputs& i) { i.recompute = true; });
   if (in.trains && in.packs) {

@@ -16,7 +16,7 @@ enum class Phase : uint8_t { rollout, training };
 // What decides the memory of a run. Sizes in tokens, sequences or bytes.
 struct PlanInputs {
   ModelConfig model;
-  Layout layout;
+  PlanLayout layout;
   DType dtype = DType::f32;
   bool cuda = false;        // weights on GPUs; otherwise everything lies on the host
   int64_t gpus_a_host = 1;  // processes that share the host's memory
@@ -24,8 +24,9 @@ struct PlanInputs {
   bool trains = false, rolls = false;
   bool mtp = false;        // the MTP head is trained
   bool reference = false;  // a reference model is kept
-  bool offload = false;    // masters and moments on the host
-  DType master = DType::f32, exp_avg = DType::f32, exp_avg_sq = DType::f32;
+  double offload = 0;      // part of masters, moments and update that is the host's
+  bool overlap = false;    // then gradients go down while the backward pass runs, into host memory of their own
+  DType master = DType::f32, exp_avg = DType::f32, exp_avg_sq = DType::f32, main_grads = DType::f32;
 
   bool recompute = false;
   int64_t micro_tokens = 0;    // of the largest micro-batch; without training, of a batch that is scored; 0: none

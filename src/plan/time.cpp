@@ -20,7 +20,7 @@ double touched(const ModelConfig& c, double tokens) {
 }
 
 // Ranks of the expert-parallel group, other than its own, that a token's experts lie on.
-double remote_ranks(const ModelConfig& c, const Layout& l) {
+double remote_ranks(const ModelConfig& c, const PlanLayout& l) {
   if (l.expert <= 1) return 0;
   double untouched = 1;  // C(E - E/n, k) / C(E, k)
   const double e = static_cast<double>(c.num_experts), n = static_cast<double>(l.expert);

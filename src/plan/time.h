@@ -39,7 +39,7 @@ ModelCost model_cost(const ModelConfig&, DType dtype);
 
 struct TimeInputs {
   ModelConfig model;
-  Layout layout;
+  PlanLayout layout;
   DType dtype = DType::bf16;
   Machine machine;
   int64_t sequences = 0;             // of a rollout, on all GPUs

@@ -24,13 +24,13 @@ bool offered(const char* name) {
   return at != all.end() && !at->later;
 }
 
-Layout layout_of(const Settings& s) {
-  const Layout l{.tensor = s.tensor_model_parallel_size,
-                 .pipeline = s.pipeline_model_parallel_size,
-                 .context = s.context_parallel_size,
-                 .expert = s.expert_model_parallel_size,
-                 .expert_tensor = s.expert_tensor_parallel_size};
-  Layout out = l;
+PlanLayout layout_of(const Settings& s) {
+  const PlanLayout l{.tensor = s.tensor_model_parallel_size,
+                     .pipeline = s.pipeline_model_parallel_size,
+                     .context = s.context_parallel_size,
+                     .expert = s.expert_model_parallel_size,
+                     .expert_tensor = s.expert_tensor_parallel_size};
+  PlanLayout out = l;
   // This build runs one process; `inspect` plans for --gpus, or for as many as the sizes ask for.
   out.gpus = s.gpus.value_or(std::max(l.tensor * l.pipeline * l.context, l.pipeline * l.expert * l.expert_tensor));
   return out;
@@ -90,7 +90,8 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.rolls = work.rolls;
   in.mtp = s.enable_mtp_training;
   in.reference = work.trains && !work.supervised && needs_reference(s);
-  in.offload = s.optimizer_cpu_offload;
+  in.offload = s.optimizer_cpu_offload ? 1 : 0;
+  in.overlap = s.overlap_cpu_optimizer_d2h_h2d;
   in.may_offload = offered("optimizer_cpu_offload");
   in.may_spread = offered("expert_model_parallel_size");
   in.recompute = s.recompute_granularity == "full";

@@ -33,7 +33,7 @@ TEST(Layout, TheTrueModel) {
 // Every rank of a group together holds each split tensor once.
 TEST(Layout, SplitTensorsAreDividedAndOthersAreNot) {
   const ModelConfig c = qwen35();
-  const Layout l{.tensor = 2, .expert = 4, .expert_tensor = 2, .gpus = 8};
+  const PlanLayout l{.tensor = 2, .expert = 4, .expert_tensor = 2, .gpus = 8};
   ASSERT_TRUE(layout_problems(c, l).empty());
   for (const auto& spec : tensor_registry(c)) {
     const int64_t one = numel_of_rank(c, spec, l);
@@ -47,7 +47,7 @@ TEST(Layout, SplitTensorsAreDividedAndOthersAreNot) {
 
 TEST(Layout, AKeyHeadIsHeldWhole) {
   const ModelConfig c = qwen35();  // 2 key and value heads
-  const Layout l{.tensor = 8, .gpus = 8};
+  const PlanLayout l{.tensor = 8, .gpus = 8};
   for (const auto& spec : tensor_registry(c)) {
     if (spec.name.ends_with("k_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 2, spec.numel()) << spec.name;
     if (spec.name.ends_with("q_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 8, spec.numel()) << spec.name;
@@ -56,7 +56,7 @@ TEST(Layout, AKeyHeadIsHeldWhole) {
 
 TEST(Layout, StagesHoldEveryTensorOnce) {
   const ModelConfig c = qwen35();
-  const Layout l{.pipeline = 3, .gpus = 3};
+  const PlanLayout l{.pipeline = 3, .gpus = 3};
   std::vector<int64_t> stages(3);
   int64_t all = 0;
   for (const auto& spec : tensor_registry(c)) {

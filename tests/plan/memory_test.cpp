@@ -99,19 +99,38 @@ TEST(MemoryPlan, OffloadMovesTheOptimizerToTheHost) {
   const uint64_t before = plan_memory(in, formulas()).device_peak();
   const uint64_t state = row(plan_memory(in, formulas()), "fp32 masters").device[0] +
                          row(plan_memory(in, formulas()), "optimizer moments").device[0];
-  in.offload = true;
+  in.offload = 1;
   const MemoryPlan plan = plan_memory(in, formulas());
   EXPECT_EQ(plan.device_peak(), before - state);
   EXPECT_EQ(row(plan, "fp32 masters").host[0] + row(plan, "optimizer moments").host[0], state);
   in.exp_avg = in.exp_avg_sq = DType::bf16;
   EXPECT_EQ(row(plan_memory(in, formulas()), "optimizer moments").host[0], row(plan, "optimizer moments").host[0] / 2);
+  in.exp_avg = in.exp_avg_sq = DType::f32;
+  in.offload = 0.5;
+  const MemoryPlan half = plan_memory(in, formulas());
+  EXPECT_NEAR(static_cast<double>(half.device_peak()), static_cast<double>(before - state / 2), 2);
+  EXPECT_FALSE(has_row(half, "gradients on the host"));
+  in.overlap = true;
+  EXPECT_NEAR(static_cast<double>(row(plan_memory(in, formulas()), "gradients on the host").host[1]),
+              static_cast<double>(row(half, "gradients").device[0]) / 2, 4096);
+}
+
+TEST(MemoryPlan, DtypesOfTheOptimizer) {
+  PlanInputs in = gpu_run();
+  in.master = DType::bf16;
+  EXPECT_FALSE(has_row(plan_memory(in, formulas()), "fp32 masters")) << "the weights themselves";
+  const uint64_t whole = row(plan_memory(in, formulas()), "gradients").device[1];
+  in.main_grads = DType::bf16;
+  const MemoryPlan plan = plan_memory(in, formulas());
+  EXPECT_NEAR(static_cast<double>(row(plan, "gradients").device[1]), static_cast<double>(whole) / 2, 4096);
+  EXPECT_TRUE(has_row(plan, "gradients of a micro-batch"));
 }
 
 TEST(MemoryPlan, OptimizerStateIsSpreadOverEqualRanks) {
   PlanInputs in = gpu_run();
   in.layout = {.expert = 4, .gpus = 8};
   in.gpus_a_host = 8;
-  in.offload = true;
+  in.offload = 1;
   const MemoryPlan plan = plan_memory(in, formulas());
   const RankSize rank = size_of_rank(in.model, in.layout, DType::bf16);
   const int64_t one = (rank.dense + 7) / 8 + (rank.experts + 1) / 2;
