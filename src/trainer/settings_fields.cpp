@@ -111,7 +111,7 @@ void add_run(Table& t) {
               .differs("not in miles"),
           row("seed", &Settings::seed, model_commands | I, "key of sampling and of random weights").from(0),
           row("gpu_memory_gib", &Settings::gpu_memory_gib, model_commands | X,
-              "memory of a GPU to plan with; default: what the GPU has, without one that of an H100 (80)")
+              "memory of a GPU to plan with; default: what the GPU has, without one that of an H100 (79.6)")
               .unit("GiB")
               .above(0)
               .to(1e6)
