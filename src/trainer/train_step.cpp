@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "checkpoint/tensor_file.h"
 #include "model/mtp.h"
+#include "ops/reduce.h"
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
 
@@ -44,10 +45,14 @@ TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& th
       stream_(threads, weights.device()),
       dry_(Stream::dry(threads, weights.device())),
       options_(std::move(options)),
-      grads_(config, DType::f32, weights.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
+      grads_(config, options_.optim.main_grads, weights.device(),
+             options_.mtp ? std::nullopt : std::optional<bool>(false)),
       optimizer_(config, weights, options_.optim, &stream_),
       arena_(0, weights.device()) {
   CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
+  if (options_.optim.main_grads != DType::f32) {
+    partial_ = Weights::one_part_at_a_time(config, DType::f32, weights.device());
+  }
   if (options_.loss.entropy_coef != 0) options_.entropy = true;
 }
 
@@ -67,7 +72,7 @@ void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
   }
 }
 
-void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Sums& sums) {
+void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Weights& grads, Sums& sums) {
   const Arena::Scope scope(exec.arena);
   MtpSaved saved;
   const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
@@ -82,11 +87,26 @@ void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidd
               return HeadGradient{.d_log_prob = -factor * weight};
             },
             dm, {});
-  mtp_backward(exec, config_, weights_, saved, dm, batch, grads_);
+  mtp_backward(exec, config_, weights_, saved, dm, batch, grads);
+}
+
+void TrainStep::part_done(Stream& stream, int part, bool last) {
+  if (!partial_.tensors().empty()) {
+    for_each_tensor(
+        [&](const TensorSpec& spec, const Tensor& sum, const Tensor& own) {
+          if (spec.part != part || !sum.defined()) return;
+          add(stream, sum, own);
+          set_zero(stream, own);
+        },
+        grads_, partial_);
+  }
+  if (last && !stream.is_dry()) optimizer_.gradients_done(stream, grads_, part);
 }
 
 void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
-                           const std::vector<TokenTargets>& targets, Sums& sums) {
+                           const std::vector<TokenTargets>& targets, Sums& sums, bool last) {
+  Weights& grads = partial_.tensors().empty() ? grads_ : partial_;
+  const auto done = [&](int part) { part_done(exec.stream, part, last); };
   const Arena::Scope scope(exec.arena);
   const Batch batch = placed(exec, pack.batch.batch());
   ModelSaved saved{.recompute = options_.recompute};
@@ -128,9 +148,13 @@ void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Traje
         return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
       },
-      dhidden, grads_.lm_head);
-  if (options_.mtp) mtp_loss(exec, pack, batch, hidden, sums);
-  model_backward(exec, config_, weights_, saved, dhidden, batch, grads_);
+      dhidden, grads.lm_head);
+  done(head_part(config_));
+  if (options_.mtp) {
+    mtp_loss(exec, pack, batch, hidden, grads, sums);
+    done(mtp_part(config_));
+  }
+  model_backward(exec, config_, weights_, saved, dhidden, batch, grads, done);
 }
 
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
@@ -141,7 +165,7 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   Sums sums;
   Exec exec{stream_, arena_};
   const auto begun = Clock::now();
-  for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
+  for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums, &pack == &packs.back());
   stream_.synchronize();
   const auto learnt = Clock::now();
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
@@ -156,6 +180,7 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   if (std::isfinite(loss) && std::isfinite(sums.mtp)) {
     result = optimizer_.step(stream_, grads_);
   } else {
+    optimizer_.drop_gradients();
     result.skipped = true;
     result.grad_norm = std::nan("");
   }

@@ -49,6 +49,8 @@ class TrainStep {
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
+  // After weights and optimizer were filled from a checkpoint.
+  void weights_loaded() { optimizer_.weights_loaded(stream_); }
   int64_t skipped_in_a_row() const { return skipped_in_a_row_; }
   int64_t skipped() const { return skipped_; }
   void set_skipped(int64_t total, int64_t in_a_row) {
@@ -60,8 +62,11 @@ class TrainStep {
 
  private:
   struct Sums;
-  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&);
-  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Sums&);
+  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&,
+                  bool last = false);
+  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Weights& grads, Sums&);
+  // A micro-batch has computed its gradients of a part; after the last one they are what the optimizer gets.
+  void part_done(Stream&, int part, bool last);
   // Makes the arena large enough for these packs by running them dry.
   template <class F>
   void fit(std::vector<Pack>& packs, F&& body);
@@ -71,7 +76,8 @@ class TrainStep {
   Weights& weights_;
   Stream stream_, dry_;
   TrainOptions options_;
-  Weights grads_;
+  Weights grads_;    // f32, or bf16 with --main-grads-dtype bf16
+  Weights partial_;  // then a micro-batch's own in f32, a part of the model at a time; they begin as zeros
   Optimizer optimizer_;
   Arena arena_;
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
