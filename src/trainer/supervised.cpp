@@ -78,9 +78,11 @@ void supervised(const Settings& s, bool) {
          files.directory(), state.next_rollout, steps);
   }
   MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
-  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
   std::vector<std::pair<std::string, uint64_t>> rows = {
-      {"weights", session.weights.bytes()}, {"gradients", trained}, {"optimizer moments", 2 * trained}};
+      {"weights", session.weights.bytes()},
+      {"gradients", step.gradient_bytes()},
+      {"masters and moments", step.optimizer().device_bytes()},
+      {"masters, moments and copies (host, page-locked)", step.optimizer().host_bytes()}};
   for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
     rows.emplace_back("training working memory: " + name, bytes);
   }

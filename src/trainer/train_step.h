@@ -49,6 +49,7 @@ class TrainStep {
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
+  uint64_t gradient_bytes() const { return grads_.bytes() + partial_.bytes(); }
   // After weights and optimizer were filled from a checkpoint.
   void weights_loaded() { optimizer_.weights_loaded(stream_); }
   int64_t skipped_in_a_row() const { return skipped_in_a_row_; }

@@ -108,12 +108,10 @@ void Run::prepare() {
 
 void Run::print_plan() {
   std::vector<std::pair<std::string, uint64_t>> rows = {{"weights", session.weights.bytes()}};
-  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
   if (reference) rows.emplace_back("reference weights", reference->bytes());
   if (!settings.debug_rollout_only) {
-    rows.emplace_back("gradients", trained);
-    if (step.optimizer().has_masters()) rows.emplace_back("fp32 masters", trained);
-    rows.emplace_back("optimizer moments", 2 * trained);
+    rows.emplace_back("gradients", step.gradient_bytes());
+    rows.emplace_back("masters and moments", step.optimizer().device_bytes());
   }
   if (engine) {
     const auto& memory = engine->memory().options();
@@ -127,7 +125,12 @@ void Run::print_plan() {
       rows.emplace_back("training working memory: " + name, bytes);
     }
   }
-  std::string text = memory_table("memory", rows) + "\n" + passes_text(settings);
+  std::string text = memory_table("memory", rows) + "\n";
+  if (const uint64_t host = step.optimizer().host_bytes(); host > 0) {
+    const std::vector<std::pair<std::string, uint64_t>> there = {{"masters, moments and copies (page-locked)", host}};
+    text += memory_table("host memory", there) + "\n";
+  }
+  text += passes_text(settings);
   files.write_plan(text);
   log::info("{}", text);
 }
