@@ -10,12 +10,13 @@ namespace furlong {
 namespace {
 
 constexpr uint64_t mib = uint64_t{1} << 20;
-// Kernels, the matrix library and recorded graphs on one H200 (docs/performance.md, "Memory").
-constexpr uint64_t library_bytes = 96 * mib;
+// The matrix library and recorded graphs beside the context that was open before: 20 MiB on one H200
+// (docs/performance.md, "Memory").
+constexpr uint64_t library_bytes = 20 * mib;
 // Page-locked memory of one queue for small uploads (tensor/cuda/queue.h).
 constexpr uint64_t staging_bytes = 32 * mib;
-// Gradients and weights of an offloaded update, 8 million numbers a block, three blocks each way.
-constexpr uint64_t transfer_bytes = 3 * 8 * (4 + 2) * mib;
+// Of an offloaded update: numbers of the blocks on their way, three each way (optim/offload.cpp).
+constexpr uint64_t block_numbers = 3 * 8 * mib;
 // The program itself, tokenizer, prompts and trajectories.
 constexpr uint64_t program_bytes = 64 * mib;
 // Of what resident data leaves free, for the rollout, when no fraction is given. A CPU's memory serves others too.
@@ -86,16 +87,19 @@ class Planner {
     const uint64_t masters = own_masters ? bytes_of(spread(whole), in_.master) : 0;
     const uint64_t moments = bytes_of(state, in_.exp_avg) + bytes_of(state, in_.exp_avg_sq);
     const double away = in_.cuda ? in_.offload : 0;
-    const auto put = [&](const std::string& name, uint64_t bytes) {
+    const auto put = [&](const std::string& name, uint64_t bytes, uint64_t largest) {
       const uint64_t moved = fraction_of(away, bytes);
-      if (bytes > moved) resident(name, bytes - moved);
+      // Tensors move whole.
+      if (away < 1) resident(name, std::min(bytes, bytes - moved + largest));
       if (moved > 0) on_host(name, moved);
     };
-    if (masters > 0) put("fp32 masters", masters);
-    put("optimizer moments", moments);
+    if (masters > 0) put("fp32 masters", masters, away > 0 ? whole.largest * size_of(in_.master) : 0);
+    put("optimizer moments", moments, away > 0 ? whole.largest * (size_of(in_.exp_avg) + size_of(in_.exp_avg_sq)) : 0);
     if (away > 0) {
+      if (masters == 0) on_host("weights on the host", fraction_of(away, bytes_of(spread(whole), in_.dtype)));
       if (in_.overlap) on_host("gradients on the host", fraction_of(away, bytes_of(state, in_.main_grads)));
-      on_host("blocks on their way", transfer_bytes);
+      const uint64_t moving = (in_.overlap ? 0 : size_of(in_.main_grads)) + (masters > 0 ? size_of(in_.dtype) : 0);
+      on_host("blocks on their way", block_numbers * moving);
     }
     largest_ = whole.largest * size_of(DType::f32);
   }
@@ -160,7 +164,8 @@ class Planner {
   void host() {
     on_host("program", program_bytes);
     if (!in_.cuda) return;
-    on_host("page-locked staging", staging_bytes * static_cast<uint64_t>(in_.trains + in_.rolls));
+    const int queues = in_.trains + in_.rolls + (in_.trains && in_.offload > 0 ? 2 : 0);
+    on_host("page-locked staging", staging_bytes * static_cast<uint64_t>(queues));
     if (largest_ > 0) on_host("largest tensor of a checkpoint", largest_);
   }
 

@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/host_memory.h"
 #include "tensor/cuda.h"
 
 namespace furlong {
@@ -17,6 +18,8 @@ namespace {
 constexpr size_t alignment = 64;
 
 size_t aligned(size_t bytes) { return (bytes + alignment - 1) / alignment * alignment; }
+
+double gibibytes(uint64_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
 
 size_t bytes_of(DType dtype, std::initializer_list<int64_t> shape) {
   int64_t n = static_cast<int64_t>(size_of(dtype));
@@ -45,22 +48,50 @@ Buffer::Buffer(size_t bytes, Device device) : bytes_(aligned(bytes)), device_(de
   data_ = p;
 }
 
+Buffer Buffer::page_locked(size_t bytes, ThreadPool& threads) {
+  // Beyond what is there the kernel would end the process instead of refusing.
+  const uint64_t there = available_host_memory();
+  if (aligned(bytes) > there) {
+    fail(Exit::resources,
+         "the host has too little memory: {:.2f} GiB of page-locked memory wanted, {:.2f} GiB free. Smaller "
+         "--optimizer-offload-fraction, bf16 moments (--use-precision-aware-optimizer --exp-avg-dtype bf16 "
+         "--exp-avg-sq-dtype bf16) or leaving out --overlap-cpu-optimizer-d2h-h2d need less.",
+         gibibytes(aligned(bytes)), gibibytes(there));
+  }
+  Buffer buffer(bytes);
+  if (buffer.bytes_ == 0) return buffer;
+  constexpr size_t piece = size_t{64} << 20, page = 4096;
+  auto* begin = static_cast<volatile uint8_t*>(buffer.data_);
+  threads.parallel_uneven(static_cast<int64_t>((buffer.bytes_ + piece - 1) / piece), [&](int64_t i) {
+    const size_t first = static_cast<size_t>(i) * piece, end = std::min(buffer.bytes_, first + piece);
+    for (size_t at = first; at < end; at += page) begin[at] = 0;
+  });
+  cuda::lock_pages(buffer.data_, buffer.bytes_, threads);
+  buffer.locked_ = true;
+  return buffer;
+}
+
 Buffer::~Buffer() {
   if (data_ == nullptr) return;
   if (device_ == Device::cuda) {
     cuda::release(data_);
   } else {
+    if (locked_) cuda::unlock_pages(data_, bytes_);
     munmap(data_, bytes_);
   }
 }
 
 Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)), device_(other.device_) {}
+    : data_(std::exchange(other.data_, nullptr)),
+      bytes_(std::exchange(other.bytes_, 0)),
+      device_(other.device_),
+      locked_(other.locked_) {}
 
 Buffer& Buffer::operator=(Buffer&& other) noexcept {
   std::swap(data_, other.data_);
   std::swap(bytes_, other.bytes_);
   std::swap(device_, other.device_);
+  std::swap(locked_, other.locked_);
   return *this;
 }
 

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/threads.h"
 #include "tensor/tensor.h"
 
 namespace furlong {
@@ -16,6 +17,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t bytes, Device device = Device::cpu);
+  // Page-locked memory of the host, which a device copies from and to at full speed behind the host's back. Its pages
+  // are there at once, first touched by all threads.
+  static Buffer page_locked(size_t bytes, ThreadPool& threads);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -30,6 +34,7 @@ class Buffer {
   void* data_ = nullptr;
   size_t bytes_ = 0;
   Device device_ = Device::cpu;
+  bool locked_ = false;
 };
 
 // A part of a block of memory whose parts may overlap, because their users take turns. Addresses never move. The block

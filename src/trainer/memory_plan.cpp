@@ -90,8 +90,12 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.rolls = work.rolls;
   in.mtp = s.enable_mtp_training;
   in.reference = work.trains && !work.supervised && needs_reference(s);
-  in.offload = s.optimizer_cpu_offload ? 1 : 0;
+  in.offload = s.optimizer_cpu_offload ? s.optimizer_offload_fraction : 0;
   in.overlap = s.overlap_cpu_optimizer_d2h_h2d;
+  in.master = parse_dtype(s.main_params_dtype);
+  in.exp_avg = parse_dtype(s.exp_avg_dtype);
+  in.exp_avg_sq = parse_dtype(s.exp_avg_sq_dtype);
+  in.main_grads = parse_dtype(s.main_grads_dtype);
   in.may_offload = offered("optimizer_cpu_offload");
   in.may_spread = offered("expert_model_parallel_size");
   in.recompute = s.recompute_granularity == "full";

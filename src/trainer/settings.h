@@ -154,7 +154,12 @@ struct Settings {
   double clip_grad = 1.0;  // 0: off
   bool optimizer_cpu_offload = false;
   bool overlap_cpu_optimizer_d2h_h2d = false;
+  double optimizer_offload_fraction = 1;
   bool use_precision_aware_optimizer = false;
+  std::string main_grads_dtype = "fp32";  // fp32 | bf16, as the next three
+  std::string main_params_dtype = "fp32";
+  std::string exp_avg_dtype = "fp32";
+  std::string exp_avg_sq_dtype = "fp32";
 
   // Parallelism
   int64_t tensor_model_parallel_size = 1;

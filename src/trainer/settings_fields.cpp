@@ -440,15 +440,28 @@ void add_optimizer(Table& t) {
                    .from(0)
                    .to(1e12),
                row("optimizer_cpu_offload", &Settings::optimizer_cpu_offload, T | S,
-                   "masters, moments and the update in host memory")
-                   .later({"false"}),
+                   "with --device cuda: masters, moments and update in page-locked host memory, to the same bits"),
+               row("optimizer_offload_fraction", &Settings::optimizer_offload_fraction, T | S,
+                   "part of all numbers whose tensors are offloaded, in order")
+                   .from(0)
+                   .to(1),
                row("overlap_cpu_optimizer_d2h_h2d", &Settings::overlap_cpu_optimizer_d2h_h2d, T | S,
-                   "overlap the offloaded update with its copies")
-                   .later({"false"}),
+                   "send gradients to the host layer by layer during the last backward"),
                row("use_precision_aware_optimizer", &Settings::use_precision_aware_optimizer, T | S,
-                   "dtypes of masters, moments and gradients one by one")
-                   .later({"false"}),
+                   "let the next four say what the optimizer keeps in which dtype"),
+               row("main_grads_dtype", &Settings::main_grads_dtype, T | S,
+                   "gradients summed over micro-batches; each micro-batch computes its own in fp32")
+                   .choices({"fp32", "bf16"}),
+               row("main_params_dtype", &Settings::main_params_dtype, T | S,
+                   "masters of bf16 weights; bf16: the weights are their own masters")
+                   .choices({"fp32", "bf16"})
+                   .differs("bf16 in place of fp16"),
            });
+  for (const auto& [name, member, help] :
+       {std::tuple("exp_avg_dtype", &Settings::exp_avg_dtype, "first moments"),
+        std::tuple("exp_avg_sq_dtype", &Settings::exp_avg_sq_dtype, "second moments")}) {
+    t.push_back(row(name, member, T | S, help).choices({"fp32", "bf16"}).differs("no fp16 or fp8"));
+  }
 }
 
 void add_parallel(Table& t) {

@@ -169,6 +169,21 @@ class Validator {
   void optimizer() {
     if (s_.min_lr != 0) complain("--min-lr {} has no meaning with --lr-decay-style constant; leave it out", s_.min_lr);
     if (s_.lr_warmup_init > s_.lr) complain("--lr-warmup-init {} is above --lr {}", s_.lr_warmup_init, s_.lr);
+    for (const auto& [flag, value] :
+         {std::pair("--main-grads-dtype", &s_.main_grads_dtype),
+          std::pair("--main-params-dtype", &s_.main_params_dtype), std::pair("--exp-avg-dtype", &s_.exp_avg_dtype),
+          std::pair("--exp-avg-sq-dtype", &s_.exp_avg_sq_dtype)}) {
+      if (*value != "fp32" && !s_.use_precision_aware_optimizer) {
+        complain("{} {} needs --use-precision-aware-optimizer", flag, *value);
+      }
+    }
+    if (s_.main_params_dtype == "bf16" && s_.dtype != "bf16") {
+      complain("--main-params-dtype bf16 with --dtype {}: such weights are their own masters; use --dtype bf16",
+               s_.dtype);
+    }
+    if (s_.overlap_cpu_optimizer_d2h_h2d && !s_.optimizer_cpu_offload) {
+      complain("--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload");
+    }
     if (s_.lr_warmup_init > 0 && s_.lr_warmup_iters == 0) {
       complain("--lr-warmup-init {} without --lr-warmup-iters: there is no warm-up to start", s_.lr_warmup_init);
     }

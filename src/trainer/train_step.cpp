@@ -9,6 +9,7 @@
 #include "base/text.h"
 #include "checkpoint/tensor_file.h"
 #include "model/mtp.h"
+#include "ops/reduce.h"
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
 
@@ -42,15 +43,23 @@ struct MicroBatch::Sums {
   bool has_reference = false;
 };
 
-MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads)
-    : config_(config), weights_(weights), options_(std::move(options)), grads_(std::move(grads)) {
+MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads,
+                       Weights partial)
+    : config_(config),
+      weights_(weights),
+      options_(std::move(options)),
+      grads_(std::move(grads)),
+      partial_(std::move(partial)) {
   CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
   if (options_.loss.entropy_coef != 0) options_.entropy = true;
 }
 
 TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options,
                      Share memory)
-    : MicroBatch(config, weights, options, Weights(config, DType::f32, weights.device(), trained_part(options))),
+    : MicroBatch(
+          config, weights, options, Weights(config, options.optim.main_grads, weights.device(), trained_part(options)),
+          options.optim.main_grads == DType::f32 ? Weights()
+                                                 : Weights::one_part_at_a_time(config, DType::f32, weights.device())),
       stream_(threads, weights.device()),
       dry_(Stream::dry(threads, weights.device())),
       optimizer_(config, weights, options_.optim, &stream_),
@@ -76,7 +85,7 @@ void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
   if (share_.defined()) share_.enter();
 }
 
-void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Sums& sums) {
+void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Weights& grads, Sums& sums) {
   const Arena::Scope scope(exec.arena);
   MtpSaved saved;
   const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
@@ -91,11 +100,26 @@ void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hid
               return HeadGradient{.d_log_prob = -factor * weight};
             },
             dm, {});
-  mtp_backward(exec, config_, weights_, saved, dm, batch, grads_);
+  mtp_backward(exec, config_, weights_, saved, dm, batch, grads);
+}
+
+void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
+  if (!partial_.tensors().empty()) {
+    for_each_tensor(
+        [&](const TensorSpec& spec, const Tensor& sum, const Tensor& own) {
+          if (spec.part != part || !sum.defined()) return;
+          add(stream, sum, own);
+          set_zero(stream, own);
+        },
+        grads_, partial_);
+  }
+  if (told != nullptr) told->gradients_done(stream, grads_, part);
 }
 
 void MicroBatch::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
-                            const std::vector<TokenTargets>& targets, Sums& sums) {
+                            const std::vector<TokenTargets>& targets, Sums& sums, Optimizer* told) {
+  Weights& grads = partial_.tensors().empty() ? grads_ : partial_;
+  const auto done = [&](int part) { part_done(exec.stream, part, told); };
   const Arena::Scope scope(exec.arena);
   const Batch batch = placed(exec, pack.batch.batch());
   ModelSaved saved{.recompute = options_.recompute};
@@ -137,9 +161,13 @@ void MicroBatch::micro_step(Exec& exec, Pack& pack, const std::vector<const Traj
         return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
       },
-      dhidden, grads_.lm_head);
-  if (options_.mtp) mtp_loss(exec, pack, batch, hidden, sums);
-  model_backward(exec, config_, weights_, saved, dhidden, batch, grads_);
+      dhidden, grads.lm_head);
+  done(head_part(config_));
+  if (options_.mtp) {
+    mtp_loss(exec, pack, batch, hidden, grads, sums);
+    done(mtp_part(config_));
+  }
+  model_backward(exec, config_, weights_, saved, dhidden, batch, grads, done);
 }
 
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
@@ -150,7 +178,8 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   Sums sums;
   Exec exec{stream_, arena_};
   const auto begun = Clock::now();
-  for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
+  for (auto& pack : packs)
+    micro_step(exec, pack, trajectories, targets, sums, &pack == &packs.back() ? &optimizer_ : nullptr);
   stream_.synchronize();
   const auto learnt = Clock::now();
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
@@ -166,6 +195,7 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   if (std::isfinite(loss) && std::isfinite(sums.mtp)) {
     result = optimizer_.step(stream_, grads_);
   } else {
+    optimizer_.drop_gradients();
     result.skipped = true;
     result.grad_norm = std::nan("");
   }
@@ -237,7 +267,8 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
   struct Measured : MicroBatch {
     using MicroBatch::micro_step, MicroBatch::Sums;
     Measured(const ModelConfig& c, Weights& w, const TrainOptions& o)
-        : MicroBatch(c, w, o, Weights::outline(c, DType::f32, w.device(), trained_part(o))) {}
+        : MicroBatch(c, w, o, Weights::outline(c, o.optim.main_grads, w.device(), trained_part(o)),
+                     o.optim.main_grads == DType::f32 ? Weights() : Weights::outline(c, DType::f32, w.device())) {}
   };
   // Every sequence one token past a multiple of the delta rule's chunk, so that the most chunks are begun.
   segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, tokens / 2));

@@ -44,14 +44,19 @@ constexpr int64_t stop_after_skipped = 3;
 class MicroBatch {
  protected:
   struct Sums;
-  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&);
-  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Sums&);
+  // told: what gets the gradients, of the last micro-batch of a step.
+  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&,
+                  Optimizer* told = nullptr);
+  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Weights& grads, Sums&);
+  // A micro-batch has computed its gradients of a part.
+  void part_done(Stream&, int part, Optimizer* told);
 
-  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads);
+  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads, Weights partial);
   ModelConfig config_;
   Weights& weights_;
   TrainOptions options_;
-  Weights grads_;
+  Weights grads_;    // f32, or bf16 with --main-grads-dtype bf16
+  Weights partial_;  // then a micro-batch's own in f32, a part of the model at a time; they begin as zeros
 };
 
 // Bytes by name, and in all.
@@ -80,6 +85,9 @@ class TrainStep : private MicroBatch {
 
   Optimizer& optimizer() { return optimizer_; }
   size_t working_bytes() const { return arena_.capacity(); }
+  uint64_t gradient_bytes() const { return grads_.bytes() + partial_.bytes(); }
+  // After weights and optimizer were filled from a checkpoint.
+  void weights_loaded() { optimizer_.weights_loaded(stream_); }
   int64_t skipped_in_a_row() const { return skipped_in_a_row_; }
   int64_t skipped() const { return skipped_; }
   void set_skipped(int64_t total, int64_t in_a_row) {

@@ -108,11 +108,20 @@ TEST(MemoryPlan, OffloadMovesTheOptimizerToTheHost) {
   in.exp_avg = in.exp_avg_sq = DType::f32;
   in.offload = 0.5;
   const MemoryPlan half = plan_memory(in, formulas());
-  EXPECT_NEAR(static_cast<double>(half.device_peak()), static_cast<double>(before - state / 2), 2);
+  // Tensors move whole: one of each kind may stay that half of the numbers would take along.
+  const uint64_t largest = size_of_rank(in.model, in.layout, in.dtype).largest * 3 * 4;
+  EXPECT_NEAR(static_cast<double>(half.device_peak()), static_cast<double>(before - state / 2 + largest), 2);
   EXPECT_FALSE(has_row(half, "gradients on the host"));
+  const uint64_t block = 8 << 20;  // three on their way down in fp32 and up in bf16
+  EXPECT_EQ(row(half, "blocks on their way").host[1], 3 * block * (4 + 2));
   in.overlap = true;
   EXPECT_NEAR(static_cast<double>(row(plan_memory(in, formulas()), "gradients on the host").host[1]),
               static_cast<double>(row(half, "gradients").device[0]) / 2, 4096);
+  EXPECT_EQ(row(plan_memory(in, formulas()), "blocks on their way").host[1], 3 * block * 2);
+  EXPECT_FALSE(has_row(half, "weights on the host"));
+  in.master = DType::bf16;
+  EXPECT_NEAR(static_cast<double>(row(plan_memory(in, formulas()), "weights on the host").host[1]),
+              static_cast<double>(row(half, "weights").device[0]) / 2, 4096);
 }
 
 TEST(MemoryPlan, DtypesOfTheOptimizer) {

@@ -61,6 +61,14 @@ struct Queue {
   size_t ring_at_ = 0;
 };
 
+struct Event {
+  Event() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t event = nullptr;
+};
+
 struct Graph {
   explicit Graph(cudaGraphExec_t exec) : exec(exec) {}
   ~Graph() { cudaGraphExecDestroy(exec); }

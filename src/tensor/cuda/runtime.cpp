@@ -1,12 +1,28 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/threads.h"
 #include "tensor/cuda/queue.h"
 
 namespace furlong::cuda {
 namespace {
 
 constexpr size_t ring_bytes = size_t{32} << 20;
+// Host memory is locked in runs that end at multiples of this address, so that threads can lock them side by side. One
+// copy must not reach over two runs.
+constexpr uintptr_t lock_run = uintptr_t{1} << 30;
+
+// Calls f(offset, bytes) for each part of [memory, memory + bytes) that lies in one run.
+template <class F>
+void each_run(const void* memory, size_t bytes, F&& f) {
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  for (size_t done = 0; done < bytes;) {
+    const size_t part = std::min<size_t>(bytes - done, lock_run - (begin + done) % lock_run);
+    f(done, part);
+    done += part;
+  }
+}
+
 double gibibytes(size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
 
 [[noreturn]] void report(cudaError_t status, const char* what, const char* last_op) {
@@ -95,6 +111,33 @@ void* allocate_pinned(size_t bytes) {
 
 void release_pinned(void* memory) noexcept {
   if (memory != nullptr) cudaFreeHost(memory);
+}
+
+void lock_pages(void* memory, size_t bytes, ThreadPool& threads) {
+  std::vector<std::pair<char*, size_t>> runs;
+  each_run(memory, bytes, [&](size_t at, size_t part) { runs.emplace_back(static_cast<char*>(memory) + at, part); });
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  std::vector<cudaError_t> status(runs.size());
+  threads.parallel_uneven(static_cast<int64_t>(runs.size()), [&](int64_t i) {
+    const auto& [at, part] = runs[static_cast<size_t>(i)];
+    status[static_cast<size_t>(i)] = cudaSetDevice(device);
+    if (status[static_cast<size_t>(i)] != cudaSuccess) return;
+    status[static_cast<size_t>(i)] = cudaHostRegister(at, part, cudaHostRegisterPortable);
+    cudaGetLastError();
+  });
+  for (size_t i = 0; i < runs.size(); i++) {
+    if (status[i] == cudaSuccess) continue;
+    for (size_t j = 0; j < runs.size(); j++) {
+      if (status[j] == cudaSuccess) cudaHostUnregister(runs[j].first);
+    }
+    fail(Exit::resources, "cannot page-lock {:.2f} GiB of host memory: {}", gibibytes(bytes),
+         cudaGetErrorString(status[i]));
+  }
+}
+
+void unlock_pages(void* memory, size_t bytes) noexcept {
+  each_run(memory, bytes, [&](size_t at, size_t) { cudaHostUnregister(static_cast<char*>(memory) + at); });
 }
 
 void* DeviceBlock::reserve(size_t bytes) {
@@ -201,6 +244,24 @@ void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* 
   }
   if (!to_device || (!from_device && width * rows > Queue::stage_limit)) synchronize(queue);
 }
+
+void copy_async(Queue& queue, void* to, const void* from, size_t bytes, bool to_device) {
+  const cudaMemcpyKind kind = to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
+  each_run(to_device ? from : to, bytes, [&](size_t at, size_t part) {
+    check(cudaMemcpyAsync(static_cast<char*>(to) + at, static_cast<const char*>(from) + at, part, kind, queue.stream),
+          "cudaMemcpyAsync");
+  });
+}
+
+std::shared_ptr<Event> make_event() { return std::make_shared<Event>(); }
+
+void mark(Queue& queue, Event& event) { check(cudaEventRecord(event.event, queue.stream), "cudaEventRecord"); }
+
+void wait_for(Queue& queue, const Event& event) {
+  check(cudaStreamWaitEvent(queue.stream, event.event, 0), "cudaStreamWaitEvent");
+}
+
+void wait_for(const Event& event) { check(cudaEventSynchronize(event.event), "cudaEventSynchronize"); }
 
 void copy_now(void* to, const void* from, size_t bytes, bool to_device) {
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
