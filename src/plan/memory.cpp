@@ -74,7 +74,7 @@ class Planner {
     resident("gradients", trained.bytes);
     // Gradients kept in bf16 are summed in fp32 a part of the model at a time.
     if (in_.main_grads != DType::f32) {
-      resident("gradients of a micro-batch", trained.largest_part * size_of(DType::f32));
+      resident("gradients of a micro-batch", whole.largest_part * size_of(DType::f32));
     }
     // Optimizer state is spread over the ranks that hold the same weights.
     const auto spread = [&](RankSize size) {
