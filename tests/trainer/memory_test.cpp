@@ -4,6 +4,7 @@
 #include "tensor/cuda.h"
 #include "trainer/fixture.h"
 #include "trainer/memory_plan.h"
+#include "trainer/options.h"
 #include "trainer/train_step.h"
 
 namespace furlong {
@@ -103,6 +104,48 @@ TEST(MemoryPlan, RefusesBeforeLoadingAndItsAdviceHolds) {
   expect_contains(advice[0], "--recompute-granularity full");
   in.recompute = true;
   EXPECT_TRUE(plan_memory(in, runs).fits());
+}
+
+// The optimizer's settings reach the plan, and what it counts is what the trainer then holds.
+TEST(MemoryPlan, CountsTheOptimizerAsTheSettingsHaveIt) {
+  const ModelConfig config = read_model_config(tiny_folder);
+  ThreadPool threads(1);
+  const Workload work{.trains = true, .longest = 220, .shortest = 20};
+  Settings s;
+  s.dtype = "bf16";
+  s.enable_mtp_training = true;
+  s.use_dynamic_batch_size = true;
+  s.max_tokens_per_gpu = 400;
+  for (const std::string main_params : {"fp32", "bf16"}) {
+    for (const std::string others : {"fp32", "bf16"}) {
+      s.main_params_dtype = main_params;
+      s.main_grads_dtype = s.exp_avg_dtype = others;
+      const MemoryPlan plan =
+          plan_memory(plan_inputs(s, config, work, {.host_available = uint64_t{1} << 40}), dry_runs(s, work, threads));
+      const auto planned = [&](const std::vector<std::string>& names) {
+        uint64_t sum = 0;
+        for (const auto& row : plan.rows) {
+          if (std::find(names.begin(), names.end(), row.name) != names.end()) sum += row.host[1];
+        }
+        return static_cast<double>(sum);
+      };
+      Weights weights = load_hf(tiny_folder, config, DType::bf16);
+      TrainStep step(config, weights, threads, train_options(s, config));
+      // Each tensor of masters and moments begins on a boundary of 64 bytes.
+      const double boundaries = 64 * 3 * static_cast<double>(weights.specs().size());
+      EXPECT_EQ(planned({"gradients", "gradients of a micro-batch"}), static_cast<double>(step.gradient_bytes()));
+      EXPECT_NEAR(planned({"fp32 masters", "optimizer moments"}), static_cast<double>(step.optimizer().device_bytes()),
+                  boundaries);
+    }
+  }
+  s.device = "cuda";
+  s.optimizer_cpu_offload = s.overlap_cpu_optimizer_d2h_h2d = true;
+  s.optimizer_offload_fraction = 0.25;
+  s.exp_avg_sq_dtype = "bf16";
+  const PlanInputs in = plan_inputs(s, config, work, {});
+  EXPECT_EQ(in.offload, 0.25);
+  EXPECT_TRUE(in.overlap);
+  EXPECT_EQ(in.exp_avg_sq, DType::bf16);
 }
 
 TEST(MemoryPlan, StandsInTheRunDirectory) {
