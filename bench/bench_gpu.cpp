@@ -3,48 +3,17 @@
 //   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS decode at a context length; DRAFTS 0: one token a step
 //   bench_gpu prefill LAYERS TOKENS             one prompt
 //   bench_gpu mismatch LAYERS SAMPLES TOKENS DRAFTS   log-probs: trainer against sampler
-#include <chrono>
+//   bench_gpu offload LAYERS                    a step with the optimizer on the host, beside the machine's limits
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 
-#include "checkpoint/init.h"
-#include "furlong/presets.h"
+#include "gpu_model.h"
 #include "rollout/engine.h"
 #include "trainer/train_step.h"
 
 namespace furlong::bench {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
-
-struct Model {
-  explicit Model(int64_t layers) : config(make_preset("35b-a3b", layers).config), threads(0) {
-    cuda::open();
-    weights = Weights(config, DType::bf16, Device::cuda);
-    Stream stream(threads, Device::cuda);
-    init_weights(weights, config, 1, 0.02, &threads, &stream);
-    stream.synchronize();
-    std::printf("%s: %ld layers, %.2f GB of weights\n", cuda::device_info().name.c_str(), layers,
-                static_cast<double>(weights.bytes()) / 1e9);
-  }
-  ModelConfig config;
-  ThreadPool threads;
-  Weights weights;
-};
-
-int32_t token(const ModelConfig& c, uint32_t sequence, uint32_t i) {
-  return static_cast<int32_t>(random_word({.seed = 3, .group = sequence}, i) % static_cast<uint32_t>(c.vocab_size));
-}
-
-double figure(const Metrics& metrics, const char* name) {
-  for (const auto& [key, value] : metrics) {
-    if (key == name) return value;
-  }
-  return 0;
-}
 
 void train(int64_t layers, int64_t tokens, int64_t sequences) {
   Model model(layers);
@@ -202,10 +171,12 @@ int main(int argc, char** argv) {
       prefill(number(2, 40), number(3, 32768));
     } else if (argc > 1 && std::strcmp(argv[1], "mismatch") == 0) {
       mismatch(number(2, 4), number(3, 64), number(4, 512), number(5, 2));
+    } else if (argc > 1 && std::strcmp(argv[1], "offload") == 0) {
+      offload(number(2, 4));
     } else {
       std::printf(
           "bench_gpu train LAYERS TOKENS SEQUENCES | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS TOKENS | "
-          "mismatch LAYERS SAMPLES TOKENS DRAFTS\n");
+          "mismatch LAYERS SAMPLES TOKENS DRAFTS | offload LAYERS\n");
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

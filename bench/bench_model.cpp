@@ -101,6 +101,7 @@ int main(int argc, char** argv) {
   settings.hf_checkpoint = argv[1];
   settings.chat_template = "qwen3.5";
   Session session = open_session(settings);
+  load_weights(session, settings);
   const Limits limits = measure_limits(*session.threads);
   std::printf("%d threads, %s; %.2f M active parameters; limits %.0f GFLOP/s, %.1f GB/s\n", session.threads->size(),
               ops::isa_name().c_str(), active_parameters(session.config) / 1e6, limits.flops / 1e9, limits.bytes / 1e9);

@@ -14,5 +14,6 @@ int run_tokenize(const Settings& settings);
 int run_grade(const Settings& settings);
 int run_init(const Settings& settings);
 int run_convert(const Settings& settings);
+int run_inspect(const Settings& settings);
 
 }  // namespace furlong

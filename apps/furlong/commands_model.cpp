@@ -10,6 +10,7 @@
 #include "model/mtp.h"
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
+#include "trainer/memory_plan.h"
 #include "trainer/session.h"
 
 namespace furlong {
@@ -109,7 +110,7 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
 }  // namespace
 
 int run_score(const Settings& settings) {
-  const Session session = open_session(settings);
+  Session session = open_session(settings);
   std::vector<std::vector<int32_t>> sequences;
   read_rows(settings.input, [&](const Json& row, const std::string& where) {
     sequences.push_back(row_tokens(session, row, where));
@@ -119,6 +120,12 @@ int run_score(const Settings& settings) {
            session.config.max_position_embeddings);
     }
   });
+  Workload work;
+  int64_t longest = 0;
+  for (const auto& ids : sequences) longest = std::max(longest, std::ssize(ids));
+  work.pack_size = std::max(longest, score_batch_tokens);
+  require_memory(session, settings, work);
+  load_weights(session, settings);
   RowWriter out(settings.output);
   for (const auto& s : score_all(session, sequences)) {
     out.write({{"log_probs", s.log_probs}, {"mtp_log_probs", s.mtp_log_probs}, {"entropy", s.entropy}});
@@ -128,7 +135,7 @@ int run_score(const Settings& settings) {
 }
 
 int run_generate(const Settings& settings) {
-  const Session session = open_session(settings);
+  Session session = open_session(settings);
   std::vector<Request> requests;
   int64_t longest = 0;
   const int64_t context =
@@ -151,8 +158,13 @@ int run_generate(const Settings& settings) {
   });
   RowWriter out(settings.output);
   if (!requests.empty()) {
-    Engine engine(session.config, session.weights,
-                  engine_options(session, settings, longest, static_cast<int64_t>(requests.size())), *session.threads);
+    const auto count = static_cast<int64_t>(requests.size());
+    const CheckedPlan memory =
+        require_memory(session, settings, {.rolls = true, .longest = longest, .requests = count});
+    load_weights(session, settings);
+    EngineOptions options = engine_options(session.config, session.directory, settings, longest, count);
+    options.memory_bytes = memory.plan.pool;
+    Engine engine(session.config, session.weights, options, *session.threads);
     for (const auto& c : engine.generate(requests)) {
       OrderedJson row = {{"tokens", c.tokens}, {"log_probs", c.log_probs}};
       if (session.tokenizer) row["text"] = decode_ids(session, c.tokens);

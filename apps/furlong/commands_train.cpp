@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "furlong/commands.h"
 #include "monitor/metrics.h"
+#include "trainer/memory_plan.h"
 #include "trainer/rollout.h"
 #include "trainer/trainer.h"
 
@@ -24,7 +25,7 @@ int run_sft(const Settings& settings) {
 }
 
 int run_eval(const Settings& settings) {
-  const Session session = open_session(settings);
+  Session session = open_session(settings);
   if (settings.rm_type.empty())
     fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
   const auto scorer = make_scorer(settings.rm_type);
@@ -36,8 +37,12 @@ int run_eval(const Settings& settings) {
     longest = std::max(longest, std::min(limits.max_context, set.prompts.longest + limits.max_response));
     requests = std::max(requests, set.prompts.set.size() * settings.n_samples_per_eval_prompt);
   }
-  Engine engine(session.config, session.weights, engine_options(session, settings, longest, requests),
-                *session.threads);
+  const CheckedPlan memory =
+      require_memory(session, settings, {.rolls = true, .longest = longest, .requests = requests});
+  load_weights(session, settings);
+  EngineOptions options = engine_options(session.config, session.directory, settings, longest, requests);
+  options.memory_bytes = memory.plan.pool;
+  Engine engine(session.config, session.weights, options, *session.threads);
   std::vector<Trajectory> trajectories;
   const Metrics metrics = evaluate(session, settings, engine, sets, *scorer, &trajectories);
   for (const auto& [name, value] : metrics) {

@@ -25,6 +25,7 @@ int run_command(const Invocation& invocation) {
     case Command::grade: return run_grade(settings);
     case Command::init: return run_init(settings);
     case Command::convert: return run_convert(settings);
+    case Command::inspect: return run_inspect(settings);
   }
   CHECK(false, "a command without a function");
 }

@@ -165,8 +165,8 @@ void fill_set(const std::string& path, const NamedWeights& set) {
   const std::string where = path + "/" + file_of(set);
   std::error_code code;
   if (!fs::exists(where, code)) {
-    fail(Exit::input, "{}: it holds no {}; it was saved by a run with other settings (optimizer, precision)", path,
-         set.name);
+    fail(Exit::input, "{}: it holds no {}; it was saved by a run with other settings (--dtype, --main-params-dtype)",
+         path, set.name);
   }
   const SafetensorsFile file(where);
   for_each_tensor(
@@ -177,7 +177,8 @@ void fill_set(const std::string& path, const NamedWeights& set) {
           fail(Exit::input, "{}: tensor {} is not in it; was it saved for another model?", where, spec.name);
         if (entry->shape != spec.shape || entry->dtype != file_dtype_of(t.dtype())) {
           fail(Exit::input,
-               "{}: tensor {} is {}, but this run needs {}; was it saved for another model or with another --dtype?",
+               "{}: tensor {} is {}, but this run needs {}; was it saved for another model or with another --dtype, "
+               "--exp-avg-dtype or --exp-avg-sq-dtype?",
                where, spec.name, entry->describe(), t.describe());
         }
         write_numbers(t, 0, t.numel(), entry->bytes.data());

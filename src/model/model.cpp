@@ -58,12 +58,13 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
 }
 
 void model_backward(Exec& exec, const ModelConfig& c, const Weights& w, ModelSaved& saved, Tensor dhidden,
-                    const Batch& batch, Weights& grads) {
+                    const Batch& batch, Weights& grads, const PartDone& done) {
   auto& [stream, arena] = exec;
   const Arena::Scope whole(arena);
   Tensor d = arena.make("model.d", w.dtype(), {dhidden.rows(), dhidden.dim(1)});
   set_zero(stream, d);
   rms_norm_backward(stream, d, grads.final_norm, dhidden, saved.last, w.final_norm, saved.last_r);
+  if (done) done(norm_part(c));
   for (size_t i = w.layers.size(); i-- > 0;) {
     const Arena::Scope scope(arena);
     LayerSaved& layer = saved.layers[i];
@@ -72,8 +73,10 @@ void model_backward(Exec& exec, const ModelConfig& c, const Weights& w, ModelSav
       layer_forward(exec, c, w.layers[i], out, layer.input, batch, {}, true, true, layer);
     }
     layer_backward(exec, c, w.layers[i], layer, d, batch, grads.layers[i]);
+    if (done) done(layer_part(i));
   }
   embed_backward(stream, grads.embed, d, batch.tokens);
+  if (done) done(embed_part);
 }
 
 }  // namespace furlong

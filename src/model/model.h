@@ -17,8 +17,11 @@ struct ModelSaved {
 // Returns hidden (T,H), the input of the language-model head and of the MTP head. saved null: inference, nothing is
 // kept.
 Tensor model_forward(Exec&, const ModelConfig&, const Weights&, const Batch&, ModelSaved* saved);
-// dhidden (T,H) is overwritten. Adds to every trunk gradient except lm_head's, which the loss head computes.
+// Told of a part of the model (TensorSpec::part) once what a backward adds to its gradients has been launched.
+using PartDone = std::function<void(int part)>;
+// dhidden (T,H) is overwritten. Adds to every trunk gradient except lm_head's, which the loss head computes. Parts are
+// done in the order final norm, layers from the last to the first, embedding; between two of them no other is written.
 void model_backward(Exec&, const ModelConfig&, const Weights&, ModelSaved&, Tensor dhidden, const Batch&,
-                    Weights& grads);
+                    Weights& grads, const PartDone& done = {});
 
 }  // namespace furlong

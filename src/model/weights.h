@@ -65,10 +65,23 @@ struct TensorSpec {
   Split split = Split::replicated;
   bool always_f32 = false;  // A_log: fp32 in every mode
   bool mtp = false;         // belongs to the MTP head
+  // Tensors of one part lie together, and their gradients are complete together: 0 the embedding, 1 + i layer i, then
+  // the final norm, the head, the MTP head.
+  int part = 0;
   // A fused expert tensor also occurs per expert: pattern with {} for the expert's number; "a|b" are row halves.
   std::string per_expert = {};
   bool decays() const { return shape.size() >= 2; }  // AdamW's weight decay
   int64_t numel() const;
+};
+
+// Where the tensors of a Weights lie.
+struct Placement {
+  Device device = Device::cpu;
+  std::optional<bool> only_mtp = std::nullopt;  // allocate that part of the model only
+  // Tensors (by place in the registry) in page-locked host memory instead; none where empty. Needs `threads`.
+  std::vector<bool> on_host = {};
+  bool only_on_host = false;  // leave the others undefined
+  ThreadPool* threads = nullptr;
 };
 
 class Weights {
@@ -78,6 +91,13 @@ class Weights {
   // false only that part of the model is allocated and the rest stays undefined; nullopt takes all.
   Weights(const ModelConfig& config, DType dtype, Device device = Device::cpu,
           std::optional<bool> only_mtp = std::nullopt);
+  Weights(const ModelConfig& config, DType dtype, const Placement& placement);
+  // All parts in the same memory, that of the largest: for gradients that are moved on part by part.
+  static Weights one_part_at_a_time(const ModelConfig& config, DType dtype, Device device);
+
+  // The same tensors over addresses that must not be touched, for dry runs.
+  static Weights outline(const ModelConfig& config, DType dtype, Device device = Device::cpu,
+                         std::optional<bool> only_mtp = std::nullopt);
 
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred
@@ -90,18 +110,28 @@ class Weights {
   const std::vector<TensorSpec>& specs() const { return specs_; }
   DType dtype() const { return dtype_; }
   Device device() const { return storage_.device(); }
-  size_t bytes() const { return storage_.bytes(); }
+  size_t bytes() const { return bytes_; }
+  size_t host_bytes() const { return host_storage_.bytes(); }  // page-locked; a part of bytes()
   void zero(Stream&);
 
  private:
+  void bind(const ModelConfig& config, DType dtype, const Placement& placement, bool outline);
+
   DType dtype_ = DType::f32;
-  Buffer storage_;
+  Buffer storage_, host_storage_;
+  size_t bytes_ = 0;
   std::vector<Tensor> tensors_;
   std::vector<TensorSpec> specs_;
 };
 
 // The specs of a model without its tensors.
 std::vector<TensorSpec> tensor_registry(const ModelConfig& config);
+// The parts of a model (TensorSpec::part) by what they are.
+inline int layer_part(size_t layer) { return static_cast<int>(layer) + 1; }
+inline int norm_part(const ModelConfig& config) { return static_cast<int>(config.num_layers) + 1; }
+inline int head_part(const ModelConfig& config) { return norm_part(config) + 1; }
+inline int mtp_part(const ModelConfig& config) { return norm_part(config) + 2; }
+constexpr int embed_part = 0;
 
 // Calls f(spec, a, b, ...) for each tensor of several Weights of one model, in the registry's order.
 template <class F, class... W>

@@ -1,5 +1,6 @@
 #include "optim/adam.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "ops/reduce.h"
@@ -7,23 +8,52 @@
 namespace furlong {
 namespace {
 
-DType state_dtype(DType weights) { return weights == DType::f64 ? DType::f64 : DType::f32; }
+// The first tensors that hold at most `part` of all numbers.
+std::vector<bool> first_tensors(const std::vector<TensorSpec>& specs, double part) {
+  int64_t all = 0, taken = 0;
+  for (const auto& spec : specs) all += spec.numel();
+  std::vector<bool> first;
+  for (const auto& spec : specs) {
+    taken += spec.numel();
+    first.push_back(static_cast<double>(taken) <= part * static_cast<double>(all));
+  }
+  return first;
+}
 
 }  // namespace
 
 Optimizer::Optimizer(const ModelConfig& config, Weights& weights, OptimOptions options, Stream* stream)
-    : weights_(&weights), options_(options), has_masters_(weights.dtype() == DType::bf16) {
-  const std::optional<bool> part = options.train_mtp ? std::nullopt : std::optional<bool>(false);
-  if (has_masters_) {
-    masters_ = Weights(config, DType::f32, weights.device());
-    ThreadPool alone(1);
-    Stream host(alone);
-    for_each_tensor([&](const TensorSpec&, const Tensor& master,
-                        const Tensor& weight) { convert(stream != nullptr ? *stream : host, master, weight); },
-                    masters_, weights);
+    : weights_(&weights),
+      options_(options),
+      has_masters_(weights.dtype() == DType::bf16 && options.main_params == DType::f32) {
+  ThreadPool alone(1);
+  Stream host(alone);
+  Stream& at = stream != nullptr ? *stream : host;
+  Placement place{.device = weights.device(), .threads = &at.threads()};
+  if (options.offload > 0 && weights.device() == Device::cuda) {
+    on_host_ = place.on_host = first_tensors(weights.specs(), options.offload);
   }
-  exp_avg_ = Weights(config, state_dtype(weights.dtype()), weights.device(), part);
-  exp_avg_sq_ = Weights(config, state_dtype(weights.dtype()), weights.device(), part);
+  const bool offloads = !on_host_.empty() && std::find(on_host_.begin(), on_host_.end(), true) != on_host_.end();
+  if (!offloads) on_host_ = place.on_host = {};
+  if (has_masters_) {
+    masters_ = Weights(config, DType::f32, place);
+  } else if (offloads) {
+    place.only_on_host = true;  // the host's copies of the weights
+    masters_ = Weights(config, weights.dtype(), place);
+    place.only_on_host = false;
+  }
+  if (!options.train_mtp) place.only_mtp = false;
+  const bool f64 = weights.dtype() == DType::f64;
+  exp_avg_ = Weights(config, f64 ? DType::f64 : options.exp_avg, place);
+  exp_avg_sq_ = Weights(config, f64 ? DType::f64 : options.exp_avg_sq, place);
+  if (offloads) {
+    offload_ = std::make_unique<Offload>(config, weights, masters_, on_host_, options.main_grads, options.overlap,
+                                         options.train_mtp, options.offload_block, at.threads());
+    offload_->fetch_masters(at);
+  }
+  for (size_t i = 0; i < weights.tensors().size() && has_masters_; i++) {
+    if (!offloads || !on_host_[i]) convert(at, masters_.tensors()[i], weights.tensors()[i]);
+  }
 }
 
 double Optimizer::lr_at(int64_t steps) const {
@@ -42,27 +72,59 @@ StepResult Optimizer::step(Stream& stream, const Weights& grads) {
   StepResult result{.grad_norm = std::sqrt(squares), .lr = lr_at(steps_)};
   if (!std::isfinite(result.grad_norm)) {
     result.skipped = true;
+    drop_gradients();
     return result;
   }
   AdamParams params{
       .lr = result.lr, .beta1 = options_.beta1, .beta2 = options_.beta2, .eps = options_.eps, .step = ++steps_};
   if (options_.clip_grad > 0) params.grad_scale = std::min(1.0, options_.clip_grad / (result.grad_norm + 1e-6));
-  for_each_tensor(
-      [&](const TensorSpec& spec, const Tensor& weight, const Tensor& master, const Tensor& m, const Tensor& v,
-          const Tensor& grad) {
-        if (spec.mtp && !options_.train_mtp) return;
-        params.weight_decay = spec.decays() ? options_.weight_decay : 0;
-        adamw(stream, weight, master, m, v, grad, params);
-      },
-      *weights_, masters(), exp_avg_, exp_avg_sq_, grads);
+  const auto& specs = weights_->specs();
+  const auto decayed = [&](size_t i) {
+    AdamParams p = params;
+    p.weight_decay = specs[i].decays() ? options_.weight_decay : 0;
+    return p;
+  };
+  for (size_t i = 0; i < specs.size(); i++) {
+    if ((specs[i].mtp && !options_.train_mtp) || (!on_host_.empty() && on_host_[i])) continue;
+    adamw(stream, weights_->tensors()[i], masters().tensors()[i], exp_avg_.tensors()[i], exp_avg_sq_.tensors()[i],
+          grads.tensors()[i], decayed(i));
+  }
+  if (offload_ == nullptr) return result;
+  offload_->step(stream, grads, [&](Stream& host, const Offload::Piece& p, Tensor weight, Tensor grad) {
+    const auto piece = [&](const Weights& w) { return flat(w.tensors()[p.tensor], p.first, p.count); };
+    adamw(host, weight, piece(masters_), piece(exp_avg_), piece(exp_avg_sq_), grad, decayed(p.tensor));
+  });
   return result;
+}
+
+void Optimizer::gradients_done(Stream& stream, const Weights& grads, int part) {
+  if (offload_ != nullptr) offload_->send(stream, grads, part);
+}
+
+void Optimizer::drop_gradients() {
+  if (offload_ != nullptr) offload_->settle();
 }
 
 void Optimizer::weights_from_masters(Stream& stream) {
   if (!has_masters_) return;
-  for_each_tensor(
-      [&](const TensorSpec&, const Tensor& weight, const Tensor& master) { convert(stream, weight, master); },
-      *weights_, masters_);
+  for (size_t i = 0; i < masters_.tensors().size(); i++) {
+    if (on_host_.empty() || !on_host_[i]) convert(stream, weights_->tensors()[i], masters_.tensors()[i]);
+  }
+  if (offload_ != nullptr) offload_->push_weights(stream);
+}
+
+void Optimizer::weights_loaded(Stream& stream) {
+  if (offload_ != nullptr && !has_masters_) offload_->fetch_masters(stream);
+}
+
+uint64_t Optimizer::host_bytes() const {
+  return masters_.host_bytes() + exp_avg_.host_bytes() + exp_avg_sq_.host_bytes() +
+         (offload_ != nullptr ? offload_->host_bytes() : 0);
+}
+
+uint64_t Optimizer::device_bytes() const {
+  return masters_.bytes() + exp_avg_.bytes() + exp_avg_sq_.bytes() - masters_.host_bytes() - exp_avg_.host_bytes() -
+         exp_avg_sq_.host_bytes();
 }
 
 }  // namespace furlong

@@ -1,9 +1,12 @@
-// AdamW over a model's Weights: masters and moments are further Weights of the same layout.
+// AdamW over a model's Weights: masters and moments are further Weights of the same layout, on the weights' device or
+// in page-locked host memory.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "model/weights.h"
 #include "ops/adamw.h"
+#include "optim/offload.h"
 #include "tensor/stream.h"
 
 namespace furlong {
@@ -16,6 +19,15 @@ struct OptimOptions {
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
   double clip_grad = 1.0;  // 0: off
   bool train_mtp = true;   // false: the MTP tensors stay byte-identical
+  // What bf16 weights' masters and the moments are kept in, f32 or bf16; the update is computed in fp32 either way.
+  // Masters in bf16 are the weights themselves. f32 and f64 weights are always their own masters.
+  DType main_params = DType::f32, exp_avg = DType::f32, exp_avg_sq = DType::f32;
+  DType main_grads = DType::f32;  // what the caller keeps gradients in
+  // Of weights on a device: masters, moments and update of the first tensors that hold up to this part of all numbers
+  // are the host's. The bits are the same.
+  double offload = 0;
+  bool overlap = false;  // with offload: gradients go down part by part as gradients_done() tells of them
+  int64_t offload_block = int64_t{8} << 20;  // numbers that move and are updated together
 };
 
 struct StepResult {
@@ -26,13 +38,21 @@ struct StepResult {
 
 class Optimizer {
  public:
-  // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them. The moments begin at
-  // zero.
-  // stream: where weights on a device are worked on.
+  // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them, unless main_params is
+  // bf16. The moments begin at zero. stream: where weights on a device are worked on. Throws Error(Exit::resources)
+  // when the memory cannot be had.
   Optimizer(const ModelConfig&, Weights& weights, OptimOptions options, Stream* stream = nullptr);
 
-  // One step in place from gradients (f32, same layout). Every gradient is checked before anything is written.
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+
+  // One step in place from gradients (same layout; main_grads, or f64 for f64 weights). Every gradient is checked
+  // before anything is written. The new weights are there for what the stream is given afterwards.
   StepResult step(Stream&, const Weights& grads);
+  // The stream has been given all that this step adds to the gradients of a part (TensorSpec::part).
+  void gradients_done(Stream&, const Weights& grads, int part);
+  // The gradients told of are not wanted any more: there will be no step with them.
+  void drop_gradients();
   // The learning rate of the step after `steps` finished ones: linear warm-up, then constant.
   double lr_at(int64_t steps) const;
 
@@ -44,14 +64,24 @@ class Optimizer {
   bool has_masters() const { return has_masters_; }
   Weights& exp_avg() { return exp_avg_; }
   Weights& exp_avg_sq() { return exp_avg_sq_; }
+  const Weights& exp_avg() const { return exp_avg_; }
+  const Weights& exp_avg_sq() const { return exp_avg_sq_; }
   // After masters were filled from a checkpoint: weights = masters rounded to the weights' dtype.
   void weights_from_masters(Stream&);
+  // After weights (and masters) were filled from a checkpoint: what else is derived from them.
+  void weights_loaded(Stream&);
+
+  // Bytes on the weights' device and of page-locked host memory: masters, moments, and what offloading adds.
+  uint64_t device_bytes() const;
+  uint64_t host_bytes() const;
 
  private:
   Weights* weights_;
   OptimOptions options_;
   bool has_masters_;
+  std::vector<bool> on_host_;  // by tensor; empty without offload
   Weights masters_, exp_avg_, exp_avg_sq_;
+  std::unique_ptr<Offload> offload_;
   int64_t steps_ = 0;
 };
 

@@ -19,10 +19,13 @@ int64_t sample_chunk(Device device) { return device == Device::cpu ? 64 : 512; }
 // Scrap, a prompt and one sample of it.
 constexpr int64_t least_slots = 3;
 
+int64_t pages_of_longest(const EngineOptions& o) { return (o.max_tokens + o.drafts + o.page - 1) / o.page + 1; }
+
+// As many pages and slots as memory_bytes hold, at most what the requests can use.
 MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const EngineOptions& o) {
   MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
   // Every running sample and the prompts that wait for one.
-  const int64_t per_sequence = (o.max_tokens + o.drafts + o.page - 1) / o.page + 1;
+  const int64_t per_sequence = pages_of_longest(o);
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
   m.pages = 1 + m.slots * per_sequence;
   if (o.memory_bytes > 0) {
@@ -31,7 +34,11 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
     // Little memory means fewer sequences at once, not sequences without pages: slots stop at half of it, or where
     // the longest requests of all of them still have their pages.
     const size_t sequences = o.memory_bytes / (slot + static_cast<size_t>(per_sequence) * page);
-    const auto slots = static_cast<int64_t>(std::max(sequences, o.memory_bytes / 2 / slot));
+    auto slots = static_cast<int64_t>(std::max(sequences, o.memory_bytes / 2 / slot));
+    // They leave one longest request its pages.
+    const size_t longest = static_cast<size_t>(per_sequence + 2) * page;
+    const size_t beside = o.memory_bytes > longest ? o.memory_bytes - longest : 0;
+    slots = std::min(slots, static_cast<int64_t>(beside / slot));
     m.slots = std::min(m.slots, std::max(least_slots, slots));
     const size_t taken = static_cast<size_t>(m.slots) * slot;
     const size_t left = o.memory_bytes > taken ? o.memory_bytes - taken : 0;
@@ -41,7 +48,7 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
 }
 
 // The working memory of the largest step, found by running it dry.
-Arena sized_arena(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
+size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
   Arena measure = Arena::measuring(w.device());
   Stream dry = Stream::dry(threads, w.device());
   Exec exec{dry, measure};
@@ -56,10 +63,22 @@ Arena sized_arena(const ModelConfig& c, const Weights& w, const EngineOptions& o
   }
   measure.make("sample.logits", DType::f32, {sample_chunk(w.device()), c.vocab_size});
   measure.make("sample.slack", DType::u8, {1 << 20});
-  return Arena(measure.high_mark(), w.device());
+  return measure.high_mark();
 }
 
 }  // namespace
+
+EngineNeeds engine_needs(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
+  EngineNeeds needs{.memory = memory_options(c, w, o)};
+  const auto bytes = RolloutMemory::bytes_of(c, w.dtype(), needs.memory, w.device());
+  needs.pages = bytes.pages;
+  needs.slots = bytes.slots;
+  needs.arena = arena_bytes_of(c, w, o, threads);
+  needs.least = static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(c, w.dtype(), needs.memory, w.device()) +
+                static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(c, w.dtype(), needs.memory);
+  needs.block = RolloutMemory::block_bytes(c, w.dtype(), needs.memory, w.device()) + needs.arena;
+  return needs;
+}
 
 // One segment per working sequence: chunks of prompts first, then running samples.
 struct Engine::Round {
@@ -75,19 +94,29 @@ struct Engine::Round {
   std::vector<int64_t> accepted;
 };
 
-Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads)
+Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads,
+               Share memory)
     : config_(config),
       weights_(weights),
       options_(options),
       stream_(threads, weights.device()),
-      memory_(
-          std::make_unique<RolloutMemory>(config, weights.dtype(), memory_options(config, weights, options), &stream_)),
-      arena_(sized_arena(config, weights, options, threads)) {
+      share_(std::move(memory)),
+      arena_(0) {
+  const EngineNeeds needs = engine_needs(config, weights, options, threads);
+  if (share_.defined()) {
+    const size_t pools = needs.block - needs.arena;
+    share_ = share_.part(0, needs.block);
+    memory_ = std::make_unique<RolloutMemory>(config, weights.dtype(), needs.memory, &stream_, share_.part(0, pools));
+    arena_ = Arena(share_.part(pools, needs.arena));
+  } else {
+    memory_ = std::make_unique<RolloutMemory>(config, weights.dtype(), needs.memory, &stream_);
+    arena_ = Arena(needs.arena, weights.device());
+  }
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
   if (weights.device() == Device::cuda && !options.graph_batches.empty()) {
-    const int64_t pages = (options.max_tokens + options.drafts + options.page - 1) / options.page + 1;
+    const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
   }
 }
@@ -95,6 +124,7 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
 Engine::~Engine() = default;
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
+  if (share_.defined() && share_.enter()) memory_->reset();
   Scheduler scheduler(requests, *memory_, options_.max_running, options_.drafts);
   std::vector<Completion> done;
   for (scheduler.admit(); !scheduler.finished(); scheduler.admit()) {
@@ -103,6 +133,7 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
     scheduler.retire();
     if (progress) progress(done.size(), stats_.emitted);
   }
+  stream_.synchronize();  // others may use the memory now
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });

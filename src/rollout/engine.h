@@ -33,10 +33,21 @@ struct EngineStats {
   int64_t drafted = 0, accepted = 0, verify_steps = 0;
 };
 
+// What an engine of these options takes: the pools that fit memory_bytes, and the working memory of its largest step.
+struct EngineNeeds {
+  MemoryOptions memory;
+  size_t pages = 0, slots = 0, arena = 0;
+  size_t block = 0;  // of one block for all of it
+  size_t least = 0;  // pages and slots for one longest request
+};
+// Found by a dry run; the weights may be an outline.
+EngineNeeds engine_needs(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&);
+
 class Engine {
  public:
-  // Borrows the weights; they may change between calls of generate.
-  Engine(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&);
+  // Borrows the weights; they may change between calls of generate. memory: a block of engine_needs that others may use
+  // between those calls; undefined: the engine's own.
+  Engine(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&, Share memory = {});
   ~Engine();
 
   using Progress = std::function<void(size_t finished, int64_t tokens)>;
@@ -65,6 +76,7 @@ class Engine {
   const Weights& weights_;
   EngineOptions options_;
   Stream stream_;
+  Share share_;
   std::unique_ptr<RolloutMemory> memory_;
   Arena arena_;
   std::unique_ptr<DecodeGraphs> graphs_;

@@ -11,6 +11,9 @@ namespace furlong {
 namespace {
 
 constexpr size_t fp32 = 4;
+constexpr size_t boundary = 256;
+
+size_t on_boundary(size_t bytes) { return (bytes + boundary - 1) / boundary * boundary; }
 
 }  // namespace
 
@@ -35,11 +38,23 @@ RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, 
           static_cast<size_t>(o.slots) * slot_bytes(c, dtype, o, device)};
 }
 
-RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o, Stream* stream)
+size_t RolloutMemory::block_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o, Device device) {
+  const auto bytes = bytes_of(c, dtype, o, device);
+  const int64_t tensors = 2 * c.num_attention_layers() + 6 * c.num_delta_layers() + (o.mtp ? 2 : 0);
+  return on_boundary(bytes.pages + bytes.slots) + static_cast<size_t>(tensors) * boundary;
+}
+
+RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOptions& o, Stream* stream,
+                             const Share& place)
     : config_(c), options_(o), stream_(stream), device_(stream != nullptr ? stream->device() : Device::cpu) {
   CHECK(o.pages >= 2 && o.slots >= 2 && o.draft_rows >= 1, "{} pages, {} slots", o.pages, o.slots);
+  size_t at = 0;
   const auto make = [&](DType t, std::initializer_list<int64_t> shape) {
-    return tensors_.emplace_back(t, shape, device_).view();
+    if (!place.defined()) return tensors_.emplace_back(t, shape, device_).view();
+    const Tensor sized(nullptr, t, shape, device_);
+    const Tensor tensor = sized.placed(place.part(at, sized.bytes()).data(), device_);
+    at += on_boundary(sized.bytes());
+    return tensor;
   };
   const auto make_pages = [&] {
     const int64_t width = c.num_kv_heads * c.head_dim;
@@ -194,6 +209,22 @@ void RolloutMemory::release(SequenceMemory& sequence) {
   for (const int32_t page : sequence.pages) drop_page(page);
   if (sequence.slot != 0) free_slots_.insert(sequence.slot);
   sequence = {};
+}
+
+void RolloutMemory::reset() {
+  if (device_ == Device::cpu) return;
+  const auto zero = [&](const Tensor& t) {
+    if (t.defined()) set_zero(*stream_, t);
+  };
+  const auto zero_pages = [&](const KvPages& p) {
+    zero(p.k);
+    zero(p.v);
+  };
+  for (const auto& p : view_.attention) zero_pages(p);
+  zero_pages(view_.mtp);
+  for (const auto& d : view_.delta) {
+    for (const auto& t : {d.state, d.ring_k, d.ring_u, d.ring_g, d.window}) zero(t);
+  }
 }
 
 const MemoryView& RolloutMemory::view(std::span<const SequenceMemory* const> sequences,

@@ -28,14 +28,17 @@ struct SequenceMemory {
 
 class RolloutMemory {
  public:
-  // stream: where the memory lies and is copied; null: the host.
-  RolloutMemory(const ModelConfig&, DType dtype, const MemoryOptions&, Stream* stream = nullptr);
+  // stream: where the memory lies and is copied; null: the host. place: the memory, of block_bytes; undefined: its own.
+  RolloutMemory(const ModelConfig&, DType dtype, const MemoryOptions&, Stream* stream = nullptr,
+                const Share& place = {});
 
   // Bytes that these options take, by part.
   struct Bytes {
     size_t pages = 0, slots = 0;
   };
   static Bytes bytes_of(const ModelConfig&, DType dtype, const MemoryOptions&, Device = Device::cpu);
+  // What one block of all of it takes, each tensor on a boundary.
+  static size_t block_bytes(const ModelConfig&, DType dtype, const MemoryOptions&, Device = Device::cpu);
   static size_t page_bytes(const ModelConfig&, DType dtype, const MemoryOptions&);
   static size_t slot_bytes(const ModelConfig&, DType dtype, const MemoryOptions&, Device = Device::cpu);
 
@@ -55,6 +58,9 @@ class RolloutMemory {
   // Rejected rows are overwritten later.
   void commit(Stream&, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths);
   void release(SequenceMemory&);
+  // After the memory was used for something else, while no sequence holds any of it. On a device everything is zeroed:
+  // kernels multiply rows that nobody wrote by 0. On the host no such row is read.
+  void reset();
 
   // A view for one segment per sequence; valid until the next call. speculative[i]: the segment's rows may be rejected.
   const MemoryView& view(std::span<const SequenceMemory* const> sequences, std::span<const uint8_t> speculative);

@@ -1,4 +1,5 @@
-// Owners of memory. Buffer owns one block; Arena hands out named blocks in stack order and remembers its high mark.
+// Owners of memory. Buffer owns one block; Share is a part of a block that several users occupy in turn; Arena hands
+// out named blocks in stack order and remembers its high mark.
 #pragma once
 #include <map>
 #include <memory>
@@ -6,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/threads.h"
 #include "tensor/tensor.h"
 
 namespace furlong {
@@ -15,6 +17,9 @@ class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(size_t bytes, Device device = Device::cpu);
+  // Page-locked memory of the host, which a device copies from and to at full speed behind the host's back. Its pages
+  // are there at once, first touched by all threads.
+  static Buffer page_locked(size_t bytes, ThreadPool& threads);
   ~Buffer();
   Buffer(Buffer&& other) noexcept;
   Buffer& operator=(Buffer&& other) noexcept;
@@ -29,6 +34,30 @@ class Buffer {
   void* data_ = nullptr;
   size_t bytes_ = 0;
   Device device_ = Device::cpu;
+  bool locked_ = false;
+};
+
+// A part of a block of memory whose parts may overlap, because their users take turns. Addresses never move. The block
+// lives as long as any of its parts.
+class Share {
+ public:
+  Share() = default;
+  // The whole of a new block, zeroed. Throws Error(Exit::resources).
+  static Share block(size_t bytes, Device device);
+  Share part(size_t begin, size_t bytes) const;
+
+  bool defined() const { return block_ != nullptr; }
+  void* data() const;
+  size_t bytes() const { return bytes_; }
+  Device device() const;
+  // To be called before a part is used again. True when a part that overlaps it was in use since: then its content is
+  // lost.
+  bool enter() const;
+
+ private:
+  struct Block;
+  std::shared_ptr<Block> block_;
+  size_t begin_ = 0, bytes_ = 0;
 };
 
 // A tensor with its own memory.
@@ -49,6 +78,7 @@ class OwnedTensor {
 class Arena {
  public:
   explicit Arena(size_t capacity, Device device = Device::cpu);
+  explicit Arena(Share memory);
   static Arena measuring(Device device = Device::cpu);
 
   bool is_measuring() const { return measuring_; }
@@ -65,7 +95,7 @@ class Arena {
   size_t used() const { return used_; }
   size_t high_mark() const { return high_; }
   // Bytes per name at the moment of the high mark, for the memory table.
-  const std::map<std::string, size_t, std::less<>>& at_high_mark() const { return at_high_; }
+  std::map<std::string, size_t, std::less<>> at_high_mark() const;
 
   // Everything made after a Scope began is given back at its end.
   class Scope {
@@ -90,13 +120,14 @@ class Arena {
     size_t bytes;
   };
   Buffer buffer_;
+  Share share_;  // in place of the buffer
   Device device_ = Device::cpu;
   bool measuring_ = false;
   size_t capacity_ = 0;
   size_t used_ = 0;
   size_t high_ = 0;
   std::vector<Block> blocks_;
-  std::map<std::string, size_t, std::less<>> at_high_;
+  std::vector<Block> at_high_;
 };
 
 }  // namespace furlong

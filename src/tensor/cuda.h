@@ -8,6 +8,10 @@
 #include <memory>
 #include <string>
 
+namespace furlong {
+class ThreadPool;
+}
+
 namespace furlong::cuda {
 
 struct DeviceInfo {
@@ -19,11 +23,24 @@ struct DeviceInfo {
 
 // Whether this program was compiled with CUDA.
 bool built();
+// Why the device of this index cannot be opened among `count` (error: the runtime's words where it found none), and why
+// a found one cannot be used; empty: it can.
+std::string why_not(int count, int index, const std::string& error);
+std::string why_not(const DeviceInfo&);
+// What a failed call is reported as. last_op: the op launched last in the same queue, where there is one; kernels run
+// behind the host, so that a call may notice what an earlier op did.
+std::string describe_error(const char* call, const char* last_op, const std::string& words, const std::string& name);
 // Makes device `index` the process's own. Throws Error(Exit::resources) when there is none or its kernels are not in
 // this program, naming what was found and what to do.
 void open(int index = 0);
 // Of the device that is open.
 DeviceInfo device_info();
+
+struct Memory {
+  size_t free = 0, total = 0;
+};
+// Of the device that is open: bytes.
+Memory memory();
 
 // Device memory, zeroed, 256-byte aligned. Throws Error(Exit::resources) with what is free.
 void* allocate(size_t bytes);
@@ -31,6 +48,9 @@ void release(void* memory) noexcept;
 // Page-locked host memory, which the device copies at full speed. Contents undefined.
 void* allocate_pinned(size_t bytes);
 void release_pinned(void* memory) noexcept;
+// Page-locks host memory that the caller has mapped, all threads at it, for copy_async. Throws Error(Exit::resources).
+void lock_pages(void* memory, size_t bytes, ThreadPool& threads);
+void unlock_pages(void* memory, size_t bytes) noexcept;
 
 // A CUDA stream and what ops need beside it; defined in tensor/cuda/queue.h.
 struct Queue;
@@ -51,7 +71,18 @@ uint64_t scratch_version(const Queue&);
 void copy(Queue&, void* to, size_t to_stride, bool to_device, const void* from, size_t from_stride, bool from_device,
           size_t width, size_t rows);
 
-// The same for one run of bytes after all queues have finished; for work outside a stream (checkpoint files).
+// One run of bytes in the queue's order between device memory and page-locked host memory, which must stay as it is
+// until the queue has passed. Returns at once.
+void copy_async(Queue&, void* to, const void* from, size_t bytes, bool to_device);
+
+// A place in a queue's order. Only work given to the queue before the latest mark() counts; one never marked is passed.
+struct Event;
+std::shared_ptr<Event> make_event();
+void mark(Queue&, Event&);
+void wait_for(Queue&, const Event&);  // what the queue is given from now on
+void wait_for(const Event&);          // the caller
+
+// Copies one run of bytes after all queues have finished; for work outside a stream (checkpoint files).
 void copy_now(void* to, const void* from, size_t bytes, bool to_device);
 
 }  // namespace furlong::cuda

@@ -1,6 +1,7 @@
 #include "trainer/options.h"
 
 #include "base/error.h"
+#include "base/log.h"
 
 namespace furlong {
 
@@ -38,7 +39,16 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
              .eps = s.adam_eps,
              .weight_decay = s.weight_decay,
              .clip_grad = s.clip_grad,
-             .train_mtp = s.enable_mtp_training};
+             .train_mtp = s.enable_mtp_training,
+             .main_params = parse_dtype(s.main_params_dtype),
+             .exp_avg = parse_dtype(s.exp_avg_dtype),
+             .exp_avg_sq = parse_dtype(s.exp_avg_sq_dtype),
+             .main_grads = parse_dtype(s.main_grads_dtype),
+             .offload = s.optimizer_cpu_offload ? s.optimizer_offload_fraction : 0,
+             .overlap = s.overlap_cpu_optimizer_d2h_h2d};
+  if (s.optimizer_cpu_offload && s.device == "cpu") {
+    log::info("--optimizer-cpu-offload changes nothing with --device cpu: all of the optimizer is in host memory");
+  }
   o.recompute = s.recompute_granularity == "full" ? Recompute::full : Recompute::none;
   o.per_token = s.calculate_per_token_loss;
   o.mtp = s.enable_mtp_training;

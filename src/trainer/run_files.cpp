@@ -124,6 +124,7 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
     return std::nullopt;
   }
   const RunState state = from_json(found->state, found->path + "/state.json");
+  step.weights_loaded();
   step.optimizer().set_steps(state.optimizer_steps);
   step.set_skipped(state.skipped_steps, state.skipped_in_a_row);
   log::info("resuming {} at rollout {} (optimizer step {})", found->path, state.next_rollout, state.optimizer_steps);

@@ -1,7 +1,5 @@
 #include "trainer/session.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <filesystem>
 
@@ -15,8 +13,6 @@ namespace furlong {
 namespace {
 
 constexpr double default_initializer_range = 0.02;
-// Of the memory that is free when no --rollout-mem-fraction-static is given.
-constexpr double default_memory_fraction = 0.5;
 constexpr int64_t default_max_running = 512;
 
 std::vector<int32_t> read_stop_ids(const std::string& directory, const ModelConfig& config) {
@@ -71,16 +67,6 @@ Session open_session(const Settings& settings) {
               static_cast<double>(device.free_bytes) / 1073741824.0,
               static_cast<double>(device.total_bytes) / 1073741824.0);
   }
-  if (settings.random_init) {
-    session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
-    Stream stream(*session.threads, session.device);
-    init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
-                 session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
-    stream.synchronize();
-  } else {
-    session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
-                              {.threads = session.threads.get(), .device = session.device});
-  }
   if (std::filesystem::exists(session.directory + "/tokenizer.json")) {
     session.tokenizer = Tokenizer::load(session.directory);
     if (session.tokenizer->vocab_size() > session.config.vocab_size) {
@@ -100,6 +86,19 @@ Session open_session(const Settings& settings) {
   session.enable_thinking = thinking_of(settings.apply_chat_template_kwargs);
   session.stop_ids = read_stop_ids(session.directory, session.config);
   return session;
+}
+
+void load_weights(Session& session, const Settings& settings) {
+  if (settings.random_init) {
+    session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
+    Stream stream(*session.threads, session.device);
+    init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
+                 session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
+    stream.synchronize();
+  } else {
+    session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
+                              {.threads = session.threads.get(), .device = session.device});
+  }
 }
 
 std::vector<int32_t> encode_text(const Session& session, const std::string& text) {
@@ -193,15 +192,15 @@ std::optional<double> reward_of(const Score& score, const std::string& reward_ke
   return score.reward;
 }
 
-EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens,
-                             int64_t max_requests) {
+EngineOptions engine_options(const ModelConfig& config, const std::string& where, const Settings& settings,
+                             int64_t max_tokens, int64_t max_requests) {
   EngineOptions options;
   options.max_running = std::min(settings.rollout_max_running_requests.value_or(default_max_running), max_requests);
   options.max_tokens = max_tokens;
   if (settings.rollout_speculative_algorithm != "none") {
-    if (session.config.mtp_num_layers == 0) {
+    if (config.mtp_num_layers == 0) {
       fail(Exit::usage, "--rollout-speculative-algorithm {}: {} has no MTP head (mtp_num_hidden_layers is 0); use none",
-           settings.rollout_speculative_algorithm, session.directory);
+           settings.rollout_speculative_algorithm, where);
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
   }
@@ -211,11 +210,6 @@ EngineOptions engine_options(const Session& session, const Settings& settings, i
     for (int64_t n = 16; n <= 256; n += 8) options.graph_batches.push_back(n);
   }
   std::erase_if(options.graph_batches, [&](int64_t n) { return n > options.max_running + 8; });
-  const double available = session.device == Device::cuda ? static_cast<double>(cuda::device_info().free_bytes)
-                                                          : static_cast<double>(sysconf(_SC_AVPHYS_PAGES)) *
-                                                                static_cast<double>(sysconf(_SC_PAGESIZE));
-  options.memory_bytes =
-      static_cast<size_t>(available * settings.rollout_mem_fraction_static.value_or(default_memory_fraction));
   return options;
 }
 

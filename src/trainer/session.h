@@ -32,8 +32,11 @@ struct Session {
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 
-// Reads the checkpoint that --hf-checkpoint names. Throws Error(Exit::input) or Error(Exit::usage).
+// Opens the device and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws Error(Exit::input)
+// or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
 Session open_session(const Settings& settings);
+// The weights, once their memory is known to be there.
+void load_weights(Session& session, const Settings& settings);
 
 // The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.
 std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages);
@@ -63,8 +66,9 @@ Label label_of(const LabelValue& value);
 // The number that a score stands for: --reward-key picks "score" or "acc" of a rule that gives several.
 std::optional<double> reward_of(const Score& score, const std::string& reward_key);
 
-// Engine options from the rollout settings, for requests of at most max_tokens tokens.
-EngineOptions engine_options(const Session& session, const Settings& settings, int64_t max_tokens,
-                             int64_t max_requests);
+// Engine options from the rollout settings, for requests of at most max_tokens tokens. `where` names the checkpoint in
+// errors; memory_bytes is the caller's to set.
+EngineOptions engine_options(const ModelConfig& config, const std::string& where, const Settings& settings,
+                             int64_t max_tokens, int64_t max_requests);
 
 }  // namespace furlong

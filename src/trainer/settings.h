@@ -22,6 +22,7 @@ enum class Command : uint16_t {
   grade = 64,
   init = 128,
   convert = 256,
+  inspect = 512,
 };
 
 using Texts = std::vector<std::string>;
@@ -153,7 +154,12 @@ struct Settings {
   double clip_grad = 1.0;  // 0: off
   bool optimizer_cpu_offload = false;
   bool overlap_cpu_optimizer_d2h_h2d = false;
+  double optimizer_offload_fraction = 1;
   bool use_precision_aware_optimizer = false;
+  std::string main_grads_dtype = "fp32";  // fp32 | bf16, as the next three
+  std::string main_params_dtype = "fp32";
+  std::string exp_avg_dtype = "fp32";
+  std::string exp_avg_sq_dtype = "fp32";
 
   // Parallelism
   int64_t tensor_model_parallel_size = 1;
@@ -189,6 +195,11 @@ struct Settings {
   std::string tokenizer;  // file or folder
   bool decode = false;
   bool chat = false;
+
+  // Memory plan
+  bool plan = false;  // inspect: plan a run
+  std::optional<int64_t> gpus;
+  std::optional<double> gpu_memory_gib, host_memory_gib;
 
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
@@ -248,7 +259,11 @@ struct Field {
   Texts allowed;                     // as format_value writes them
   std::string no_effect;             // why the flag changes nothing here; warned of when given
 
-  bool takes(Command command) const { return (commands & static_cast<unsigned>(command)) != 0; }
+  // inspect reads every setting of train, so that it can plan any recipe.
+  bool takes(Command command) const {
+    const auto train = static_cast<unsigned>(Command::train);
+    return (commands & static_cast<unsigned>(command)) != 0 || (command == Command::inspect && (commands & train) != 0);
+  }
   std::string flag() const;        // "--eps-clip-high"
   std::string value_hint() const;  // "N", "X", "TEXT", "a|b", "TEXT ..."
   std::string range_text() const;  // "(0, 1]", ">= 1", "a, b, c"; empty: anything

@@ -29,6 +29,7 @@ const char* purpose(Command command) {
     case Command::grade: return "rewards of given responses";
     case Command::init: return "a new checkpoint with random weights";
     case Command::convert: return "a checkpoint with other packing or dtype";
+    case Command::inspect: return "a checkpoint's tensors; --plan: a recipe's memory and time";
   }
   CHECK(false, "a command without a purpose");
 }
@@ -100,7 +101,7 @@ std::string cell(const std::string& text) {
 std::string command_list(const Field& field) {
   Texts names;
   for (const Command command : all_commands()) {
-    if (field.takes(command)) names.push_back(name_of(command));
+    if ((field.commands & static_cast<unsigned>(command)) != 0) names.push_back(name_of(command));
   }
   return fmt::format("{}", fmt::join(names, ", "));
 }
@@ -219,7 +220,7 @@ std::string flags_markdown() {
       "command\n"
       "line counts once, with its last value; `--no-FLAG` or `--FLAG=false` turns off what a recipe turns on. A name "
       "that\n"
-      "is not here is an error that names the nearest ones.\n";
+      "is not here is an error that names the nearest ones. `furlong inspect --plan` reads every setting of `train`.\n";
   for (const Group group : all_groups) {
     if (group == Group::no_effect) continue;
     out += fmt::format("\n## {}\n\n| flag | value | default | commands | meaning |\n|---|---|---|---|---|\n",

@@ -2,12 +2,16 @@
 #include "trainer/settings.h"
 
 namespace furlong {
+
+// miles' flags that change nothing here (settings_no_effect.cpp).
+void add_without_effect(std::vector<Field>& table);
+
 namespace {
 
 constexpr unsigned bit(Command command) { return static_cast<unsigned>(command); }
 constexpr unsigned T = bit(Command::train), S = bit(Command::sft), E = bit(Command::eval), G = bit(Command::generate),
                    L = bit(Command::score), K = bit(Command::tokenize), R = bit(Command::grade), I = bit(Command::init),
-                   V = bit(Command::convert);
+                   V = bit(Command::convert), X = bit(Command::inspect);
 constexpr unsigned model_commands = T | S | E | G | L, all = model_commands | K | R | I | V;
 
 Kind kind_of(const Member& member) {
@@ -53,7 +57,7 @@ void add_checkpoint(Table& t) {
   t.insert(
       t.end(),
       {
-          row("hf_checkpoint", &Settings::hf_checkpoint, model_commands | K | V,
+          row("hf_checkpoint", &Settings::hf_checkpoint, model_commands | K | V | X,
               "checkpoint folder in the Hugging Face layout: weights, config and tokenizer")
               .unit("folder")
               .differs("the weights of training are read from it too; no torch_dist copy is needed"),
@@ -106,6 +110,25 @@ void add_run(Table& t) {
               .to(4096)
               .differs("not in miles"),
           row("seed", &Settings::seed, model_commands | I, "key of sampling and of random weights").from(0),
+          row("gpu_memory_gib", &Settings::gpu_memory_gib, model_commands | X,
+              "memory of a GPU to plan with; default: what the GPU has, without one that of an H100 (79.6)")
+              .unit("GiB")
+              .above(0)
+              .to(1e6)
+              .differs("not in miles"),
+          row("host_memory_gib", &Settings::host_memory_gib, model_commands | X,
+              "memory of the host to plan with; default: what is available now")
+              .unit("GiB")
+              .above(0)
+              .to(1e7)
+              .differs("not in miles"),
+          row("plan", &Settings::plan, X, "plan the run of a recipe: memory by name and phase, time by phase")
+              .differs("not in miles"),
+          row("gpus", &Settings::gpus, X, "GPUs to plan for; default: those of the recipe")
+              .unit("GPUs")
+              .from(1)
+              .to(1 << 16)
+              .differs("not in miles"),
           row("actor_num_nodes", &Settings::actor_num_nodes, T | S, "machines of the run").from(1).later({"1"}),
           row("actor_num_gpus_per_node", &Settings::actor_num_gpus_per_node, T | S, "devices a machine")
               .from(1)
@@ -257,10 +280,10 @@ void add_engine(Table& t) {
               .from(2)
               .to(17),
           row("rollout_mem_fraction_static", &Settings::rollout_mem_fraction_static, engine,
-              "part of memory for weights, KV pages and recurrent slots")
+              "part of memory for all that stays there, KV pages and recurrent slots")
               .above(0)
               .below(1)
-              .differs("the default comes from the memory plan"),
+              .differs("gradients and optimizer state count too; default: what they leave over (CPU: half of it)"),
           row("rollout_max_running_requests", &Settings::rollout_max_running_requests, engine,
               "most sequences decoded at a time")
               .unit("sequences")
@@ -417,15 +440,28 @@ void add_optimizer(Table& t) {
                    .from(0)
                    .to(1e12),
                row("optimizer_cpu_offload", &Settings::optimizer_cpu_offload, T | S,
-                   "masters, moments and the update in host memory")
-                   .later({"false"}),
+                   "with --device cuda: masters, moments and update in page-locked host memory, to the same bits"),
+               row("optimizer_offload_fraction", &Settings::optimizer_offload_fraction, T | S,
+                   "part of all numbers whose tensors are offloaded, in order")
+                   .from(0)
+                   .to(1),
                row("overlap_cpu_optimizer_d2h_h2d", &Settings::overlap_cpu_optimizer_d2h_h2d, T | S,
-                   "overlap the offloaded update with its copies")
-                   .later({"false"}),
+                   "send gradients to the host layer by layer during the last backward"),
                row("use_precision_aware_optimizer", &Settings::use_precision_aware_optimizer, T | S,
-                   "dtypes of masters, moments and gradients one by one")
-                   .later({"false"}),
+                   "let the next four say what the optimizer keeps in which dtype"),
+               row("main_grads_dtype", &Settings::main_grads_dtype, T | S,
+                   "gradients summed over micro-batches; each micro-batch computes its own in fp32")
+                   .choices({"fp32", "bf16"}),
+               row("main_params_dtype", &Settings::main_params_dtype, T | S,
+                   "masters of bf16 weights; bf16: the weights are their own masters")
+                   .choices({"fp32", "bf16"})
+                   .differs("bf16 in place of fp16"),
            });
+  for (const auto& [name, member, help] :
+       {std::tuple("exp_avg_dtype", &Settings::exp_avg_dtype, "first moments"),
+        std::tuple("exp_avg_sq_dtype", &Settings::exp_avg_sq_dtype, "second moments")}) {
+    t.push_back(row(name, member, T | S, help).choices({"fp32", "bf16"}).differs("no fp16 or fp8"));
+  }
 }
 
 void add_parallel(Table& t) {
@@ -493,7 +529,9 @@ void add_tools(Table& t) {
               .unit("path"),
           tok("decode", &Settings::decode, K, "ids to text"),
           tok("chat", &Settings::chat, K, "messages to the text of a prompt"),
-          conv("preset", &Settings::preset, I, "shape of the new checkpoint").choices({"tiny", "small", "35b-a3b"}),
+          conv("preset", &Settings::preset, I | X,
+               "shape of the new checkpoint; inspect: the model, where no checkpoint is there")
+              .choices({"tiny", "small", "35b-a3b"}),
           conv("num_layers", &Settings::num_layers, I, "layers, in place of the preset's")
               .unit("layers")
               .from(1)
@@ -504,62 +542,6 @@ void add_tools(Table& t) {
                "experts fused in one tensor or one by one; source: as in the source (init: as released)")
               .choices({"source", "fused", "per-expert"}),
       });
-}
-
-void add_without_effect(Table& t) {
-  const auto add = [&](const char* why, std::initializer_list<const char*> names, const Texts& allowed = {}) {
-    for (const char* name : names) {
-      Field field = Row(Group::no_effect, name, std::monostate(), T | S, "").no_effect(why);
-      field.allowed = allowed;
-      t.push_back(std::move(field));
-    }
-  };
-  add("the checkpoint's config.json decides", {"spec",
-                                               "num_layers",
-                                               "hidden_size",
-                                               "ffn_hidden_size",
-                                               "num_attention_heads",
-                                               "group_query_attention",
-                                               "num_query_groups",
-                                               "kv_channels",
-                                               "qk_layernorm",
-                                               "apply_layernorm_1p",
-                                               "normalization",
-                                               "norm_epsilon",
-                                               "position_embedding_type",
-                                               "rotary_percent",
-                                               "rotary_base",
-                                               "swiglu",
-                                               "disable_bias_linear",
-                                               "untie_embeddings_and_output_weights",
-                                               "vocab_size",
-                                               "attention_output_gate",
-                                               "num_experts",
-                                               "moe_router_topk",
-                                               "moe_ffn_hidden_size",
-                                               "moe_shared_expert_intermediate_size",
-                                               "moe_shared_expert_gate",
-                                               "moe_router_score_function",
-                                               "moe_layer_freq",
-                                               "model_name"});
-  add("there is none here", {"attention_dropout", "hidden_dropout", "moe_aux_loss_coeff"}, {"0"});
-  add("always so here", {"accumulate_allreduce_grads_in_fp32", "attention_softmax_in_fp32", "moe_grouped_gemm",
-                         "use_distributed_optimizer"});
-  add("always so here", {"moe_router_dtype"}, {"fp32"});
-  add("always so here", {"qkv_format"}, {"thd"});
-  add("no expert drops a token", {"moe_token_drop_policy"});
-  add("the program chooses its kernels",
-      {"attention_backend", "moe_permute_fusion", "linear_attention_backend", "train_backend",
-       "no_gradient_accumulation_fusion", "rollout_attention_backend", "rollout_moe_runner_backend",
-       "rollout_mamba_scheduler_strategy"});
-  add("one process",
-      {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router", "use_fault_tolerance",
-       "overlap_grad_reduce", "overlap_param_gather", "distributed_timeout_minutes"});
-  add("the trainer's weights are the rollout's",
-      {"offload", "offload_train", "offload_rollout", "update_weight_buffer_size", "megatron_to_hf_mode"});
-  add("metrics go to the run directory",
-      {"use_wandb", "wandb_project", "wandb_group", "wandb_team", "wandb_host", "wandb_key", "wandb_mode", "wandb_dir",
-       "disable_wandb_random_suffix", "use_tensorboard"});
 }
 
 }  // namespace

@@ -24,6 +24,10 @@ class Validator {
   Validator(Settings& settings, Command command) : s_(settings), command_(command) {}
 
   Texts run() {
+    if (is(Command::inspect)) {
+      inspect();
+      return complaints_;
+    }
     refuse_later_work();
     if (is(Command::train) || is(Command::sft)) {
       require_inputs();
@@ -44,6 +48,14 @@ class Validator {
   }
 
  private:
+  // A plan takes sizes that a run refuses; what a plan does not need may be left out.
+  void inspect() {
+    batches();
+    engine();
+    if (s_.plan) return;
+    require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to list, or --plan with a recipe");
+  }
+
   bool is(Command command) const { return command_ == command; }
   template <class... Args>
   void complain(fmt::format_string<Args...> format, Args&&... args) {
@@ -102,12 +114,13 @@ class Validator {
       if (!s_.recompute_num_layers) s_.recompute_num_layers = 1;
     }
     if (!s_.rollout_batch_size) return;
-    const int64_t group = is(Command::train) ? s_.n_samples_per_prompt : 1;
+    const bool groups = is(Command::train) || is(Command::inspect);
+    const int64_t group = groups ? s_.n_samples_per_prompt : 1;
     const int64_t samples = *s_.rollout_batch_size * group;
     const std::string rollout =
-        is(Command::train) ? fmt::format("--rollout-batch-size {} x --n-samples-per-prompt {} = {} samples a rollout",
-                                         *s_.rollout_batch_size, group, samples)
-                           : fmt::format("--rollout-batch-size {}", samples);
+        groups ? fmt::format("--rollout-batch-size {} x --n-samples-per-prompt {} = {} samples a rollout",
+                             *s_.rollout_batch_size, group, samples)
+               : fmt::format("--rollout-batch-size {}", samples);
     if (s_.global_batch_size && s_.num_steps_per_rollout) {
       // Compared by division: the product of two numbers from a user may overflow.
       if (samples % *s_.global_batch_size != 0 || samples / *s_.global_batch_size != *s_.num_steps_per_rollout) {
@@ -156,6 +169,21 @@ class Validator {
   void optimizer() {
     if (s_.min_lr != 0) complain("--min-lr {} has no meaning with --lr-decay-style constant; leave it out", s_.min_lr);
     if (s_.lr_warmup_init > s_.lr) complain("--lr-warmup-init {} is above --lr {}", s_.lr_warmup_init, s_.lr);
+    for (const auto& [flag, value] :
+         {std::pair("--main-grads-dtype", &s_.main_grads_dtype),
+          std::pair("--main-params-dtype", &s_.main_params_dtype), std::pair("--exp-avg-dtype", &s_.exp_avg_dtype),
+          std::pair("--exp-avg-sq-dtype", &s_.exp_avg_sq_dtype)}) {
+      if (*value != "fp32" && !s_.use_precision_aware_optimizer) {
+        complain("{} {} needs --use-precision-aware-optimizer", flag, *value);
+      }
+    }
+    if (s_.main_params_dtype == "bf16" && s_.dtype != "bf16") {
+      complain("--main-params-dtype bf16 with --dtype {}: such weights are their own masters; use --dtype bf16",
+               s_.dtype);
+    }
+    if (s_.overlap_cpu_optimizer_d2h_h2d && !s_.optimizer_cpu_offload) {
+      complain("--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload");
+    }
     if (s_.lr_warmup_init > 0 && s_.lr_warmup_iters == 0) {
       complain("--lr-warmup-init {} without --lr-warmup-iters: there is no warm-up to start", s_.lr_warmup_init);
     }
@@ -306,6 +334,7 @@ class Validator {
         require(s_.input, "--input", "a jsonl file, or - for standard input");
         require(s_.rm_type, "--rm-type", "the rule");
         break;
+      case Command::inspect: break;
       case Command::init:
         require(s_.preset, "--preset", "tiny, small or 35b-a3b");
         require(s_.save, "--save", "the folder to write");

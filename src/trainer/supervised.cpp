@@ -2,11 +2,12 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "monitor/metrics.h"
-#include "monitor/table.h"
+#include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/run_files.h"
 #include "trainer/trainer.h"
@@ -61,8 +62,16 @@ void supervised(const Settings& s, bool) {
   TrainOptions options = train_options(s, session.config);
   options.objective = Objective::supervised;
   options.temperature = 1;
-  TrainStep step(session.config, session.weights, *session.threads, options);
   const auto conversations = tokenize_all(session, s);
+  Workload work{.trains = true, .supervised = true, .shortest = std::numeric_limits<int32_t>::max()};
+  for (const auto& t : conversations) {
+    work.longest = std::max(work.longest, std::ssize(t.tokens));
+    work.shortest = std::min(work.shortest, std::ssize(t.tokens));
+  }
+  const CheckedPlan memory = require_memory(session, s, work);
+  load_weights(session, s);
+  TrainStep step(session.config, session.weights, *session.threads, options,
+                 Share::block(memory.plan.block, session.device));
   const auto batch = s.global_batch_size.value_or(s.rollout_batch_size.value_or(32));
   PromptCursor cursor(static_cast<int64_t>(conversations.size()), s.rollout_shuffle, s.rollout_seed);
   RunState state;
@@ -78,14 +87,9 @@ void supervised(const Settings& s, bool) {
          files.directory(), state.next_rollout, steps);
   }
   MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
-  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
-  std::vector<std::pair<std::string, uint64_t>> rows = {
-      {"weights", session.weights.bytes()}, {"gradients", trained}, {"optimizer moments", 2 * trained}};
-  for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
-    rows.emplace_back("training working memory: " + name, bytes);
-  }
-  files.write_plan(memory_table("memory", rows));
-  log::info("{}", memory_table("memory", rows));
+  files.write_plan(memory.table);
+  log::info("{}", memory.table);
+  DeviceMemoryWatch watch(session.device, memory.plan);
   const auto begun = Clock::now();
   const int64_t first = state.next_rollout;
   for (int64_t id = first; id < steps; id++) {
@@ -105,6 +109,7 @@ void supervised(const Settings& s, bool) {
              step.skipped(), step.skipped_in_a_row(),  cursor.state()};
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     row.emplace_back("perf/actor_train_time", seconds);
+    for (const auto& figure : watch.metrics()) row.push_back(figure);
     metrics.write(id, row);
     if (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps) {
       const double eta = std::chrono::duration<double>(Clock::now() - begun).count() /
@@ -117,6 +122,7 @@ void supervised(const Settings& s, bool) {
       files.save(session, step, state);
     }
   }
+  if (const std::string text = watch.summary(); !text.empty()) log::info("{}", text);
   log::info("Hugging Face checkpoint: {}", files.export_hf(session, step, steps - 1));
 }
 

@@ -6,8 +6,10 @@
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "checkpoint/tensor_file.h"
 #include "model/mtp.h"
+#include "ops/reduce.h"
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
 
@@ -20,6 +22,9 @@ HeadOptions head_options(const TrainOptions& o) {
   return {.temperature = o.temperature, .chunk_rows = o.head_chunk, .entropy = o.entropy};
 }
 
+// Of the model, for Weights' only_mtp.
+std::optional<bool> trained_part(const TrainOptions& o) { return o.mtp ? std::nullopt : std::optional<bool>(false); }
+
 std::vector<HeadRow> head_rows(const std::vector<LossRow>& rows) {
   std::vector<HeadRow> out;
   out.reserve(rows.size());
@@ -30,7 +35,7 @@ std::vector<HeadRow> head_rows(const std::vector<LossRow>& rows) {
 }  // namespace
 
 // Weighted sums over the step; weights add up to 1 over its tokens, so that these are means.
-struct TrainStep::Sums {
+struct MicroBatch::Sums {
   double policy = 0, clipped = 0, kl = 0, entropy = 0, ppo_kl = 0, ratio = 0, ratio_squared = 0, weight = 0;
   double abs_diff = 0, rollout_kl = 0, rollout_weight = 0;
   double mtp = 0;
@@ -38,18 +43,28 @@ struct TrainStep::Sums {
   bool has_reference = false;
 };
 
-TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options)
+MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads,
+                       Weights partial)
     : config_(config),
       weights_(weights),
-      stream_(threads, weights.device()),
-      dry_(Stream::dry(threads, weights.device())),
       options_(std::move(options)),
-      grads_(config, DType::f32, weights.device(), options_.mtp ? std::nullopt : std::optional<bool>(false)),
-      optimizer_(config, weights, options_.optim, &stream_),
-      arena_(0, weights.device()) {
+      grads_(std::move(grads)),
+      partial_(std::move(partial)) {
   CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
   if (options_.loss.entropy_coef != 0) options_.entropy = true;
 }
+
+TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options,
+                     Share memory)
+    : MicroBatch(
+          config, weights, options, Weights(config, options.optim.main_grads, weights.device(), trained_part(options)),
+          options.optim.main_grads == DType::f32 ? Weights()
+                                                 : Weights::one_part_at_a_time(config, DType::f32, weights.device())),
+      stream_(threads, weights.device()),
+      dry_(Stream::dry(threads, weights.device())),
+      optimizer_(config, weights, options_.optim, &stream_),
+      share_(std::move(memory)),
+      arena_(share_.defined() ? Arena(share_) : Arena(0, weights.device())) {}
 
 template <class F>
 void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
@@ -61,13 +76,16 @@ void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
     wanted = std::max(wanted, measure.high_mark());
   }
   if (wanted > arena_.capacity()) {
+    if (share_.defined()) log::info("a micro-batch needs {} of working memory, more than planned", human_bytes(wanted));
+    share_ = {};
     stream_.synchronize();
     arena_ = Arena(0, weights_.device());  // the old one goes first
     arena_ = Arena(wanted + wanted / 8, weights_.device());
   }
+  if (share_.defined()) share_.enter();
 }
 
-void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Sums& sums) {
+void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Weights& grads, Sums& sums) {
   const Arena::Scope scope(exec.arena);
   MtpSaved saved;
   const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
@@ -82,11 +100,26 @@ void TrainStep::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidd
               return HeadGradient{.d_log_prob = -factor * weight};
             },
             dm, {});
-  mtp_backward(exec, config_, weights_, saved, dm, batch, grads_);
+  mtp_backward(exec, config_, weights_, saved, dm, batch, grads);
 }
 
-void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
-                           const std::vector<TokenTargets>& targets, Sums& sums) {
+void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
+  if (!partial_.tensors().empty()) {
+    for_each_tensor(
+        [&](const TensorSpec& spec, const Tensor& sum, const Tensor& own) {
+          if (spec.part != part || !sum.defined()) return;
+          add(stream, sum, own);
+          set_zero(stream, own);
+        },
+        grads_, partial_);
+  }
+  if (told != nullptr) told->gradients_done(stream, grads_, part);
+}
+
+void MicroBatch::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
+                            const std::vector<TokenTargets>& targets, Sums& sums, Optimizer* told) {
+  Weights& grads = partial_.tensors().empty() ? grads_ : partial_;
+  const auto done = [&](int part) { part_done(exec.stream, part, told); };
   const Arena::Scope scope(exec.arena);
   const Batch batch = placed(exec, pack.batch.batch());
   ModelSaved saved{.recompute = options_.recompute};
@@ -128,9 +161,13 @@ void TrainStep::micro_step(Exec& exec, Pack& pack, const std::vector<const Traje
         return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
       },
-      dhidden, grads_.lm_head);
-  if (options_.mtp) mtp_loss(exec, pack, batch, hidden, sums);
-  model_backward(exec, config_, weights_, saved, dhidden, batch, grads_);
+      dhidden, grads.lm_head);
+  done(head_part(config_));
+  if (options_.mtp) {
+    mtp_loss(exec, pack, batch, hidden, grads, sums);
+    done(mtp_part(config_));
+  }
+  model_backward(exec, config_, weights_, saved, dhidden, batch, grads, done);
 }
 
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
@@ -141,7 +178,8 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   Sums sums;
   Exec exec{stream_, arena_};
   const auto begun = Clock::now();
-  for (auto& pack : packs) micro_step(exec, pack, trajectories, targets, sums);
+  for (auto& pack : packs)
+    micro_step(exec, pack, trajectories, targets, sums, &pack == &packs.back() ? &optimizer_ : nullptr);
   stream_.synchronize();
   const auto learnt = Clock::now();
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
@@ -150,12 +188,14 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
     fail(Exit::numerics, "the token weights of a training step add up to {} instead of at most 1", sums.weight);
   }
   if (!options_.dump_grads.empty()) dump_gradients();
+  if (options_.before_update) options_.before_update(stream_);
 
   const double loss = sums.policy + options_.loss.kl_loss_coef * sums.kl - options_.loss.entropy_coef * sums.entropy;
   StepResult result;
   if (std::isfinite(loss) && std::isfinite(sums.mtp)) {
     result = optimizer_.step(stream_, grads_);
   } else {
+    optimizer_.drop_gradients();
     result.skipped = true;
     result.grad_norm = std::nan("");
   }
@@ -222,20 +262,38 @@ void TrainStep::dump_gradients() const {
   save_tensors(fmt::format("{}/step_{:07d}.safetensors", options_.dump_grads, optimizer_.steps()), named);
 }
 
-std::vector<std::pair<std::string, uint64_t>> TrainStep::plan(int64_t tokens) {
-  Trajectory longest;
-  longest.tokens.assign(static_cast<size_t>(std::max<int64_t>(tokens, 2)), 0);
-  longest.response_length = static_cast<int32_t>(longest.tokens.size()) - 1;
-  longest.loss_mask.assign(static_cast<size_t>(longest.response_length), 1);
-  const std::vector<const Trajectory*> one = {&longest};
-  auto packs = pack_step(one, {}, false, options_.mtp);
-  Arena measure = Arena::measuring(weights_.device());
-  Exec exec{dry_, measure};
-  Sums unused;
-  micro_step(exec, packs.front(), one, {TokenTargets{}}, unused);
+WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weights, ThreadPool& threads,
+                                        const TrainOptions& options, int64_t tokens, int64_t segments) {
+  struct Measured : MicroBatch {
+    using MicroBatch::micro_step, MicroBatch::Sums;
+    Measured(const ModelConfig& c, Weights& w, const TrainOptions& o)
+        : MicroBatch(c, w, o, Weights::outline(c, o.optim.main_grads, w.device(), trained_part(o)),
+                     o.optim.main_grads == DType::f32 ? Weights() : Weights::outline(c, DType::f32, w.device())) {}
+  };
+  // Every sequence one token past a multiple of the delta rule's chunk, so that the most chunks are begun.
+  segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, tokens / 2));
+  const int64_t chunks = (tokens - segments) / delta_chunk, rest = (tokens - segments) % delta_chunk;
+  std::vector<Trajectory> samples(static_cast<size_t>(segments));
+  std::vector<const Trajectory*> picked;
+  for (int64_t i = 0; i < segments; i++) {
+    int64_t length = 1 + delta_chunk * (chunks / segments + (i < chunks % segments ? 1 : 0));
+    if (i + 1 == segments) length += rest;
+    Trajectory& t = samples[static_cast<size_t>(i)];
+    t.tokens.assign(static_cast<size_t>(length), 0);
+    t.response_length = static_cast<int32_t>(length);
+    t.loss_mask.assign(static_cast<size_t>(length), 1);
+    picked.push_back(&t);
+  }
+  auto packs = pack_step(picked, {.micro_batch_size = segments}, false, options.mtp);
+  Measured batch(config, weights, options);
+  Arena measure = Arena::measuring(weights.device());
+  Stream dry = Stream::dry(threads, weights.device());
+  Exec exec{dry, measure};
+  Measured::Sums unused;
+  batch.micro_step(exec, packs.front(), picked, std::vector<TokenTargets>(picked.size()), unused);
   std::map<std::string, uint64_t> parts;
   for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
-  return {parts.begin(), parts.end()};
+  return {{parts.begin(), parts.end()}, measure.high_mark()};
 }
 
 }  // namespace furlong

@@ -1,5 +1,6 @@
 // One optimizer step from trajectories: pack, forward, losses, backward, update.
 #pragma once
+#include <functional>
 #include <optional>
 
 #include "data/trajectory.h"
@@ -26,6 +27,8 @@ struct TrainOptions {
   int64_t head_chunk = -1;
   bool entropy = false;  // compute entropies (for a coefficient or to observe)
   std::string dump_grads;
+  // Called between the gradients and the update of every step, so that tests can break it there.
+  std::function<void(Stream&)> before_update;
 };
 
 // What only the caller knows of each trajectory of a step.
@@ -37,9 +40,41 @@ struct TokenTargets {
 // Training steps in a row with a loss or gradient that is not finite, after which a run ends.
 constexpr int64_t stop_after_skipped = 3;
 
-class TrainStep {
+// What a micro-batch is computed with.
+class MicroBatch {
+ protected:
+  struct Sums;
+  // told: what gets the gradients, of the last micro-batch of a step.
+  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&,
+                  Optimizer* told = nullptr);
+  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Weights& grads, Sums&);
+  // A micro-batch has computed its gradients of a part.
+  void part_done(Stream&, int part, Optimizer* told);
+
+  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads, Weights partial);
+  ModelConfig config_;
+  Weights& weights_;
+  TrainOptions options_;
+  Weights grads_;    // f32, or bf16 with --main-grads-dtype bf16
+  Weights partial_;  // then a micro-batch's own in f32, a part of the model at a time; they begin as zeros
+};
+
+// Bytes by name, and in all.
+struct WorkingMemory {
+  std::vector<std::pair<std::string, uint64_t>> parts;
+  uint64_t bytes = 0;
+};
+
+class TrainStep : private MicroBatch {
  public:
-  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options);
+  // memory: where the working memory lies, which others may use between calls; undefined, or too small for a step: the
+  // trainer's own, as large as needed.
+  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options, Share memory = {});
+
+  // The working memory of a micro-batch of `tokens` tokens in `segments` sequences whose lengths need most of it, by
+  // part of the model. Found by a dry run; the weights may be an outline.
+  static WorkingMemory working_memory(const ModelConfig&, Weights& weights, ThreadPool&, const TrainOptions& options,
+                                      int64_t tokens, int64_t segments);
 
   // One step over all of `trajectories`. The metrics are train/...; the first of them are loss and grad_norm. A loss or
   // gradient that is not finite skips the update (skipped() counts) and leaves weights and moments as they were.
@@ -49,30 +84,26 @@ class TrainStep {
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
+  size_t working_bytes() const { return arena_.capacity(); }
+  uint64_t gradient_bytes() const { return grads_.bytes() + partial_.bytes(); }
+  // After weights and optimizer were filled from a checkpoint.
+  void weights_loaded() { optimizer_.weights_loaded(stream_); }
   int64_t skipped_in_a_row() const { return skipped_in_a_row_; }
   int64_t skipped() const { return skipped_; }
   void set_skipped(int64_t total, int64_t in_a_row) {
     skipped_ = total;
     skipped_in_a_row_ = in_a_row;
   }
-  // Bytes of working memory that a micro-batch of one sequence of `tokens` needs, by name.
-  std::vector<std::pair<std::string, uint64_t>> plan(int64_t tokens);
 
  private:
-  struct Sums;
-  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&);
-  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Sums&);
   // Makes the arena large enough for these packs by running them dry.
   template <class F>
   void fit(std::vector<Pack>& packs, F&& body);
   void dump_gradients() const;
 
-  ModelConfig config_;
-  Weights& weights_;
   Stream stream_, dry_;
-  TrainOptions options_;
-  Weights grads_;
   Optimizer optimizer_;
+  Share share_;
   Arena arena_;
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
 };

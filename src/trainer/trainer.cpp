@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -11,8 +12,8 @@
 #include "data/rollout_stats.h"
 #include "monitor/metrics.h"
 #include "monitor/progress.h"
-#include "monitor/table.h"
 #include "rl/advantages.h"
+#include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/run_files.h"
 
@@ -30,31 +31,89 @@ double find(const Metrics& metrics, const std::string& name, double otherwise = 
   return otherwise;
 }
 
-// Everything a run keeps between its steps.
-struct Run {
+// What a run reads before it loads any weights, and the memory it will take.
+struct Inputs {
   const Settings& settings;
-  bool terminal;
   RunFiles files;
   Session session;
-  TrainOptions options;
-  TrainStep step;
   std::optional<PreparedPrompts> prompts;
   std::optional<PromptCursor> cursor;
   std::vector<EvalSet> eval_sets;
   std::unique_ptr<Scorer> scorer;
+  Workload work;
+  CheckedPlan memory;
+  Share block;  // used by rollout and training in turn
+
+  // Loads the weights at its end.
+  explicit Inputs(const Settings& s) : settings(s), files(s, Command::train), session(open_session(s)) {
+    if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
+    work.trains = true;
+    work.rolls = !s.debug_train_only;
+    if (work.rolls) {
+      read_prompts();
+    } else {
+      read_lengths();
+    }
+    memory = require_memory(session, s, work);
+    load_weights(session, s);
+    block = Share::block(memory.plan.block, session.device);
+  }
+  void read_prompts();
+  void read_lengths();
+};
+
+void Inputs::read_prompts() {
+  const Settings& s = settings;
+  if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
+  if (!scorer) fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
+  const SamplingLimits limits = rollout_limits(session, s);
+  prompts = prepare_prompts(session, prompt_options(s), s.rollout_max_prompt_len.value_or(0), limits.max_context);
+  cursor.emplace(prompts->set.size(), s.rollout_shuffle, s.rollout_seed);
+  eval_sets = load_eval_sets(session, s);
+  work.longest = std::min(limits.max_context, prompts->longest + limits.max_response);
+  work.shortest = limits.max_context;
+  for (const auto& tokens : prompts->tokens) work.shortest = std::min(work.shortest, std::ssize(tokens) + 1);
+  work.requests = *s.rollout_batch_size * s.n_samples_per_prompt;
+  for (const auto& set : eval_sets) {
+    work.longest = std::max(work.longest,
+                            std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
+    work.requests = std::max(work.requests, set.prompts.set.size() * s.n_samples_per_eval_prompt);
+  }
+}
+
+// Of the first trajectory file; later ones may be longer, and the trainer makes room for them then.
+void Inputs::read_lengths() {
+  const std::string path = numbered(settings.load_debug_rollout_data, 0);
+  if (!std::filesystem::exists(path)) return;
+  work.shortest = std::numeric_limits<int32_t>::max();
+  for (const auto& t : read_trajectories(path)) {
+    work.longest = std::max(work.longest, std::ssize(t.tokens));
+    work.shortest = std::min(work.shortest, std::ssize(t.tokens));
+  }
+}
+
+TrainOptions options_with(const Settings& s, const ModelConfig& config, const Faults& faults) {
+  TrainOptions options = train_options(s, config);
+  options.before_update = faults.before_update;
+  return options;
+}
+
+// Everything a run keeps between its steps.
+struct Run : Inputs {
+  bool terminal;
+  TrainStep step;
   std::unique_ptr<Engine> engine;
   std::optional<Weights> reference;
   RunState state;
   int64_t rollouts = 0;
   std::unique_ptr<MetricsWriter> metrics;
+  DeviceMemoryWatch watch;
 
-  Run(const Settings& s, bool is_terminal)
-      : settings(s),
+  Run(const Settings& s, bool is_terminal, const Faults& faults)
+      : Inputs(s),
         terminal(is_terminal),
-        files(s, Command::train),
-        session(open_session(s)),
-        options(train_options(s, session.config)),
-        step(session.config, session.weights, *session.threads, options) {}
+        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block),
+        watch(session.device, memory.plan) {}
 
   void prepare();
   void print_plan();
@@ -68,30 +127,17 @@ struct Run {
 
 void Run::prepare() {
   const Settings& s = settings;
-  const bool rolls = !s.debug_train_only;
-  if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
-  if (rolls) {
-    if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
-    if (!scorer) fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
-    const SamplingLimits limits = rollout_limits(session, s);
-    prompts = prepare_prompts(session, prompt_options(s), s.rollout_max_prompt_len.value_or(0), limits.max_context);
-    cursor.emplace(prompts->set.size(), s.rollout_shuffle, s.rollout_seed);
-    eval_sets = load_eval_sets(session, s);
-    int64_t longest = std::min(limits.max_context, prompts->longest + limits.max_response);
-    int64_t requests = *s.rollout_batch_size * s.n_samples_per_prompt;
-    for (const auto& set : eval_sets) {
-      longest =
-          std::max(longest, std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
-      requests = std::max(requests, set.prompts.set.size() * s.n_samples_per_eval_prompt);
-    }
-    engine = std::make_unique<Engine>(session.config, session.weights, engine_options(session, s, longest, requests),
-                                      *session.threads);
+  if (work.rolls) {
+    EngineOptions options = engine_options(session.config, session.directory, s, work.longest, work.requests);
+    options.memory_bytes = memory.plan.pool;
+    engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block);
   }
   rollouts = s.num_rollout ? *s.num_rollout
                            : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
   if (needs_reference(s)) {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
-    reference = load_hf(directory, session.config, session.weights.dtype(), {.threads = session.threads.get()});
+    reference = load_hf(directory, session.config, session.weights.dtype(),
+                        {.threads = session.threads.get(), .device = session.device});
   }
   if (const auto resumed = files.resume(session, step)) {
     state = *resumed;
@@ -107,28 +153,7 @@ void Run::prepare() {
 }
 
 void Run::print_plan() {
-  std::vector<std::pair<std::string, uint64_t>> rows = {{"weights", session.weights.bytes()}};
-  const uint64_t trained = session.weights.bytes() / size_of(session.weights.dtype()) * 4;
-  if (reference) rows.emplace_back("reference weights", reference->bytes());
-  if (!settings.debug_rollout_only) {
-    rows.emplace_back("gradients", trained);
-    if (step.optimizer().has_masters()) rows.emplace_back("fp32 masters", trained);
-    rows.emplace_back("optimizer moments", 2 * trained);
-  }
-  if (engine) {
-    const auto& memory = engine->memory().options();
-    const auto bytes =
-        RolloutMemory::bytes_of(session.config, session.weights.dtype(), memory, session.weights.device());
-    rows.emplace_back(fmt::format("rollout pages ({} x {} tokens)", memory.pages, memory.page), bytes.pages);
-    rows.emplace_back(fmt::format("rollout slots ({})", memory.slots), bytes.slots);
-    rows.emplace_back("rollout working memory", engine->arena_bytes());
-  }
-  if (!settings.debug_rollout_only) {
-    for (const auto& [name, bytes] : step.plan(options.pack.dynamic ? options.pack.max_tokens : 1024)) {
-      rows.emplace_back("training working memory: " + name, bytes);
-    }
-  }
-  std::string text = memory_table("memory", rows) + "\n" + passes_text(settings);
+  const std::string text = memory.table + "\n" + passes_text(settings);
   files.write_plan(text);
   log::info("{}", text);
 }
@@ -268,6 +293,7 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   if (evaluates && !s.debug_rollout_only && ((rollout_id + 1) % *s.eval_interval == 0 || rollout_id + 1 == rollouts)) {
     append(evaluation());
   }
+  append(watch.metrics());
   row.emplace_back("perf/step_time", seconds_since(start));
   metrics->write(rollout_id, row);
   StepLine line{.step = rollout_id, .steps = rollouts};
@@ -291,8 +317,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
 
 }  // namespace
 
-void train(const Settings& settings, bool terminal) {
-  Run run(settings, terminal);
+void train(const Settings& settings, bool terminal, const Faults& faults) {
+  Run run(settings, terminal, faults);
   run.prepare();
   const auto begun = Clock::now();
   const int64_t first = run.state.next_rollout;
@@ -308,6 +334,7 @@ void train(const Settings& settings, bool terminal) {
     }
   }
   run.metrics->sync();
+  if (const std::string text = run.watch.summary(); !text.empty()) log::info("{}", text);
 }
 
 }  // namespace furlong

@@ -1,11 +1,21 @@
 // The main job: rollout, reward, update, evaluation, checkpoints.
 #pragma once
+#include <functional>
+
 #include "trainer/settings.h"
 
 namespace furlong {
 
+class Stream;
+
+// Faults that tests put into a run: called in every optimizer step when its gradients are there and the weights are
+// still the old ones.
+struct Faults {
+  std::function<void(Stream&)> before_update;
+};
+
 // furlong train, with both debug halves. `terminal`: stderr is one, so that progress bars make sense.
-void train(const Settings& settings, bool terminal);
+void train(const Settings& settings, bool terminal, const Faults& faults = {});
 
 // furlong sft: supervised fine-tuning on the conversations of --prompt-data.
 void supervised(const Settings& settings, bool terminal);

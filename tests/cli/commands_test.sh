@@ -56,7 +56,11 @@ refused 2 'did you mean score?' scroe --input x
 refused 2 'did you mean --hf-checkpoint?' score --hf-checkpont "$tiny" --input -
 refused 2 '--max-new-tokens x: needs an integer' generate --hf-checkpoint "$tiny" --input - --max-new-tokens x
 refused 2 '--input' score --hf-checkpoint "$tiny"
-[ "${3:-0}" = 1 ] || refused 4 'built without CUDA' score --hf-checkpoint "$tiny" --input - --device cuda
+if [ "${3:-0}" = 1 ]; then
+  CUDA_VISIBLE_DEVICES= refused 4 'no CUDA device was found' score --hf-checkpoint "$tiny" --input - --device cuda
+else
+  refused 4 'built without CUDA' score --hf-checkpoint "$tiny" --input - --device cuda
+fi
 refused 2 '--save names the checkpoint itself' convert --hf-checkpoint "$tiny" --save "$tiny"
 
 # --- tokenize
@@ -251,4 +255,29 @@ has 'eval/sums-pass@2 '
 refused 3 'no/such/run' train --config run.toml --run-dir elsewhere --load no/such/run
 printf '%s\n' 'num_rolout = 3' >typo.toml
 refused 2 'typo.toml:1: num_rolout' train --config typo.toml
+# Memory is planned before anything is loaded: a checkpoint without weights is refused for its size first.
+mkdir weightless
+cp "$tiny"/*.json weightless
+rm -f weightless/*.safetensors*
+cp one.jsonl input
+refused 4 'nothing was loaded' generate --hf-checkpoint weightless --input - --host-memory-gib 0.05
+refused 4 'host memory' score --hf-checkpoint weightless --input - --host-memory-gib 0.05
+refused 4 'rollout slots' eval --hf-checkpoint weightless --eval-prompt-data sums prompts.jsonl --input-key prompt \
+  --label-key label --chat-template qwen3.5 --rm-type deepscaler --eval-max-response-len 6 --host-memory-gib 0.05
+refused 3 'weightless' generate --hf-checkpoint weightless --input -
+works inspect --hf-checkpoint "$tiny"
+has 'lm_head.weight'
+recipe=$2/../../recipes/qwen3.5-35b-a3b-mtp.toml
+works inspect --plan --config "$recipe" --gpus 8
+has 'optimizer moments'
+has 'rollout: decode'
+has 'it fits'
+got=0
+"$furlong" inspect --plan --config "$recipe" --gpus 8 --gpu-memory-gib 30 >out 2>err || got=$?
+[ "$got" = 4 ] || fail "exit code $got of a plan that does not fit"
+has 'what would fit:'
+has 'GPU memory: '
+refused 2 '256 experts cannot be split by expert parallel size 6' inspect --plan --config "$recipe" --gpus 6 \
+  --expert-model-parallel-size 6
+refused 2 '--preset' inspect --plan
 printf 'commands_test: passed\n'

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "checkpoint/init.h"
+#include "cuda/small_model.h"
 #include "ops/random.h"
 #include "rollout/engine.h"
 #include "tensor/copy.h"
@@ -9,27 +10,6 @@
 
 namespace furlong::test {
 namespace {
-
-ModelConfig small_model() {
-  ModelConfig c;
-  c.vocab_size = 97;
-  c.hidden_size = 64;
-  c.num_layers = 4;
-  c.full_attention = {false, false, true, false};
-  c.num_heads = 4;
-  c.num_kv_heads = 2;
-  c.head_dim = 16;
-  c.rotary_dim = 4;
-  c.linear_num_key_heads = 2;
-  c.linear_num_value_heads = 4;
-  c.linear_key_head_dim = c.linear_value_head_dim = 16;
-  c.num_experts = 8;
-  c.experts_per_token = 2;
-  c.moe_intermediate_size = c.shared_intermediate_size = 32;
-  c.mtp_num_layers = 1;
-  c.max_position_embeddings = 1024;
-  return c;
-}
 
 // Heads and widths for which the bodies of the tensor cores stand in, among them those that recorded steps start early.
 ModelConfig wide_model() {
@@ -81,6 +61,30 @@ TEST_P(CudaModel, GraphsChangeNoBits) {
       for (size_t i = 0; i < a.size(); i++) {
         EXPECT_EQ(a[i].tokens, b[i].tokens) << "completion " << i << ", " << drafts << " drafts";
         EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "completion " << i << ", " << drafts << " drafts";
+      }
+    }
+  }
+}
+
+// The trainer's working memory leaves any bytes behind, among them those of NaN.
+TEST_P(CudaModel, WhatOthersLeftInSharedMemoryChangesNoBit) {
+  const Weights weights = on(Device::cuda);
+  for (const int64_t drafts : {0, 2}) {
+    const EngineOptions options{.max_running = 9, .drafts = drafts, .max_tokens = 400, .graph_batches = {2, 4, 9}};
+    const auto work = requests();
+    const auto alone = Engine(config, weights, options, threads).generate(work);
+    const EngineNeeds needs = engine_needs(config, weights, options, threads);
+    const Share block = Share::block(needs.block + 4096, Device::cuda), training = block.part(0, block.bytes());
+    const std::vector<uint8_t> nan(block.bytes(), 0xff);
+    Engine engine(config, weights, options, threads, block);
+    for (int round = 0; round < 3; round++) {
+      training.enter();
+      cuda::copy_now(training.data(), nan.data(), nan.size(), true);
+      const auto shared = engine.generate(work);
+      ASSERT_EQ(alone.size(), shared.size());
+      for (size_t i = 0; i < alone.size(); i++) {
+        EXPECT_EQ(alone[i].tokens, shared[i].tokens) << "completion " << i << ", round " << round;
+        EXPECT_EQ(alone[i].log_probs, shared[i].log_probs) << "completion " << i << ", round " << round;
       }
     }
   }

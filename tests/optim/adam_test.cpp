@@ -310,6 +310,61 @@ TEST_P(Adam, MastersComeBackIntoTheWeights) {
 INSTANTIATE_TEST_SUITE_P(Dtypes, Adam, ::testing::Values(DType::f32, DType::bf16, DType::f64),
                          [](const auto& info) { return std::string(name_of(info.param)); });
 
+// State kept in bf16: each step is the fp32 step from the widened numbers, rounded to nearest even.
+TEST(PrecisionAware, IsTheFp32StepRounded) {
+  const ModelConfig config = small_config();
+  ThreadPool threads(1);
+  Stream stream(threads);
+  std::mt19937 engine(7);
+  std::normal_distribution<double> normal;
+  for (int mask = 0; mask < 16; mask++) {
+    const auto kept = [&](int bit) { return (mask >> bit & 1) != 0 ? DType::bf16 : DType::f32; };
+    const auto rounded = [](float x, DType t) { return t == DType::bf16 ? static_cast<float>(bf16(x)) : x; };
+    Weights weights(config, DType::bf16), grads(config, kept(3));
+    for (const Tensor& t : weights.tensors()) {
+      for (int64_t i = 0; i < t.numel(); i++) put(t, i, normal(engine));
+    }
+    const OptimOptions options{.lr = 0.02,
+                               .weight_decay = 0.3,
+                               .clip_grad = 0,
+                               .main_params = kept(0),
+                               .exp_avg = kept(1),
+                               .exp_avg_sq = kept(2),
+                               .main_grads = kept(3)};
+    Optimizer optimizer(config, weights, options);
+    EXPECT_EQ(optimizer.has_masters(), kept(0) == DType::f32);
+    for (int step = 1; step <= 3; step++) {
+      const Numbers w = numbers(optimizer.masters()), m = numbers(optimizer.exp_avg()),
+                    v = numbers(optimizer.exp_avg_sq());
+      for (const Tensor& t : grads.tensors()) {
+        for (int64_t i = 0; i < t.numel(); i++) put(t, i, normal(engine));
+      }
+      ASSERT_FALSE(optimizer.step(stream, grads).skipped);
+      const auto b1 = static_cast<float>(1 - options.beta1), b2 = static_cast<float>(1 - options.beta2);
+      const auto rate = static_cast<float>(options.lr / (1 - std::pow(options.beta1, step)));
+      const auto root2 = static_cast<float>(std::sqrt(1 - std::pow(options.beta2, step)));
+      for (size_t k = 0; k < w.size(); k++) {
+        const TensorSpec& spec = weights.specs()[k];
+        const auto keep = static_cast<float>(1 - options.lr * (spec.decays() ? options.weight_decay : 0));
+        const auto at = [&](int bit) { return spec.always_f32 ? DType::f32 : kept(bit); };
+        for (size_t i = 0; i < w[k].size(); i++) {
+          const auto g = static_cast<float>(get(grads.tensors()[k], static_cast<int64_t>(i)));
+          const auto m0 = static_cast<float>(m[k][i]), v0 = static_cast<float>(v[k][i]);
+          const float m1 = m0 + (g - m0) * b1, v1 = v0 * static_cast<float>(options.beta2) + b2 * g * g;
+          const float w1 = static_cast<float>(w[k][i]) * keep -
+                           rate * m1 / (std::sqrt(v1) / root2 + static_cast<float>(options.eps));
+          const auto n = static_cast<int64_t>(i);
+          ASSERT_EQ(get(optimizer.exp_avg().tensors()[k], n), static_cast<double>(rounded(m1, at(1)))) << spec.name;
+          ASSERT_EQ(get(optimizer.exp_avg_sq().tensors()[k], n), static_cast<double>(rounded(v1, at(2)))) << spec.name;
+          ASSERT_EQ(get(optimizer.masters().tensors()[k], n), static_cast<double>(rounded(w1, at(0)))) << spec.name;
+          ASSERT_EQ(get(weights.tensors()[k], n),
+                    static_cast<double>(rounded(w1, spec.always_f32 ? DType::f32 : DType::bf16)));
+        }
+      }
+    }
+  }
+}
+
 TEST(LearningRate, WarmsUpLinearlyThenStays) {
   const ModelConfig config = small_config();
   Weights weights(config, DType::f32);

@@ -1,4 +1,5 @@
 // Pages and slots: who holds what, and that nothing is lost, shared wrongly or waited for without end.
+#include <cstring>
 #include <map>
 
 #include "rollout/fixture.h"
@@ -250,6 +251,31 @@ TEST(Pools, LittleMemoryMeansFewerRunning) {
   const Request r{
       .prompt = std::vector<int32_t>(100, 5), .samples = 40, .params = {.temperature = 1}, .max_new_tokens = 3};
   expect_same(generate(m, tight, {r}), generate(m, roomy, {r}), "an eighth of the slots' memory");
+}
+
+// The trainer's working memory leaves any bytes behind, among them those of NaN; no row that nobody wrote is read.
+TEST(Memory, WhatOthersLeftInItChangesNoBit) {
+  const TestModel& m = tiny_model();
+  ThreadPool threads(1);
+  Numbers numbers(7);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < 5; i++) {
+    Request r{.samples = 2, .params = {.temperature = 1}, .max_new_tokens = 20 + 9 * i, .seed = 3, .group_index = i};
+    r.prompt = random_tokens(numbers, 1 + 37 * i, m.config.vocab_size);
+    requests.push_back(std::move(r));
+  }
+  const EngineOptions options{.max_running = 4, .drafts = 2, .max_tokens = 260};
+  const auto alone = Engine(m.config, m.weights, options, threads).generate(requests);
+  const EngineNeeds needs = engine_needs(m.config, m.weights, options, threads);
+  const EngineNeeds planned = engine_needs(m.config, Weights::outline(m.config, DType::f32), options, threads);
+  EXPECT_EQ(planned.block, needs.block) << "an outline is enough to plan";
+  const Share block = Share::block(needs.block + 4096, Device::cpu), training = block.part(0, block.bytes());
+  Engine engine(m.config, m.weights, options, threads, block);
+  for (const uint8_t left : {0xff, 0x7f, 0x5a}) {  // NaN, NaN, a large number
+    ASSERT_EQ(training.enter(), left != 0xff);
+    std::memset(training.data(), left, training.bytes());
+    expect_same(alone, engine.generate(requests), "over other bytes");
+  }
 }
 
 }  // namespace

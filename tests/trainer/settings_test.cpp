@@ -319,8 +319,13 @@ INSTANTIATE_TEST_SUITE_P(
         ConflictCase{"Overwrite", [](Settings& s) { s.save_hf = "model"; }, "would overwrite --hf-checkpoint"},
         ConflictCase{"Tensor", [](Settings& s) { s.tensor_model_parallel_size = 2; },
                      "--tensor-model-parallel-size 2: this build runs one process; use 1"},
-        ConflictCase{"Offload", [](Settings& s) { s.optimizer_cpu_offload = true; },
-                     "--optimizer-cpu-offload: this build runs one process; leave it out"}),
+        ConflictCase{"Overlap", [](Settings& s) { s.overlap_cpu_optimizer_d2h_h2d = true; },
+                     "--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload"},
+        ConflictCase{"Moments", [](Settings& s) { s.exp_avg_sq_dtype = "bf16"; },
+                     "--exp-avg-sq-dtype bf16 needs --use-precision-aware-optimizer"},
+        ConflictCase{"Masters",
+                     [](Settings& s) { s.use_precision_aware_optimizer = true, s.main_params_dtype = "bf16"; },
+                     "--main-params-dtype bf16 with --dtype fp32"}),
     [](const auto& info) { return info.param.name; });
 
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {

@@ -62,6 +62,33 @@ TEST(Resume, Bf16WithMasters) {
   EXPECT_EQ(metrics_of(folder / "straight"), metrics_of(folder / "stopped"));
 }
 
+TEST(Resume, PrecisionAwareAndOffloadOnTheHost) {
+  const Folder folder;
+  Settings straight = small_run(folder / "straight", 3);
+  straight.dtype = "bf16";
+  straight.use_precision_aware_optimizer = true;
+  straight.main_grads_dtype = straight.main_params_dtype = "bf16";
+  straight.exp_avg_dtype = straight.exp_avg_sq_dtype = "bf16";
+  run(straight);
+  Settings stopped = straight;
+  stopped.run_dir = folder / "stopped";
+  stopped.num_rollout = 1;
+  run(stopped);
+  EXPECT_FALSE(fs::exists(folder / "stopped/checkpoints/iter_0000000/masters.safetensors"));
+  stopped.num_rollout = 3;
+  stopped.optimizer_cpu_offload = stopped.overlap_cpu_optimizer_d2h_h2d = true;  // nothing to offload from
+  run(stopped);
+  EXPECT_TRUE(same_files(folder / "straight/hf", folder / "stopped/hf"));
+  EXPECT_EQ(metrics_of(folder / "straight"), metrics_of(folder / "stopped"));
+  // State in other dtypes is refused by name.
+  stopped.num_rollout = 4;
+  stopped.exp_avg_dtype = "fp32";
+  const std::string message = refusal(Exit::input, stopped);
+  EXPECT_NE(message.find("--exp-avg-dtype"), std::string::npos) << message;
+  stopped.main_params_dtype = "fp32";
+  EXPECT_NE(refusal(Exit::input, stopped).find("--main-params-dtype"), std::string::npos);
+}
+
 TEST(Resume, Supervised) {
   const Folder folder;
   Settings s = small_run(folder / "straight", 6);

@@ -101,12 +101,32 @@ struct Step {
   float keep, blend1, blend2, beta2, eps, rate, root2, scale;
 };
 
-// In the order of the CPU's body: decay, the moments, one step with the bias corrections folded into scalars.
-template <class T>
+// Numbers kept in f32 or bf16.
+struct Kept {
+  void* data;
+  bool half;
+
+  __device__ void load(float (&f)[pack], int64_t c, int64_t left, bool aligned) const {
+    if (half) {
+      load_floats(f, static_cast<const half_t*>(data) + c, left, aligned);
+    } else {
+      load_floats(f, static_cast<const float*>(data) + c, left, aligned);
+    }
+  }
+  __device__ void store(const float (&f)[pack], int64_t c, int64_t left, bool aligned) const {
+    if (half) {
+      store_floats(static_cast<half_t*>(data) + c, f, left, aligned);
+    } else {
+      store_floats(static_cast<float*>(data) + c, f, left, aligned);
+    }
+  }
+};
+
+// In the order of the CPU's body: the moments, decay, one step with the bias corrections folded into scalars. Every
+// operation is rounded by itself, so that the bits are the host's.
 struct AdamW {
-  T* weight;  // null where it is the master
-  float *master, *m, *v;
-  const float* grad;
+  Kept weight;  // no data where it is the master
+  Kept master, m, v, grad;
   int64_t n;
   bool aligned;
   Step s;
@@ -114,23 +134,26 @@ struct AdamW {
   __device__ void operator()(int64_t, int64_t c) const {
     float w[pack], mean[pack], square[pack], g[pack];
     const int64_t left = n - c;
-    load_floats(g, grad + c, left, aligned);
-    load_floats(mean, static_cast<const float*>(m) + c, left, aligned);
-    load_floats(square, static_cast<const float*>(v) + c, left, aligned);
-    load_floats(w, static_cast<const float*>(master) + c, left, aligned);
+    grad.load(g, c, left, aligned);
+    m.load(mean, c, left, aligned);
+    v.load(square, c, left, aligned);
+    master.load(w, c, left, aligned);
 #pragma unroll
     for (int i = 0; i < pack; i++) {
-      const float gi = g[i] * s.scale;
-      mean[i] += (gi - mean[i]) * s.blend1;
-      square[i] = square[i] * s.beta2 + s.blend2 * gi * gi;
-      w[i] = w[i] * s.keep - s.rate * mean[i] / (sqrtf(square[i]) / s.root2 + s.eps);
+      const float gi = __fmul_rn(g[i], s.scale);
+      mean[i] = __fadd_rn(mean[i], __fmul_rn(__fsub_rn(gi, mean[i]), s.blend1));
+      square[i] = __fadd_rn(__fmul_rn(square[i], s.beta2), __fmul_rn(__fmul_rn(s.blend2, gi), gi));
+      const float below = __fadd_rn(__fdiv_rn(__fsqrt_rn(square[i]), s.root2), s.eps);
+      w[i] = __fsub_rn(__fmul_rn(w[i], s.keep), __fdiv_rn(__fmul_rn(s.rate, mean[i]), below));
     }
-    store_floats(m + c, mean, left, aligned);
-    store_floats(v + c, square, left, aligned);
-    store_floats(master + c, w, left, aligned);
-    if (weight != nullptr) store_floats(weight + c, w, left, aligned);
+    m.store(mean, c, left, aligned);
+    v.store(square, c, left, aligned);
+    master.store(w, c, left, aligned);
+    if (weight.data != nullptr) weight.store(w, c, left, aligned);
   }
 };
+
+Kept kept(const Tensor& t) { return {t.data(), t.dtype() == DType::bf16}; }
 
 }  // namespace
 
@@ -174,12 +197,8 @@ void adamw(Stream& stream, Tensor weight, Tensor master, Tensor m, Tensor v, Ten
     aligned = aligned && reinterpret_cast<uintptr_t>(t.data()) % 16 == 0;
   }
   const int64_t n = master.numel();
-  dispatch(weight.dtype(), [&]<class T>() {
-    T* out = weight.data() == master.data() ? nullptr : data_of<T>(weight);
-    each_pack(stream, 1, n,
-              AdamW<T>{out, data_of<float>(master), data_of<float>(m), data_of<float>(v), data_of<const float>(grad), n,
-                       aligned, step});
-  });
+  const Kept out = weight.data() == master.data() ? Kept{nullptr, false} : kept(weight);
+  each_pack(stream, 1, n, AdamW{out, kept(master), kept(m), kept(v), kept(grad), n, aligned, step});
   check_launch(stream.queue(), "adamw");
 }
 

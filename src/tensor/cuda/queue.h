@@ -13,6 +13,9 @@ namespace furlong::cuda {
 
 // Throws Error(Exit::resources) for want of memory, Error(Exit::lost) for a device error; `what` names the call or op.
 void check(cudaError_t status, const char* what);
+struct Queue;
+// The same for a call that waits for a queue, whose last op is named too.
+void check(const Queue&, cudaError_t status, const char* what);
 
 // Device memory with an owner.
 class DeviceBlock {
@@ -48,14 +51,23 @@ struct Queue {
 
   cudaStream_t stream = nullptr;
   int multiprocessors = 0;
-  uint64_t scratch_version = 0;  // raised when scratch moves
-  bool recording = false;        // inside record()
-  std::shared_ptr<void> blas;    // the matrix library's handle and plans (ops/cuda/blas.cu)
+  uint64_t scratch_version = 0;   // raised when scratch moves
+  bool recording = false;         // inside record()
+  const char* last_op = nullptr;  // the op launched last
+  std::shared_ptr<void> blas;     // the matrix library's handle and plans (ops/cuda/blas.cu)
 
  private:
   DeviceBlock scratch_;
   char* ring_ = nullptr;
   size_t ring_at_ = 0;
+};
+
+struct Event {
+  Event() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t event = nullptr;
 };
 
 struct Graph {

@@ -1,23 +1,43 @@
 #include <cstring>
 
 #include "base/check.h"
+#include "base/threads.h"
 #include "tensor/cuda/queue.h"
 
 namespace furlong::cuda {
 namespace {
 
 constexpr size_t ring_bytes = size_t{32} << 20;
-constexpr int built_major = 9;  // sm_90a
+// Host memory is locked in runs that end at multiples of this address, so that threads can lock them side by side. One
+// copy must not reach over two runs.
+constexpr uintptr_t lock_run = uintptr_t{1} << 30;
+
+// Calls f(offset, bytes) for each part of [memory, memory + bytes) that lies in one run.
+template <class F>
+void each_run(const void* memory, size_t bytes, F&& f) {
+  const auto begin = reinterpret_cast<uintptr_t>(memory);
+  for (size_t done = 0; done < bytes;) {
+    const size_t part = std::min<size_t>(bytes - done, lock_run - (begin + done) % lock_run);
+    f(done, part);
+    done += part;
+  }
+}
 
 double gibibytes(size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
+
+[[noreturn]] void report(cudaError_t status, const char* what, const char* last_op) {
+  const Exit code = status == cudaErrorMemoryAllocation ? Exit::resources : Exit::lost;
+  throw Error(code, describe_error(what, last_op, cudaGetErrorString(status), cudaGetErrorName(status)));
+}
 
 }  // namespace
 
 void check(cudaError_t status, const char* what) {
-  if (status == cudaSuccess) return;
-  const Exit code = status == cudaErrorMemoryAllocation ? Exit::resources : Exit::lost;
-  fail(code, "CUDA error in {}: {} ({}). The last checkpoint is untouched; start again to resume from it.", what,
-       cudaGetErrorString(status), cudaGetErrorName(status));
+  if (status != cudaSuccess) report(status, what, nullptr);
+}
+
+void check(const Queue& queue, cudaError_t status, const char* what) {
+  if (status != cudaSuccess) report(status, what, queue.last_op);
 }
 
 bool built() { return true; }
@@ -25,21 +45,13 @@ bool built() { return true; }
 void open(int index) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
-  if (status != cudaSuccess || count == 0) {
-    fail(Exit::resources, "--device cuda: no CUDA device was found ({}). Check nvidia-smi, or use --device cpu.",
-         status == cudaSuccess ? "none is visible" : cudaGetErrorString(status));
-  }
-  if (index >= count) {
-    fail(Exit::resources, "--device cuda: device {} was asked for, {} found", index, count);
-  }
+  const std::string none =
+      why_not(status == cudaSuccess ? count : 0, index, status == cudaSuccess ? "" : cudaGetErrorString(status));
+  if (!none.empty()) throw Error(Exit::resources, none);
   cudaDeviceProp properties;
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
-  if (properties.major != built_major) {
-    fail(Exit::resources,
-         "--device cuda: {} has compute capability {}.{}; this program holds code for 9.0 (H100, H200) only. Use such "
-         "a device, or --device cpu.",
-         properties.name, properties.major, properties.minor);
-  }
+  const std::string refused = why_not({.name = properties.name, .major = properties.major, .minor = properties.minor});
+  if (!refused.empty()) throw Error(Exit::resources, refused);
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaFree(nullptr), "opening the device");
 }
@@ -55,6 +67,12 @@ DeviceInfo device_info() {
                   .multiprocessors = properties.multiProcessorCount};
   check(cudaMemGetInfo(&info.free_bytes, &info.total_bytes), "cudaMemGetInfo");
   return info;
+}
+
+Memory memory() {
+  Memory found;
+  check(cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
+  return found;
 }
 
 void* allocate(size_t bytes) {
@@ -95,6 +113,33 @@ void release_pinned(void* memory) noexcept {
   if (memory != nullptr) cudaFreeHost(memory);
 }
 
+void lock_pages(void* memory, size_t bytes, ThreadPool& threads) {
+  std::vector<std::pair<char*, size_t>> runs;
+  each_run(memory, bytes, [&](size_t at, size_t part) { runs.emplace_back(static_cast<char*>(memory) + at, part); });
+  int device = 0;
+  check(cudaGetDevice(&device), "cudaGetDevice");
+  std::vector<cudaError_t> status(runs.size());
+  threads.parallel_uneven(static_cast<int64_t>(runs.size()), [&](int64_t i) {
+    const auto& [at, part] = runs[static_cast<size_t>(i)];
+    status[static_cast<size_t>(i)] = cudaSetDevice(device);
+    if (status[static_cast<size_t>(i)] != cudaSuccess) return;
+    status[static_cast<size_t>(i)] = cudaHostRegister(at, part, cudaHostRegisterPortable);
+    cudaGetLastError();
+  });
+  for (size_t i = 0; i < runs.size(); i++) {
+    if (status[i] == cudaSuccess) continue;
+    for (size_t j = 0; j < runs.size(); j++) {
+      if (status[j] == cudaSuccess) cudaHostUnregister(runs[j].first);
+    }
+    fail(Exit::resources, "cannot page-lock {:.2f} GiB of host memory: {}", gibibytes(bytes),
+         cudaGetErrorString(status[i]));
+  }
+}
+
+void unlock_pages(void* memory, size_t bytes) noexcept {
+  each_run(memory, bytes, [&](size_t at, size_t) { cudaHostUnregister(static_cast<char*>(memory) + at); });
+}
+
 void* DeviceBlock::reserve(size_t bytes) {
   if (bytes > bytes_) {
     release(data_);
@@ -133,7 +178,7 @@ void* Queue::scratch(size_t bytes) {
 void* Queue::stage(size_t bytes) {
   CHECK(bytes <= stage_limit, "{} bytes staged at once", bytes);
   if (ring_at_ + bytes > ring_bytes) {
-    check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    check(*this, cudaStreamSynchronize(stream), "cudaStreamSynchronize");
     ring_at_ = 0;
   }
   void* place = ring_ + ring_at_;
@@ -143,7 +188,7 @@ void* Queue::stage(size_t bytes) {
 
 std::shared_ptr<Queue> make_queue() { return std::make_shared<Queue>(); }
 
-void synchronize(Queue& queue) { check(cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
+void synchronize(Queue& queue) { check(queue, cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
 
 std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
   check(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
@@ -171,13 +216,12 @@ void launch(Queue& queue, const Graph& graph) { check(cudaGraphLaunch(graph.exec
 uint64_t scratch_version(const Queue& queue) { return queue.scratch_version; }
 
 void check_launch(Queue& queue, const char* op) {
-  check(cudaGetLastError(), op);
+  check(queue, cudaGetLastError(), op);
+  queue.last_op = op;
 #ifdef FURLONG_CUDA_DEBUG
   cudaStreamCaptureStatus status;
   check(cudaStreamIsCapturing(queue.stream, &status), op);
   if (status == cudaStreamCaptureStatusNone) check(cudaStreamSynchronize(queue.stream), op);
-#else
-  (void)queue;
 #endif
 }
 
@@ -196,12 +240,31 @@ void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* 
   const cudaMemcpyKind kind = to_device ? (from_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
                                         : (from_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
   if (rows == 1 || (to_stride == width && from_stride == width)) {
-    check(cudaMemcpyAsync(to, from, width * rows, kind, queue.stream), "cudaMemcpyAsync");
+    check(queue, cudaMemcpyAsync(to, from, width * rows, kind, queue.stream), "cudaMemcpyAsync");
   } else {
-    check(cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, kind, queue.stream), "cudaMemcpy2DAsync");
+    check(queue, cudaMemcpy2DAsync(to, to_stride, from, from_stride, width, rows, kind, queue.stream),
+          "cudaMemcpy2DAsync");
   }
   if (!to_device || (!from_device && width * rows > Queue::stage_limit)) synchronize(queue);
 }
+
+void copy_async(Queue& queue, void* to, const void* from, size_t bytes, bool to_device) {
+  const cudaMemcpyKind kind = to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
+  each_run(to_device ? from : to, bytes, [&](size_t at, size_t part) {
+    check(cudaMemcpyAsync(static_cast<char*>(to) + at, static_cast<const char*>(from) + at, part, kind, queue.stream),
+          "cudaMemcpyAsync");
+  });
+}
+
+std::shared_ptr<Event> make_event() { return std::make_shared<Event>(); }
+
+void mark(Queue& queue, Event& event) { check(cudaEventRecord(event.event, queue.stream), "cudaEventRecord"); }
+
+void wait_for(Queue& queue, const Event& event) {
+  check(cudaStreamWaitEvent(queue.stream, event.event, 0), "cudaStreamWaitEvent");
+}
+
+void wait_for(const Event& event) { check(cudaEventSynchronize(event.event), "cudaEventSynchronize"); }
 
 void copy_now(void* to, const void* from, size_t bytes, bool to_device) {
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");

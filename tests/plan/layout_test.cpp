@@ -1,0 +1,93 @@
+// What one rank of a layout holds.
+#include "plan/layout.h"
+
+#include <gtest/gtest.h>
+
+#include "plan/shapes.h"
+
+namespace furlong {
+namespace {
+
+int64_t numbers(const RankSize& r) { return r.dense + r.experts; }
+
+TEST(Layout, OneGpuHoldsTheModelAsWeightsDo) {
+  const ModelConfig c = toy();
+  for (const DType t : {DType::f32, DType::bf16}) {
+    EXPECT_EQ(size_of_rank(c, {}, t).bytes, Weights(c, t).bytes());
+    EXPECT_EQ(size_of_rank(c, {}, t, false).bytes, Weights(c, t, Device::cpu, false).bytes());
+    EXPECT_EQ(size_of_rank(c, {}, t, true).bytes, Weights(c, t, Device::cpu, true).bytes());
+    EXPECT_EQ(Weights::outline(c, t).bytes(), Weights(c, t).bytes());
+  }
+}
+
+TEST(Layout, TheTrueModel) {
+  const RankSize whole = size_of_rank(qwen35(), {}, DType::bf16);
+  // performance.md 2.1: 35,505 million with the MTP layer, of them 33,017 in routed experts.
+  EXPECT_NEAR(static_cast<double>(numbers(whole)) / 1e6, 35505, 2);
+  EXPECT_NEAR(static_cast<double>(whole.experts) / 1e6, 805.3 * 41, 2);
+  const RankSize eight = size_of_rank(qwen35(), {.expert = 8, .gpus = 8}, DType::bf16);
+  EXPECT_EQ(eight.experts * 8, whole.experts);
+  EXPECT_EQ(eight.dense, whole.dense);
+}
+
+// Every rank of a group together holds each split tensor once.
+TEST(Layout, SplitTensorsAreDividedAndOthersAreNot) {
+  const ModelConfig c = qwen35();
+  const PlanLayout l{.tensor = 2, .expert = 4, .expert_tensor = 2, .gpus = 8};
+  ASSERT_TRUE(layout_problems(c, l).empty());
+  for (const auto& spec : tensor_registry(c)) {
+    const int64_t one = numel_of_rank(c, spec, l);
+    switch (spec.split) {
+      case Split::replicated: EXPECT_EQ(one, spec.numel()) << spec.name; break;
+      case Split::expert: EXPECT_EQ(one * 8, spec.numel()) << spec.name; break;
+      default: EXPECT_EQ(one * 2, spec.numel()) << spec.name;
+    }
+  }
+}
+
+TEST(Layout, AKeyHeadIsHeldWhole) {
+  const ModelConfig c = qwen35();  // 2 key and value heads
+  const PlanLayout l{.tensor = 8, .gpus = 8};
+  for (const auto& spec : tensor_registry(c)) {
+    if (spec.name.ends_with("k_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 2, spec.numel()) << spec.name;
+    if (spec.name.ends_with("q_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 8, spec.numel()) << spec.name;
+  }
+}
+
+TEST(Layout, StagesHoldEveryTensorOnce) {
+  const ModelConfig c = qwen35();
+  const PlanLayout l{.pipeline = 3, .gpus = 3};
+  std::vector<int64_t> stages(3);
+  int64_t all = 0;
+  for (const auto& spec : tensor_registry(c)) {
+    const int64_t stage = stage_of(c, spec, l);
+    ASSERT_TRUE(stage >= 0 && stage < 3) << spec.name;
+    stages[static_cast<size_t>(stage)] += spec.numel();
+    all += spec.numel();
+  }
+  EXPECT_EQ(all, numbers(size_of_rank(c, {}, DType::bf16)));
+  EXPECT_EQ(numbers(size_of_rank(c, l, DType::bf16)), *std::max_element(stages.begin(), stages.end()));
+}
+
+TEST(Layout, WhatDoesNotDivideIsNamed) {
+  const ModelConfig c = qwen35();
+  EXPECT_TRUE(layout_problems(c, {.expert = 8, .gpus = 8}).empty());
+  EXPECT_TRUE(layout_problems(c, {.tensor = 2, .context = 2, .expert = 8, .gpus = 8}).empty());
+  EXPECT_EQ(layout_problems(c, {.tensor = 3, .gpus = 8}).size(), 5u);  // GPUs and every kind of head
+  EXPECT_EQ(layout_problems(c, {.expert = 6, .gpus = 6}).size(), 1u);
+  EXPECT_EQ(layout_problems(c, {.pipeline = 64, .gpus = 64}).size(), 1u);
+}
+
+TEST(Layout, ARankComputesItsPart) {
+  const ModelConfig r = rank_model(qwen35(), {.tensor = 4, .pipeline = 2, .expert = 8, .gpus = 64});
+  EXPECT_EQ(r.num_heads, 4);
+  EXPECT_EQ(r.num_kv_heads, 1);
+  EXPECT_EQ(r.linear_num_value_heads, 8);
+  EXPECT_EQ(r.num_layers, 20);
+  EXPECT_EQ(r.num_experts, 32);
+  EXPECT_EQ(r.hidden_size, 2048);
+  EXPECT_EQ(rank_model(toy(), {.expert = 8, .gpus = 8}).num_experts, toy().experts_per_token);
+}
+
+}  // namespace
+}  // namespace furlong

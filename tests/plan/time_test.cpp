@@ -1,0 +1,76 @@
+// The limits of performance.md, section 3, from this room's formulas.
+#include "plan/time.h"
+
+#include <gtest/gtest.h>
+
+#include "plan/shapes.h"
+
+namespace furlong {
+namespace {
+
+double find(const std::vector<PhaseTime>& phases, const std::string& name) {
+  for (const auto& p : phases) {
+    if (p.name == name) return p.seconds;
+  }
+  ADD_FAILURE() << name;
+  return 0;
+}
+
+// The page gives three or four digits.
+void expect_close(double got, double wanted) { EXPECT_NEAR(got / wanted, 1, 0.01) << got << " instead of " << wanted; }
+
+TEST(Time, CostOfAToken) {
+  const ModelCost m = model_cost(qwen35(), DType::bf16);
+  expect_close(m.forward(4096), 6.41e9);
+  expect_close(m.forward(8192), 6.74e9);
+  expect_close(m.forward(32768), 8.76e9);
+  EXPECT_EQ(m.kv_bytes, 20480);
+  expect_close(m.state_bytes, 62.9e6);
+  expect_close(m.window_bytes, 1.47e6);
+}
+
+TEST(Time, DecodeOnOneGpu) {
+  TimeInputs in{.model = qwen35(), .machine = machine_h200()};
+  for (const auto& [batch, ms] : {std::pair(1, 1.42), {8, 4.66}, {32, 12.0}, {64, 17.1}, {128, 22.0}, {256, 28.5}}) {
+    expect_close(1e3 * decode_step_seconds(in, batch, 4096), ms);
+  }
+  in.drafts = 2;
+  EXPECT_NEAR(accept_length(2), 2.49, 0.005);
+  for (const auto& [batch, rate] : {std::pair(1, 873.0), {64, 7793.0}, {256, 20671.0}}) {
+    expect_close(accept_length(2) * batch / decode_step_seconds(in, batch, 4096), rate);
+  }
+}
+
+TEST(Time, TheRecipesStep) {
+  TimeInputs in{.model = qwen35(),
+                .layout = {.expert = 8, .gpus = 8},
+                .machine = machine_h100(),
+                .sequences = 256,
+                .running = 64,
+                .prompt = 204,
+                .response = 8192,
+                .prompts = 32};
+  expect_close(find(step_times(in), "rollout: decode"), 51.5);
+  in.machine = machine_h200();
+  expect_close(find(step_times(in), "rollout: decode"), 35.9);
+  in.machine = machine_h100();
+  in.prompt = 200;
+  EXPECT_NEAR(find(step_times(in), "training: forward and backward"), 6.9, 0.1);
+  in.recompute = true;
+  EXPECT_NEAR(find(step_times(in), "training: forward and backward"), 8.9, 0.1);
+  EXPECT_NEAR(find(step_times(in), "AdamW"), 0.044, 0.001);
+  in.offload = true;
+  EXPECT_NEAR(find(step_times(in), "AdamW on the host"), 2.66, 0.02);
+  in.response = 4585;
+  EXPECT_NEAR(find(step_times(in), "training: expert exchange"), 1.55, 0.02);
+}
+
+TEST(Time, SmallerPacksReadTheWeightsMoreOften) {
+  TimeInputs in{.model = qwen35(), .machine = machine_h100(), .sequences = 8, .prompt = 24, .response = 1000};
+  const double large = find(step_times(in), "training: forward and backward");
+  in.micro_tokens = 1024;
+  EXPECT_GT(find(step_times(in), "training: forward and backward"), 2 * large);
+}
+
+}  // namespace
+}  // namespace furlong
