@@ -49,8 +49,12 @@ TEST(Layout, AKeyHeadIsHeldWhole) {
   const ModelConfig c = qwen35();  // 2 key and value heads
   const PlanLayout l{.tensor = 8, .gpus = 8};
   for (const auto& spec : tensor_registry(c)) {
-    if (spec.name.ends_with("k_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 2, spec.numel()) << spec.name;
-    if (spec.name.ends_with("q_proj.weight")) EXPECT_EQ(numel_of_rank(c, spec, l) * 8, spec.numel()) << spec.name;
+    if (spec.name.ends_with("k_proj.weight")) {
+      EXPECT_EQ(numel_of_rank(c, spec, l) * 2, spec.numel()) << spec.name;
+    }
+    if (spec.name.ends_with("q_proj.weight")) {
+      EXPECT_EQ(numel_of_rank(c, spec, l) * 8, spec.numel()) << spec.name;
+    }
   }
 }
 

@@ -7,7 +7,7 @@
 namespace furlong {
 namespace {
 
-void expect_contains(const std::string& text, const std::string& part) {
+void expect_part(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), std::string::npos) << part << " is not in: " << text;
 }
 
@@ -22,8 +22,8 @@ TEST(Numerics, StopsAfterThreeSkippedStepsInARow) {
   s.num_rollout = 10;
   s.lr = 1e30;
   const std::string message = refusal(Exit::numerics, s);
-  expect_contains(message, "3 training steps in a row");
-  expect_contains(message, folder / "run/checkpoints");
+  expect_part(message, "3 training steps in a row");
+  expect_part(message, folder / "run/checkpoints");
   EXPECT_EQ(files_of(checkpoint, ""), before);
   EXPECT_EQ(verify_checkpoint(checkpoint), "");
   const auto rows = metrics_of(folder / "run");
@@ -68,11 +68,11 @@ TEST(Refused, LoadMistyped) {
   Settings s = small_run(folder / "run", 1);
   s.load = folder / "no/such/folder";
   const std::string message = refusal(Exit::input, s);
-  expect_contains(message, s.load);
-  expect_contains(message, "--load");
+  expect_part(message, s.load);
+  expect_part(message, "--load");
   EXPECT_FALSE(fs::exists(folder / "run/hf"));
   fs::create_directories(s.load);  // an empty folder is no better
-  expect_contains(refusal(Exit::input, s), s.load);
+  expect_part(refusal(Exit::input, s), s.load);
 }
 
 TEST(Refused, ADamagedCheckpointIsNotTakenForAFreshStart) {
@@ -85,7 +85,7 @@ TEST(Refused, ADamagedCheckpointIsNotTakenForAFreshStart) {
   bytes[bytes.size() / 2] = static_cast<char>(bytes[bytes.size() / 2] ^ 1);
   std::ofstream(victim, std::ios::binary) << bytes;
   s.num_rollout = 2;
-  expect_contains(refusal(Exit::input, s), "iter_0000000");
+  expect_part(refusal(Exit::input, s), "iter_0000000");
 }
 
 TEST(Refused, LockedRunDirectory) {
@@ -93,7 +93,7 @@ TEST(Refused, LockedRunDirectory) {
   Settings s = small_run(folder / "run", 1);
   {
     const RunFiles held(s, Command::train);
-    expect_contains(refusal(Exit::usage, s), "--run-dir");
+    expect_part(refusal(Exit::usage, s), "--run-dir");
   }
   run(s);
 }
@@ -104,8 +104,8 @@ TEST(Refused, AlreadyFinished) {
   run(s);
   const std::string metrics = read_file(folder / "run/metrics.jsonl");
   const std::string message = refusal(Exit::usage, s);
-  expect_contains(message, "1 of 1");
-  expect_contains(message, "--num-rollout");
+  expect_part(message, "1 of 1");
+  expect_part(message, "--num-rollout");
   EXPECT_EQ(read_file(folder / "run/metrics.jsonl"), metrics);
 }
 
@@ -119,9 +119,9 @@ TEST(Refused, APromptLongerThanTheContext) {
   Settings s = small_run(folder / "run", 1);
   s.prompt_data = folder / "p.jsonl";
   const std::string message = refusal(Exit::input, s);
-  expect_contains(message, "p.jsonl:2");
-  expect_contains(message, "4096");
-  expect_contains(message, "--rollout-max-prompt-len");
+  expect_part(message, "p.jsonl:2");
+  expect_part(message, "4096");
+  expect_part(message, "--rollout-max-prompt-len");
   s.rollout_max_prompt_len = 100;
   s.num_rollout = 1;
   run(s);
@@ -131,14 +131,14 @@ TEST(Refused, NothingFitsThePromptLimit) {
   const Folder folder;
   Settings s = small_run(folder / "run", 1);
   s.rollout_max_prompt_len = 3;
-  expect_contains(refusal(Exit::input, s), "--rollout-max-prompt-len 3");
+  expect_part(refusal(Exit::input, s), "--rollout-max-prompt-len 3");
 }
 
 TEST(Refused, NoMemoryForOneRequest) {
   const Folder folder;
   Settings s = small_run(folder / "run", 1);
   s.rollout_mem_fraction_static = 1e-9;
-  expect_contains(refusal(Exit::resources, s), "--rollout-mem-fraction-static");
+  expect_part(refusal(Exit::resources, s), "--rollout-mem-fraction-static");
 }
 
 TEST(Refused, TrajectoriesThatCannotBeLearnt) {
@@ -154,15 +154,15 @@ TEST(Refused, TrajectoriesThatCannotBeLearnt) {
   auto unscored = all;
   for (auto& t : unscored) t.reward.reset();
   write_trajectories(folder / "bad.jsonl", unscored);
-  expect_contains(refusal(Exit::input, learn), "reward");
+  expect_part(refusal(Exit::input, learn), "reward");
   auto foreign = all;
   foreign[3].tokens[2] = 512;
   write_trajectories(folder / "bad.jsonl", foreign);
-  expect_contains(refusal(Exit::input, learn), "trajectory 4");
+  expect_part(refusal(Exit::input, learn), "trajectory 4");
   std::ofstream(folder / "bad.jsonl") << "";
-  expect_contains(refusal(Exit::input, learn), "bad.jsonl");
+  expect_part(refusal(Exit::input, learn), "bad.jsonl");
   learn.load_debug_rollout_data = folder / "absent.jsonl";
-  expect_contains(refusal(Exit::input, learn), "absent.jsonl");
+  expect_part(refusal(Exit::input, learn), "absent.jsonl");
 }
 
 TEST(Refused, AnotherPromptSetAtResume) {
