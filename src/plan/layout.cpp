@@ -30,10 +30,11 @@ std::vector<std::string> layout_problems(const ModelConfig& c, const PlanLayout&
   std::vector<std::string> problems;
   const auto divides = [&](int64_t number, int64_t by, const char* what, const char* sizes) {
     if (by > 0 && number % by != 0)
-      problems.push_back(fmt::format("{} {} cannot be split by {} {}", number, what, sizes, by));
+      problems.push_back(
+          fmt::format("{} {} cannot be split by {} {}: change one of these sizes", number, what, sizes, by));
   };
-  divides(l.gpus, l.tensor * l.pipeline * l.context, "GPUs", "tensor x pipeline x context parallel size");
-  divides(l.gpus, l.pipeline * l.expert * l.expert_tensor, "GPUs", "pipeline x expert x expert-tensor parallel size");
+  divides(l.gpus, l.tensor * l.pipeline * l.context, "GPU(s)", "tensor x pipeline x context parallel size");
+  divides(l.gpus, l.pipeline * l.expert * l.expert_tensor, "GPU(s)", "pipeline x expert x expert-tensor parallel size");
   divides(c.num_heads, l.tensor, "attention heads", "tensor parallel size");
   if (c.num_kv_heads % l.tensor != 0 && l.tensor % c.num_kv_heads != 0) {
     problems.push_back(

@@ -4,32 +4,13 @@
 #include <limits>
 
 #include "checkpoint/init.h"
+#include "cuda/small_model.h"
 #include "ops/random.h"
 #include "optim/adam.h"
 #include "tensor/copy.h"
 
 namespace furlong::test {
 namespace {
-
-ModelConfig small_model() {
-  ModelConfig c;
-  c.vocab_size = 97;
-  c.hidden_size = 64;
-  c.num_layers = 4;
-  c.full_attention = {false, false, true, false};
-  c.num_heads = 4;
-  c.num_kv_heads = 2;
-  c.head_dim = 16;
-  c.rotary_dim = 4;
-  c.linear_num_key_heads = 2;
-  c.linear_num_value_heads = 4;
-  c.linear_key_head_dim = c.linear_value_head_dim = 16;
-  c.num_experts = 8;
-  c.experts_per_token = 2;
-  c.moe_intermediate_size = c.shared_intermediate_size = 32;
-  c.mtp_num_layers = 1;
-  return c;
-}
 
 std::string bytes_of(const Weights& w) {
   std::string out;
@@ -68,7 +49,9 @@ std::string trained(DType weights_dtype, OptimOptions options, bool told) {
     stream.synchronize();
     const std::string state = bytes_of(weights) + bytes_of(optimizer.masters()) + bytes_of(optimizer.exp_avg()) +
                               bytes_of(optimizer.exp_avg_sq());
-    if (i == 3) EXPECT_TRUE(state == before);
+    if (i == 3) {
+      EXPECT_TRUE(state == before);
+    }
     out += state;
   }
   return out;

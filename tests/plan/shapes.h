@@ -1,6 +1,6 @@
 // Models to plan for.
 #pragma once
-#include "model/config.h"
+#include "furlong/presets.h"
 
 namespace furlong {
 
@@ -25,26 +25,6 @@ inline ModelConfig toy() {
   return c;
 }
 
-// The shapes of Qwen3.5-35B-A3B.
-inline ModelConfig qwen35() {
-  ModelConfig c;
-  c.vocab_size = 248320;
-  c.hidden_size = 2048;
-  c.num_layers = 40;
-  for (int64_t i = 0; i < 40; i++) c.full_attention.push_back(i % 4 == 3);
-  c.num_heads = 16;
-  c.num_kv_heads = 2;
-  c.head_dim = 256;
-  c.rotary_dim = 64;
-  c.linear_num_key_heads = 16;
-  c.linear_num_value_heads = 32;
-  c.linear_key_head_dim = c.linear_value_head_dim = 128;
-  c.num_experts = 256;
-  c.experts_per_token = 8;
-  c.moe_intermediate_size = c.shared_intermediate_size = 512;
-  c.mtp_num_layers = 1;
-  c.max_position_embeddings = 262144;
-  return c;
-}
+inline ModelConfig qwen35() { return make_preset("35b-a3b", {}).config; }
 
 }  // namespace furlong
