@@ -22,7 +22,7 @@ RopeShape key_rope(const ModelConfig& c) {
 
 Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, Tensor x, const Batch& batch,
                          const KvPages& pages, AttentionSaved& saved) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), queries = c.num_heads * c.head_dim, keys = c.num_kv_heads * c.head_dim;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   saved.x = x;
@@ -48,7 +48,7 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
 
 Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const AttentionSaved& saved,
                           Tensor dy, const Batch& batch, AttentionWeights& grads) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = dy.rows();
   const DType t = dy.dtype();
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {rows, x.dim(1)}); };

@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "ops/segments.h"
+#include "parallel/mesh.h"
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
 
@@ -24,11 +25,19 @@ struct Batch {
   int64_t rows() const { return tokens.rows(); }
 };
 
-// What a computation runs in: the stream, and the arena that holds its intermediates until the caller's scope closes.
+// What a computation runs in: the stream, the arena that holds its intermediates until the caller's scope closes, and
+// the ranks that compute together. All ranks of a mesh call the same functions with the same batch (data parallel ones
+// with batches of their own, which may be empty).
 struct Exec {
   Stream& stream;
   Arena& arena;
+  const Mesh& mesh = Mesh::alone();
 };
+
+// The rows of a batch that lie on this rank outside of the mixers.
+inline Range rows_here(const Mesh& mesh, int64_t rows) {
+  return block_of(rows, mesh.place().row_part(), mesh.place().row_parts());
+}
 
 // The batch in the exec's memory: itself on the CPU, copies of its integers in the arena on a device. The memory it
 // continues from is taken as it is.

@@ -6,7 +6,7 @@ namespace furlong {
 
 void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tensor out, Tensor x, const Batch& batch,
                    const LayerMemory& memory, bool keep, bool routed, LayerSaved& saved) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows();
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   saved.input = x;
@@ -24,7 +24,7 @@ void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tens
 
 void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, const LayerSaved& saved, Tensor d,
                     const Batch& batch, LayerWeights& grads) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   {
     const Arena::Scope scope(arena);
     const Tensor dnormed = moe_backward(exec, c, w.moe, saved.moe, d, grads.moe);

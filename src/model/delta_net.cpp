@@ -12,7 +12,7 @@ DeltaShape delta_shape(const ModelConfig& c) {
 
 Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, Tensor x, const Batch& batch,
                          const DeltaSlots& slots, bool keep_states, DeltaNetSaved& saved) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), kh = c.linear_num_key_heads, vh = c.linear_num_value_heads;
   const int64_t dk = c.linear_key_head_dim, dv = c.linear_value_head_dim;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
@@ -48,7 +48,7 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
 
 Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, const DeltaNetSaved& saved,
                           Tensor dy, const Batch& batch, DeltaNetWeights& grads) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = dy.rows(), vh = c.linear_num_value_heads, dv = c.linear_value_head_dim;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {rows, x.dim(1)}); };

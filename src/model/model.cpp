@@ -16,7 +16,7 @@ LayerMemory memory_of(const Batch& batch, bool full_attention, size_t& attention
 }  // namespace
 
 Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const Batch& batch, ModelSaved* saved) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = batch.rows();
   const DType t = w.dtype();
   Tensor hidden = arena.make("model.hidden", t, {rows, c.hidden_size});
@@ -59,7 +59,7 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
 
 void model_backward(Exec& exec, const ModelConfig& c, const Weights& w, ModelSaved& saved, Tensor dhidden,
                     const Batch& batch, Weights& grads, const PartDone& done) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const Arena::Scope whole(arena);
   Tensor d = arena.make("model.d", w.dtype(), {dhidden.rows(), dhidden.dim(1)});
   set_zero(stream, d);

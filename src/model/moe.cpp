@@ -18,7 +18,7 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
 
 void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
                  bool routed, MoeSaved& saved) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
@@ -50,7 +50,7 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
 
 Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,
                     MoeWeights& grads) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const int64_t rows = dy.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);

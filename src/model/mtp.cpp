@@ -10,7 +10,7 @@ namespace furlong {
 Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hidden, Tensor next_tokens,
                    const Batch& batch, const KvPages& pages, MtpSaved* kept) {
   CHECK(!w.mtp.empty(), "this model has no MTP head");
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const MtpWeights& m = w.mtp.front();
   const int64_t rows = hidden.rows(), h = c.hidden_size;
   const DType t = w.dtype(), acc = accumulate_dtype(t);
@@ -38,7 +38,7 @@ Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hi
 
 void mtp_backward(Exec& exec, const ModelConfig& c, const Weights& w, const MtpSaved& saved, Tensor dm,
                   const Batch& batch, Weights& grads) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const Arena::Scope scope(arena);
   const MtpWeights& m = w.mtp.front();
   MtpWeights& dw = grads.mtp.front();

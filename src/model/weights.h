@@ -1,12 +1,14 @@
 // The model's tensors. Each is declared once, in visit_tensors (weights.cpp): member, shape, checkpoint name, kind.
 // Gradients, masters and moments are further Weights values of the same layout.
 #pragma once
+#include <array>
 #include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "model/config.h"
+#include "parallel/mesh.h"
 #include "tensor/buffer.h"
 #include "tensor/stream.h"
 
@@ -56,12 +58,13 @@ struct MtpWeights {
   LayerWeights layer;                        // full attention
 };
 
-// How a tensor is split when the model runs on several ranks.
-enum class Split : uint8_t { replicated, vocab, column, row, expert, heads };
+// How a tensor is split among the ranks of a stage. Vocabulary and heads by rows and `row` by columns over tensor
+// parallel ranks; experts over expert x expert-tensor ranks, all else on every rank.
+enum class Split : uint8_t { replicated, vocab, heads, kv_heads, row, expert };
 
 struct TensorSpec {
-  std::string name;  // the name in a Hugging Face checkpoint, experts fused
-  std::vector<int64_t> shape;
+  std::string name;            // the name in a Hugging Face checkpoint, experts fused
+  std::vector<int64_t> shape;  // of what this rank holds
   Split split = Split::replicated;
   bool always_f32 = false;  // A_log: fp32 in every mode
   bool mtp = false;         // belongs to the MTP head
@@ -70,13 +73,34 @@ struct TensorSpec {
   int part = 0;
   // A fused expert tensor also occurs per expert: pattern with {} for the expert's number; "a|b" are row halves.
   std::string per_expert = {};
-  bool decays() const { return shape.size() >= 2; }  // AdamW's weight decay
-  int64_t numel() const;
+  std::vector<int64_t> full_shape = {};         // of the whole model's tensor
+  std::array<std::vector<Range>, 3> held = {};  // by dimension: the indices of full_shape that are here; empty: all
+  bool here = true;                             // false: it lies on other pipeline stages, and is undefined on this one
+  bool copied = false;  // trained on another stage: the embedding that the MTP head of the last stage looks up
+  bool decays() const { return full_shape.size() >= 2; }  // AdamW's weight decay
+  int64_t numel() const;                                  // of shape
+  int64_t full_numel() const;
 };
+
+// Calls f(first, full_first, count) for every run of numbers that is contiguous both here (from number `first`) and in
+// the whole tensor (from `full_first`), in rising order of `first`.
+void for_each_run(const TensorSpec& spec, const std::function<void(int64_t, int64_t, int64_t)>& f);
+
+// The ranks of the stage (by MeshRank::stage_rank) that hold the same numbers of a tensor, in rising order.
+std::vector<int> holders_of(const ModelConfig& config, const TensorSpec& spec, const MeshRank& place);
+
+// What keeps the model from being spread so: a sentence a reason, none when nothing does.
+std::vector<std::string> layout_problems(const ModelConfig& config, const ParallelSizes& sizes);
+
+// The layers [begin, end) of a pipeline stage.
+Range stage_layers(const ModelConfig& config, const MeshRank& place);
 
 // Where the tensors of a Weights lie.
 struct Placement {
   Device device = Device::cpu;
+  MeshRank rank = {};  // only what this rank holds
+  // Only some of the numbers of each tensor, which is then flat: those of the range that this gives.
+  std::function<Range(const TensorSpec&)> owned = {};
   std::optional<bool> only_mtp = std::nullopt;  // allocate that part of the model only
   // Tensors (by place in the registry) in page-locked host memory instead; none where empty. Needs `threads`.
   std::vector<bool> on_host = {};
@@ -93,11 +117,10 @@ class Weights {
           std::optional<bool> only_mtp = std::nullopt);
   Weights(const ModelConfig& config, DType dtype, const Placement& placement);
   // All parts in the same memory, that of the largest: for gradients that are moved on part by part.
-  static Weights one_part_at_a_time(const ModelConfig& config, DType dtype, Device device);
+  static Weights one_part_at_a_time(const ModelConfig& config, DType dtype, const Placement& placement);
 
   // The same tensors over addresses that must not be touched, for dry runs.
-  static Weights outline(const ModelConfig& config, DType dtype, Device device = Device::cpu,
-                         std::optional<bool> only_mtp = std::nullopt);
+  static Weights outline(const ModelConfig& config, DType dtype, const Placement& placement = {});
 
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred
@@ -110,22 +133,26 @@ class Weights {
   const std::vector<TensorSpec>& specs() const { return specs_; }
   DType dtype() const { return dtype_; }
   Device device() const { return storage_.device(); }
+  const MeshRank& rank() const { return rank_; }
   size_t bytes() const { return bytes_; }
   size_t host_bytes() const { return host_storage_.bytes(); }  // page-locked; a part of bytes()
   void zero(Stream&);
 
  private:
+  // Fills specs and returns where each tensor's view belongs.
+  std::vector<Tensor*> declare(const ModelConfig& config, DType dtype, const Placement& placement);
   void bind(const ModelConfig& config, DType dtype, const Placement& placement, bool outline);
 
   DType dtype_ = DType::f32;
+  MeshRank rank_;
   Buffer storage_, host_storage_;
   size_t bytes_ = 0;
   std::vector<Tensor> tensors_;
   std::vector<TensorSpec> specs_;
 };
 
-// The specs of a model without its tensors.
-std::vector<TensorSpec> tensor_registry(const ModelConfig& config);
+// The specs of a model, as one rank holds it, without its tensors.
+std::vector<TensorSpec> tensor_registry(const ModelConfig& config, const MeshRank& place = {});
 // The parts of a model (TensorSpec::part) by what they are.
 inline int layer_part(size_t layer) { return static_cast<int>(layer) + 1; }
 inline int norm_part(const ModelConfig& config) { return static_cast<int>(config.num_layers) + 1; }

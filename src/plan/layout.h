@@ -7,25 +7,17 @@
 
 namespace furlong {
 
-// Megatron's mesh: gpus = tensor x pipeline x context x data for attention and norms, and pipeline x expert x
-// expert-tensor x (data of the experts) for experts.
+// Megatron's mesh (parallel/mesh.h) over so many GPUs.
 struct PlanLayout {
   int64_t tensor = 1, pipeline = 1, context = 1, expert = 1, expert_tensor = 1;
   int64_t gpus = 1;
+  ParallelSizes sizes() const { return {tensor, pipeline, context, expert, expert_tensor}; }
   int64_t data() const { return gpus / (tensor * pipeline * context); }
   int64_t expert_data() const { return gpus / (pipeline * expert * expert_tensor); }
 };
 
 // What does not divide: one sentence each, none when the layout is sound.
 std::vector<std::string> layout_problems(const ModelConfig&, const PlanLayout&);
-
-// Pipeline stage that holds a tensor: layers evenly, embedding first, final norm, head and MTP last.
-int64_t stage_of(const ModelConfig&, const TensorSpec&, const PlanLayout&);
-
-// Numbers of a tensor that one rank of its stage holds, by TensorSpec::split: rows of vocabulary, heads and columns and
-// inputs of rows over `tensor`; experts over `expert`, their width over `expert_tensor`. A key or value head is held
-// whole, by several ranks where there are more ranks than heads.
-int64_t numel_of_rank(const ModelConfig&, const TensorSpec&, const PlanLayout&);
 
 // Numbers and bytes of the stage that holds most. `part`: of the MTP head only, or without it.
 struct RankSize {

@@ -54,7 +54,7 @@ class HostNumbers {
 
 Chunk forward_chunk(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows,
                     const HeadOptions& options) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const auto n = static_cast<int64_t>(rows.size());
   const DType acc = accumulate_dtype(hidden.dtype());
   Chunk c;
@@ -100,7 +100,7 @@ void score_rows(Exec& exec, const Weights& w, Tensor hidden, std::span<const Hea
 
 void loss_head(Exec& exec, const Weights& w, Tensor hidden, std::span<const HeadRow> rows, const HeadOptions& options,
                const RowLoss& loss, Tensor dhidden, Tensor dlm_head) {
-  auto& [stream, arena] = exec;
+  auto& [stream, arena, mesh] = exec;
   const DType acc = accumulate_dtype(hidden.dtype());
   set_zero(stream, dhidden);
   const auto step = static_cast<size_t>(chunk_size(options, exec.stream.device(), w.lm_head.rows()));

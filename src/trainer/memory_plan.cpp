@@ -39,7 +39,7 @@ PlanLayout layout_of(const Settings& s) {
 // A forward pass over one packed batch, log-probs and entropies of every row, then the MTP head's.
 WorkingBytes scoring(const ModelConfig& config, const PlanInputs& in, ThreadPool& threads) {
   const Device device = in.cuda ? Device::cuda : Device::cpu;
-  const Weights outline = Weights::outline(config, in.dtype, device);
+  const Weights outline = Weights::outline(config, in.dtype, {.device = device});
   const std::vector<int32_t> tokens(static_cast<size_t>(in.micro_tokens), 0);
   const std::vector<HeadRow> rows(tokens.size());
   BatchBuilder builder;
@@ -140,7 +140,7 @@ DryRuns dry_runs(const Settings& s, const Workload& work, ThreadPool& threads) {
     TrainOptions options = train_options(s, in.model);
     if (work.supervised) options.objective = Objective::supervised;
     options.recompute = in.recompute ? Recompute::full : Recompute::none;
-    Weights outline = Weights::outline(rank, in.dtype, in.cuda ? Device::cuda : Device::cpu);
+    Weights outline = Weights::outline(rank, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu});
     const WorkingMemory found =
         TrainStep::working_memory(rank, outline, threads, options, in.micro_tokens, in.micro_segments);
     return WorkingBytes{found.parts, found.bytes};
@@ -150,7 +150,7 @@ DryRuns dry_runs(const Settings& s, const Workload& work, ThreadPool& threads) {
     EngineOptions options = engine_options(rank, s.hf_checkpoint, s, work.longest, work.requests);
     options.max_running = std::min(options.max_running, in.max_running);
     options.memory_bytes = pool;
-    const Weights outline = Weights::outline(rank, in.dtype, in.cuda ? Device::cuda : Device::cpu);
+    const Weights outline = Weights::outline(rank, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu});
     const EngineNeeds needs = engine_needs(rank, outline, options, threads);
     return RolloutBytes{.page = needs.memory.page,
                         .pages = needs.memory.pages,

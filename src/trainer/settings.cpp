@@ -329,12 +329,12 @@ std::string to_toml(const Settings& settings, Command command) {
   std::string out =
       fmt::format("# Settings of `furlong {}`, defaults included. A recipe: furlong {} --config <this file>\n",
                   name_of(command), name_of(command));
-  std::optional<Group> group;
+  std::optional<Topic> topic;
   for (const auto& field : fields()) {
     const std::string value = field.takes(command) ? format_value(settings, field) : "";
     if (value.empty() || (!field.no_effect.empty() && settings.given.count(field.name) == 0)) continue;
-    if (group != field.group) out += fmt::format("\n# {}\n", title(field.group));
-    group = field.group;
+    if (topic != field.topic) out += fmt::format("\n# {}\n", title(field.topic));
+    topic = field.topic;
     out += fmt::format("{} = {}\n", field.name, value);
   }
   return out;

@@ -213,7 +213,7 @@ struct Settings {
 };
 
 // The part of the program that a setting belongs to; the order of --help and of the documents.
-enum class Group {
+enum class Topic {
   checkpoint,
   run,
   prompts,
@@ -244,7 +244,7 @@ using Member = std::variant<std::monostate, bool Settings::*, int64_t Settings::
 // One row of the table. Built by the functions in settings_fields.cpp.
 struct Field {
   std::string name;  // snake_case; the flag is --name with '-'
-  Group group;
+  Topic topic;
   unsigned commands;  // the Commands that take it, or-ed
   Kind kind;
   Member member;     // monostate: nothing is kept
@@ -270,7 +270,7 @@ struct Field {
 };
 
 const std::vector<Field>& fields();
-const char* title(Group group);
+const char* title(Topic topic);
 const char* name_of(Command command);
 // The command of that name, or nothing.
 std::optional<Command> command_named(const std::string& name);

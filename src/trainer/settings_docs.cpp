@@ -12,10 +12,10 @@ namespace furlong {
 namespace {
 
 constexpr double unbounded = 1e300;
-constexpr Group all_groups[] = {
-    Group::checkpoint, Group::run,        Group::prompts,   Group::batches,  Group::sampling,  Group::engine,
-    Group::reward,     Group::evaluation, Group::algorithm, Group::mtp,      Group::optimizer, Group::parallel,
-    Group::debugging,  Group::files,      Group::generate,  Group::tokenize, Group::convert,   Group::no_effect,
+constexpr Topic all_topics[] = {
+    Topic::checkpoint, Topic::run,        Topic::prompts,   Topic::batches,  Topic::sampling,  Topic::engine,
+    Topic::reward,     Topic::evaluation, Topic::algorithm, Topic::mtp,      Topic::optimizer, Topic::parallel,
+    Topic::debugging,  Topic::files,      Topic::generate,  Topic::tokenize, Topic::convert,   Topic::no_effect,
 };
 
 const char* purpose(Command command) {
@@ -131,28 +131,28 @@ std::string markdown_row(const Field& field) {
 
 }  // namespace
 
-const char* title(Group group) {
-  switch (group) {
-    case Group::checkpoint: return "Model and checkpoints";
-    case Group::run: return "Run and machine";
-    case Group::prompts: return "Prompts";
-    case Group::batches: return "Batches and length of the run";
-    case Group::sampling: return "Sampling";
-    case Group::engine: return "Rollout engine";
-    case Group::reward: return "Reward";
-    case Group::evaluation: return "Evaluation";
-    case Group::algorithm: return "Algorithm";
-    case Group::mtp: return "MTP training";
-    case Group::optimizer: return "Optimizer";
-    case Group::parallel: return "Parallelism";
-    case Group::debugging: return "Debugging";
-    case Group::files: return "Files of the batch commands";
-    case Group::generate: return "Generation";
-    case Group::tokenize: return "Tokenizer";
-    case Group::convert: return "New and converted checkpoints";
-    case Group::no_effect: return "Accepted without effect";
+const char* title(Topic topic) {
+  switch (topic) {
+    case Topic::checkpoint: return "Model and checkpoints";
+    case Topic::run: return "Run and machine";
+    case Topic::prompts: return "Prompts";
+    case Topic::batches: return "Batches and length of the run";
+    case Topic::sampling: return "Sampling";
+    case Topic::engine: return "Rollout engine";
+    case Topic::reward: return "Reward";
+    case Topic::evaluation: return "Evaluation";
+    case Topic::algorithm: return "Algorithm";
+    case Topic::mtp: return "MTP training";
+    case Topic::optimizer: return "Optimizer";
+    case Topic::parallel: return "Parallelism";
+    case Topic::debugging: return "Debugging";
+    case Topic::files: return "Files of the batch commands";
+    case Topic::generate: return "Generation";
+    case Topic::tokenize: return "Tokenizer";
+    case Topic::convert: return "New and converted checkpoints";
+    case Topic::no_effect: return "Accepted without effect";
   }
-  CHECK(false, "a group without a title");
+  CHECK(false, "a topic without a title");
 }
 
 std::string Field::value_hint() const {
@@ -196,13 +196,13 @@ std::string help_text() {
 std::string help_text(Command command) {
   std::string out = fmt::format("furlong {}: {}\n\nusage: furlong {} [--config recipe.toml] [--flag value ...]\n",
                                 name_of(command), purpose(command), name_of(command));
-  for (const Group group : all_groups) {
-    if (group == Group::no_effect) continue;
+  for (const Topic topic : all_topics) {
+    if (topic == Topic::no_effect) continue;
     std::string lines;
     for (const auto& field : fields()) {
-      if (field.group == group && field.takes(command)) lines += help_line(field);
+      if (field.topic == topic && field.takes(command)) lines += help_line(field);
     }
-    if (!lines.empty()) out += fmt::format("\n{}\n{}", title(group), lines);
+    if (!lines.empty()) out += fmt::format("\n{}\n{}", title(topic), lines);
   }
   return out +
          "\nDefaults stand in parentheses. --no-FLAG or --FLAG=false turns off a flag that the recipe turns on.\n";
@@ -221,21 +221,21 @@ std::string flags_markdown() {
       "line counts once, with its last value; `--no-FLAG` or `--FLAG=false` turns off what a recipe turns on. A name "
       "that\n"
       "is not here is an error that names the nearest ones. `furlong inspect --plan` reads every setting of `train`.\n";
-  for (const Group group : all_groups) {
-    if (group == Group::no_effect) continue;
+  for (const Topic topic : all_topics) {
+    if (topic == Topic::no_effect) continue;
     out += fmt::format("\n## {}\n\n| flag | value | default | commands | meaning |\n|---|---|---|---|---|\n",
-                       title(group));
+                       title(topic));
     for (const auto& field : fields()) {
-      if (field.group == group) out += markdown_row(field);
+      if (field.topic == topic) out += markdown_row(field);
     }
   }
   out += fmt::format(
       "\n## {}\n\nFlags of miles' launch lines that `train` and `sft` take, name in one warning line and leave "
       "alone.\n\n",
-      title(Group::no_effect));
+      title(Topic::no_effect));
   std::vector<std::pair<std::string, Texts>> reasons;
   for (const auto& field : fields()) {
-    if (field.group != Group::no_effect) continue;
+    if (field.topic != Topic::no_effect) continue;
     if (reasons.empty() || reasons.back().first != field.no_effect) reasons.push_back({field.no_effect, {}});
     const std::string only = field.allowed.empty() ? "" : " " + join_or(field.allowed);
     reasons.back().second.push_back("`" + field.flag() + only + "`");

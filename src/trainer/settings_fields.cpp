@@ -32,8 +32,8 @@ Kind kind_of(const Member& member) {
 // One row being written down; the calls chain.
 class Row {
  public:
-  Row(Group group, const char* name, Member member, unsigned commands, const char* help)
-      : field_{name, group, commands, kind_of(member), member, help} {}
+  Row(Topic topic, const char* name, Member member, unsigned commands, const char* help)
+      : field_{name, topic, commands, kind_of(member), member, help} {}
   Row& unit(const char* text) { return field_.unit = text, *this; }
   Row& from(double min) { return field_.min = min, *this; }
   Row& above(double min) { return field_.min = min, field_.above_min = true, *this; }
@@ -53,7 +53,7 @@ class Row {
 using Table = std::vector<Field>;
 
 void add_checkpoint(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::checkpoint, a...); };
+  const auto row = [](auto... a) { return Row(Topic::checkpoint, a...); };
   t.insert(
       t.end(),
       {
@@ -91,7 +91,7 @@ void add_checkpoint(Table& t) {
 }
 
 void add_run(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::run, a...); };
+  const auto row = [](auto... a) { return Row(Topic::run, a...); };
   t.insert(
       t.end(),
       {
@@ -139,7 +139,7 @@ void add_run(Table& t) {
 }
 
 void add_prompts(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::prompts, a...); };
+  const auto row = [](auto... a) { return Row(Topic::prompts, a...); };
   t.insert(
       t.end(),
       {
@@ -166,7 +166,7 @@ void add_prompts(Table& t) {
 }
 
 void add_batches(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::batches, a...); };
+  const auto row = [](auto... a) { return Row(Topic::batches, a...); };
   t.insert(
       t.end(),
       {
@@ -223,7 +223,7 @@ void add_batches(Table& t) {
 }
 
 void add_sampling(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::sampling, a...); };
+  const auto row = [](auto... a) { return Row(Topic::sampling, a...); };
   t.insert(
       t.end(),
       {
@@ -255,7 +255,7 @@ void add_sampling(Table& t) {
 }
 
 void add_engine(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::engine, a...); };
+  const auto row = [](auto... a) { return Row(Topic::engine, a...); };
   constexpr unsigned engine = T | E | G;
   t.insert(
       t.end(),
@@ -307,8 +307,8 @@ void add_engine(Table& t) {
 }
 
 void add_reward_and_evaluation(Table& t) {
-  const auto reward = [](auto... a) { return Row(Group::reward, a...); };
-  const auto row = [](auto... a) { return Row(Group::evaluation, a...); };
+  const auto reward = [](auto... a) { return Row(Topic::reward, a...); };
+  const auto row = [](auto... a) { return Row(Topic::evaluation, a...); };
   t.insert(
       t.end(),
       {
@@ -349,7 +349,7 @@ void add_reward_and_evaluation(Table& t) {
 }
 
 void add_algorithm(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::algorithm, a...); };
+  const auto row = [](auto... a) { return Row(Topic::algorithm, a...); };
   t.insert(
       t.end(),
       {
@@ -393,7 +393,7 @@ void add_algorithm(Table& t) {
           row("calculate_per_token_loss", &Settings::calculate_per_token_loss, T | S,
               "mean over all tokens of a step, not over samples of their token means"),
       });
-  const auto mtp = [](auto... a) { return Row(Group::mtp, a...); };
+  const auto mtp = [](auto... a) { return Row(Topic::mtp, a...); };
   t.insert(
       t.end(),
       {
@@ -413,7 +413,7 @@ void add_algorithm(Table& t) {
 }
 
 void add_optimizer(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::optimizer, a...); };
+  const auto row = [](auto... a) { return Row(Topic::optimizer, a...); };
   t.insert(t.end(),
            {
                row("optimizer", &Settings::optimizer, T | S, "AdamW: decoupled weight decay")
@@ -465,7 +465,7 @@ void add_optimizer(Table& t) {
 }
 
 void add_parallel(Table& t) {
-  const auto row = [](auto... a) { return Row(Group::parallel, a...); };
+  const auto row = [](auto... a) { return Row(Topic::parallel, a...); };
   for (const auto& [name, member, help] : {
            std::tuple("tensor_model_parallel_size", &Settings::tensor_model_parallel_size,
                       "ranks that split a layer's matrices"),
@@ -491,11 +491,11 @@ void add_parallel(Table& t) {
 }
 
 void add_tools(Table& t) {
-  const auto debug = [](auto... a) { return Row(Group::debugging, a...); };
-  const auto file = [](auto... a) { return Row(Group::files, a...); };
-  const auto gen = [](auto... a) { return Row(Group::generate, a...); };
-  const auto tok = [](auto... a) { return Row(Group::tokenize, a...); };
-  const auto conv = [](auto... a) { return Row(Group::convert, a...); };
+  const auto debug = [](auto... a) { return Row(Topic::debugging, a...); };
+  const auto file = [](auto... a) { return Row(Topic::files, a...); };
+  const auto gen = [](auto... a) { return Row(Topic::generate, a...); };
+  const auto tok = [](auto... a) { return Row(Topic::tokenize, a...); };
+  const auto conv = [](auto... a) { return Row(Topic::convert, a...); };
   t.insert(
       t.end(),
       {

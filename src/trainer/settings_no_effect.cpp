@@ -9,7 +9,7 @@ void add_without_effect(std::vector<Field>& t) {
   constexpr unsigned commands = static_cast<unsigned>(Command::train) | static_cast<unsigned>(Command::sft);
   const auto add = [&](const char* why, std::initializer_list<const char*> names, const Texts& allowed = {}) {
     for (const char* name : names) {
-      Field field{name, Group::no_effect, commands, Kind::words, std::monostate(), ""};
+      Field field{name, Topic::no_effect, commands, Kind::words, std::monostate(), ""};
       field.no_effect = why;
       field.allowed = allowed;
       t.push_back(std::move(field));

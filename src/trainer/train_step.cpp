@@ -56,10 +56,11 @@ MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions
 
 TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options,
                      Share memory)
-    : MicroBatch(
-          config, weights, options, Weights(config, options.optim.main_grads, weights.device(), trained_part(options)),
-          options.optim.main_grads == DType::f32 ? Weights()
-                                                 : Weights::one_part_at_a_time(config, DType::f32, weights.device())),
+    : MicroBatch(config, weights, options,
+                 Weights(config, options.optim.main_grads, weights.device(), trained_part(options)),
+                 options.optim.main_grads == DType::f32
+                     ? Weights()
+                     : Weights::one_part_at_a_time(config, DType::f32, {.device = weights.device()})),
       stream_(threads, weights.device()),
       dry_(Stream::dry(threads, weights.device())),
       optimizer_(config, weights, options_.optim, &stream_),
@@ -267,8 +268,9 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
   struct Measured : MicroBatch {
     using MicroBatch::micro_step, MicroBatch::Sums;
     Measured(const ModelConfig& c, Weights& w, const TrainOptions& o)
-        : MicroBatch(c, w, o, Weights::outline(c, o.optim.main_grads, w.device(), trained_part(o)),
-                     o.optim.main_grads == DType::f32 ? Weights() : Weights::outline(c, DType::f32, w.device())) {}
+        : MicroBatch(
+              c, w, o, Weights::outline(c, o.optim.main_grads, {.device = w.device(), .only_mtp = trained_part(o)}),
+              o.optim.main_grads == DType::f32 ? Weights() : Weights::outline(c, DType::f32, {.device = w.device()})) {}
   };
   // Every sequence one token past a multiple of the delta rule's chunk, so that the most chunks are begun.
   segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, tokens / 2));

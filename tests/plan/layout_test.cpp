@@ -30,46 +30,15 @@ TEST(Layout, TheTrueModel) {
   EXPECT_EQ(eight.dense, whole.dense);
 }
 
-// Every rank of a group together holds each split tensor once.
-TEST(Layout, SplitTensorsAreDividedAndOthersAreNot) {
-  const ModelConfig c = qwen35();
-  const PlanLayout l{.tensor = 2, .expert = 4, .expert_tensor = 2, .gpus = 8};
-  ASSERT_TRUE(layout_problems(c, l).empty());
-  for (const auto& spec : tensor_registry(c)) {
-    const int64_t one = numel_of_rank(c, spec, l);
-    switch (spec.split) {
-      case Split::replicated: EXPECT_EQ(one, spec.numel()) << spec.name; break;
-      case Split::expert: EXPECT_EQ(one * 8, spec.numel()) << spec.name; break;
-      default: EXPECT_EQ(one * 2, spec.numel()) << spec.name;
-    }
-  }
-}
-
-TEST(Layout, AKeyHeadIsHeldWhole) {
-  const ModelConfig c = qwen35();  // 2 key and value heads
-  const PlanLayout l{.tensor = 8, .gpus = 8};
-  for (const auto& spec : tensor_registry(c)) {
-    if (spec.name.ends_with("k_proj.weight")) {
-      EXPECT_EQ(numel_of_rank(c, spec, l) * 2, spec.numel()) << spec.name;
-    }
-    if (spec.name.ends_with("q_proj.weight")) {
-      EXPECT_EQ(numel_of_rank(c, spec, l) * 8, spec.numel()) << spec.name;
-    }
-  }
-}
-
-TEST(Layout, StagesHoldEveryTensorOnce) {
+TEST(Layout, TheLargestStageCounts) {
   const ModelConfig c = qwen35();
   const PlanLayout l{.pipeline = 3, .gpus = 3};
   std::vector<int64_t> stages(3);
-  int64_t all = 0;
-  for (const auto& spec : tensor_registry(c)) {
-    const int64_t stage = stage_of(c, spec, l);
-    ASSERT_TRUE(stage >= 0 && stage < 3) << spec.name;
-    stages[static_cast<size_t>(stage)] += spec.numel();
-    all += spec.numel();
+  for (int64_t stage = 0; stage < 3; stage++) {
+    for (const auto& spec : tensor_registry(c, mesh_rank(l.sizes(), stage, 3))) {
+      if (spec.here) stages[static_cast<size_t>(stage)] += spec.numel();
+    }
   }
-  EXPECT_EQ(all, numbers(size_of_rank(c, {}, DType::bf16)));
   EXPECT_EQ(numbers(size_of_rank(c, l, DType::bf16)), *std::max_element(stages.begin(), stages.end()));
 }
 

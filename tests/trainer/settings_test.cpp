@@ -433,7 +433,7 @@ TEST(SettingsDocs, HelpNamesEveryFlagOnLinesOfThePage) {
   for (const Command command : all_commands()) {
     const std::string help = help_text(command);
     for (const auto& field : fields()) {
-      if (!field.takes(command) || field.group == Group::no_effect) continue;
+      if (!field.takes(command) || field.topic == Topic::no_effect) continue;
       EXPECT_NE(help.find("  " + field.flag()), std::string::npos);
     }
     for (size_t begin = 0, end; begin < help.size(); begin = end + 1) {
