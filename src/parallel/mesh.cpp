@@ -46,7 +46,7 @@ Mesh::Mesh() {
     *group = solo_group();
 }
 
-Mesh::Mesh(World& world, const ParallelSizes& sizes) {
+Mesh::Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher) : dispatcher_(dispatcher) {
   if (const std::string problem = mesh_problem(sizes, world.size()); !problem.empty()) fail(Exit::usage, "{}", problem);
   place_ = mesh_rank(sizes, world.rank(), world.size());
   std::vector<MeshRank> all;
