@@ -212,7 +212,7 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
     const int64_t n = rows.dim(1);
     const int32_t* row_of = routing.row_of.as<int32_t>();
     const S* weights = routing.weights.as<S>();
-    blocks(stream, rows.rows(), n, [&](int64_t begin, int64_t end) {
+    blocks(stream, routing.row_of.numel(), n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
         if (row_of[i] < 0) continue;
         T* row = rows.as<T>() + row_of[i] * rows.row_stride();
