@@ -33,6 +33,8 @@ std::string name_of_layout(const Layout& l) {
   return name;
 }
 
+void PrintTo(const Layout& l, std::ostream* out) { *out << name_of_layout(l); }
+
 ModelConfig many_heads() {
   ModelConfig c = odd_config();
   c.vocab_size = 61;
@@ -64,8 +66,7 @@ Weights part_of(const ModelConfig& config, const Weights& whole, const MeshRank&
 // What all ranks together computed.
 struct Outcome {
   double loss = 0, mtp_loss = 0;
-  std::map<std::string, std::vector<double>> grads;      // of the whole tensors, summed over their holders
-  std::vector<std::vector<double>> log_probs;            // by data rank, in the order of its rows
+  std::map<std::string, std::vector<double>> grads;  // of the whole tensors, summed over their holders
   std::mutex mutex;
 
   void add(const Pass& pass, const MeshRank& place) {
@@ -74,9 +75,6 @@ struct Outcome {
     if (last && place.tensor == 0) {
       loss += pass.loss();
       mtp_loss += pass.mtp_loss();
-      log_probs.resize(static_cast<size_t>(place.data_size));
-      auto& mine = log_probs[static_cast<size_t>(place.data)];
-      mine = pass.log_probs();
     }
     for_each_tensor(
         [&](const TensorSpec& spec, const Tensor& grad) {
@@ -85,7 +83,8 @@ struct Outcome {
           whole.resize(static_cast<size_t>(spec.full_numel()));
           const std::vector<double> part = values_of(grad);
           for_each_run(spec, [&](int64_t first, int64_t full, int64_t n) {
-            for (int64_t i = 0; i < n; i++) whole[static_cast<size_t>(full + i)] += part[static_cast<size_t>(first + i)];
+            for (int64_t i = 0; i < n; i++)
+              whole[static_cast<size_t>(full + i)] += part[static_cast<size_t>(first + i)];
           });
         },
         pass.grads());
@@ -142,35 +141,97 @@ Batches dealt(const Sequences& sequences, int64_t ranks) {
 
 int64_t data_ranks(const Layout& l) { return mesh_rank(l.sizes, 0, l.ranks).data_size; }
 
-class Layouts : public ::testing::TestWithParam<Layout> {
- protected:
-  static constexpr double row_weight = 0.01;
-  static PassOptions options() { return {.row_weight = row_weight, .temperature = 0.8, .entropy = 0.3}; }
+constexpr double row_weight = 0.01;
+PassOptions loss_options() { return {.row_weight = row_weight, .temperature = 0.8, .entropy = 0.3}; }
 
-  // A model whose router prefers expert 5, which then gets every token, and never takes expert 2.
-  static void make_lopsided(const ModelConfig& config, Weights& weights) {
-    const auto favour = [&](const MoeWeights& moe, const Tensor& norm) {
-      // A normalised row times (1 + w) has this direction's component only through w: a large constant column.
-      for (int64_t i = 0; i < config.hidden_size; i++) norm.as<double>()[i] = norm.as<double>()[i];
-      for (int64_t i = 0; i < config.hidden_size; i++) {
-        moe.router.as<double>()[2 * config.hidden_size + i] = 0;
-        moe.router.as<double>()[5 * config.hidden_size + i] = 0;
-      }
-    };
-    for (auto& layer : weights.layers) favour(layer.moe, layer.post_norm);
-  }
-};
+class Layouts : public ::testing::TestWithParam<Layout> {};
 
 TEST_P(Layouts, ComputeWhatOneRankComputes) {
   const ModelConfig config = many_heads();
   Weights whole(config, DType::f64);
   fill_random(whole, 21);
   const Sequences sequences = disjoint_sequences({63, 1, 65, 2, 7, 5}, config.vocab_size, 22);
-  static Outcome expected;
-  if (expected.grads.empty()) run_layout({}, config, whole, {sequences}, options(), expected);
-  Outcome found;
-  run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), options(), found);
+  Outcome expected, found;
+  run_layout({}, config, whole, {sequences}, loss_options(), expected);
+  run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), loss_options(), found);
   expect_same(found, expected);
+}
+
+// Fewer rows than ranks that share them, and data ranks with nothing to do.
+TEST_P(Layouts, FewRowsOnManyRanks) {
+  const ModelConfig config = many_heads();
+  Weights whole(config, DType::f64);
+  fill_random(whole, 23);
+  const Sequences sequences = disjoint_sequences({4}, config.vocab_size, 24);
+  Outcome expected, found;
+  run_layout({}, config, whole, {sequences}, loss_options(), expected);
+  run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), loss_options(), found);
+  expect_same(found, expected);
+}
+
+// Every token takes expert 5 and none takes expert 2: the residual stream has a large positive first column, which the
+// router looks at.
+void make_lopsided(const ModelConfig& config, Weights& weights) {
+  const int64_t h = config.hidden_size;
+  const auto favour = [&](LayerWeights& layer) {
+    layer.post_norm.as<double>()[0] = 0;
+    layer.moe.router.as<double>()[5 * h] = 1.5;
+    layer.moe.router.as<double>()[2 * h] = -1.5;
+  };
+  for (int64_t token = 0; token < config.vocab_size; token++) weights.embed.as<double>()[token * h] = 8;
+  for (auto& layer : weights.layers) favour(layer);
+  MtpWeights& mtp = weights.mtp.front();
+  for (int64_t i = 0; i < 2 * h; i++) mtp.fc.as<double>()[i] = i == 0 ? 4 : 0;
+  favour(mtp.layer);
+}
+
+TEST_P(Layouts, ExpertsWithNothingAndWithEverything) {
+  const ModelConfig config = many_heads();
+  Weights whole(config, DType::f64);
+  fill_random(whole, 25);
+  make_lopsided(config, whole);
+  const Sequences sequences = disjoint_sequences({21, 9, 4}, config.vocab_size, 26);
+  const Pass alone(config, whole, sequences, {});
+  std::vector<LayerSaved> layers = alone.saved().layers;
+  layers.push_back(alone.mtp_saved().layer);
+  for (const auto& layer : layers) {
+    const int32_t* offsets = layer.moe.routing.offsets.as<int32_t>();
+    ASSERT_EQ(offsets[3] - offsets[2], 0);
+    ASSERT_EQ(offsets[6] - offsets[5], 34);
+  }
+  Outcome expected, found;
+  run_layout({}, config, whole, {sequences}, loss_options(), expected);
+  run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), loss_options(), found);
+  expect_same(found, expected);
+}
+
+// With tensor size 1 nothing is summed over ranks, and a row's bits are those of one rank.
+class LayoutBits : public ::testing::TestWithParam<Layout> {};
+
+TEST_P(LayoutBits, LogProbsAreThoseOfOneRank) {
+  const ModelConfig config = many_heads();
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Weights whole(config, dtype);
+    fill_random(whole, 27);
+    const Batches batches =
+        dealt(disjoint_sequences({63, 1, 65, 2, 7, 5, 70, 33}, config.vocab_size, 28), data_ranks(GetParam()));
+    PassOptions options = {.backward = false, .temperature = 0.8, .entropy = 0.3};
+    run_ranks(GetParam().ranks, [&](World& world) {
+      const Mesh mesh(world, GetParam().sizes, GetParam().dispatcher);
+      const Weights weights = part_of(config, whole, mesh.place());
+      const Sequences& mine = batches[static_cast<size_t>(mesh.place().data)];
+      PassOptions here = options;
+      here.mesh = &mesh;
+      Sequences all;
+      for (const auto& batch : batches) all.insert(all.end(), batch.begin(), batch.end());
+      here.plan = &all;
+      const Pass part(config, weights, mine, here), alone(config, whole, mine, options);
+      if (mesh.place().stage + 1 < mesh.place().sizes.pipeline) return;
+      EXPECT_EQ(part.log_probs(), alone.log_probs()) << "rank " << world.rank();
+      EXPECT_EQ(part.entropies(), alone.entropies()) << "rank " << world.rank();
+      EXPECT_EQ(part.mtp_log_probs(), alone.mtp_log_probs()) << "rank " << world.rank();
+    });
+  }
 }
 
 constexpr auto flex = Dispatcher::flex;
@@ -179,28 +240,36 @@ constexpr auto full = Recompute::full;
 
 INSTANTIATE_TEST_SUITE_P(
     All, Layouts,
-    ::testing::Values(
-        Layout{2, {.tensor = 2}}, Layout{4, {.tensor = 4}}, Layout{2, {.context = 2}}, Layout{4, {.context = 4}},
-        Layout{8, {.context = 8}}, Layout{2, {.pipeline = 2}}, Layout{3, {.pipeline = 3}}, Layout{2, {}},
-        Layout{4, {}}, Layout{8, {}}, Layout{2, {.expert = 2}}, Layout{4, {.expert = 4}}, Layout{8, {.expert = 8}},
-        Layout{4, {.expert = 2}}, Layout{2, {.expert_tensor = 2}}, Layout{4, {.expert = 2, .expert_tensor = 2}},
-        Layout{2, {.expert = 2}, flex}, Layout{4, {.expert = 4}, flex}, Layout{8, {.expert = 8}, flex},
-        Layout{4, {.expert = 2, .expert_tensor = 2}, flex}, Layout{2, {.expert_tensor = 2}, flex, full},
-        Layout{2, {.tensor = 2}, alltoall, full}, Layout{2, {.context = 2}, alltoall, full},
-        Layout{2, {.expert = 2}, alltoall, full}, Layout{2, {.expert = 2}, flex, full},
-        Layout{2, {.pipeline = 2}, alltoall, full}, Layout{4, {.tensor = 2, .context = 2}},
-        Layout{8, {.tensor = 2, .context = 4}}, Layout{8, {.tensor = 4, .context = 2}},
-        Layout{4, {.tensor = 2, .pipeline = 2}}, Layout{4, {.pipeline = 2, .context = 2}},
-        Layout{8, {.tensor = 2, .pipeline = 2, .context = 2, .expert = 2, .expert_tensor = 2}},
-        Layout{8, {.tensor = 2, .context = 2, .expert = 8}}, Layout{8, {.tensor = 2, .context = 2, .expert = 8}, flex},
-        Layout{8, {.tensor = 2, .context = 2, .expert = 8}, alltoall, full},
-        Layout{8, {.tensor = 2, .context = 2, .expert = 8}, flex, full},
-        Layout{8, {.tensor = 2, .pipeline = 2, .expert = 2}, alltoall, full},
-        Layout{8, {.tensor = 2, .pipeline = 2, .expert = 2}, flex}, Layout{4, {.context = 2, .expert = 4}},
-        Layout{4, {.tensor = 4, .expert = 2, .expert_tensor = 2}},
-        Layout{8, {.tensor = 2, .context = 4, .expert = 4, .expert_tensor = 2}, flex, full},
-        Layout{8, {.pipeline = 2, .expert = 4}, alltoall, full}),
+    ::testing::Values(Layout{2, {.tensor = 2}}, Layout{4, {.tensor = 4}}, Layout{2, {.context = 2}},
+                      Layout{4, {.context = 4}}, Layout{8, {.context = 8}}, Layout{2, {.pipeline = 2}},
+                      Layout{3, {.pipeline = 3}}, Layout{2, {}}, Layout{4, {}}, Layout{8, {}}, Layout{2, {.expert = 2}},
+                      Layout{4, {.expert = 4}}, Layout{8, {.expert = 8}}, Layout{4, {.expert = 2}},
+                      Layout{2, {.expert_tensor = 2}}, Layout{4, {.expert = 2, .expert_tensor = 2}},
+                      Layout{2, {.expert = 2}, flex}, Layout{4, {.expert = 4}, flex}, Layout{8, {.expert = 8}, flex},
+                      Layout{4, {.expert = 2, .expert_tensor = 2}, flex}, Layout{2, {.expert_tensor = 2}, flex, full},
+                      Layout{2, {.tensor = 2}, alltoall, full}, Layout{2, {.context = 2}, alltoall, full},
+                      Layout{2, {.expert = 2}, alltoall, full}, Layout{2, {.expert = 2}, flex, full},
+                      Layout{2, {.pipeline = 2}, alltoall, full}, Layout{4, {.tensor = 2, .context = 2}},
+                      Layout{8, {.tensor = 2, .context = 4}}, Layout{8, {.tensor = 4, .context = 2}},
+                      Layout{4, {.tensor = 2, .pipeline = 2}}, Layout{4, {.pipeline = 2, .context = 2}},
+                      Layout{8, {.tensor = 2, .pipeline = 2, .context = 2, .expert = 2, .expert_tensor = 2}},
+                      Layout{8, {.tensor = 2, .context = 2, .expert = 8}},
+                      Layout{8, {.tensor = 2, .context = 2, .expert = 8}, flex},
+                      Layout{8, {.tensor = 2, .context = 2, .expert = 8}, alltoall, full},
+                      Layout{8, {.tensor = 2, .context = 2, .expert = 8}, flex, full},
+                      Layout{8, {.tensor = 2, .pipeline = 2, .expert = 2}, alltoall, full},
+                      Layout{8, {.tensor = 2, .pipeline = 2, .expert = 2}, flex},
+                      Layout{4, {.context = 2, .expert = 4}}, Layout{4, {.tensor = 4, .expert = 2, .expert_tensor = 2}},
+                      Layout{8, {.tensor = 2, .context = 4, .expert = 4, .expert_tensor = 2}, flex, full},
+                      Layout{8, {.pipeline = 2, .expert = 4}, alltoall, full}),
     [](const auto& info) { return name_of_layout(info.param); });
+
+INSTANTIATE_TEST_SUITE_P(All, LayoutBits,
+                         ::testing::Values(Layout{2, {.context = 2}}, Layout{4, {.context = 4}},
+                                           Layout{8, {.context = 8}}, Layout{8, {.expert = 8}},
+                                           Layout{8, {.context = 4, .expert = 8}}, Layout{2, {.pipeline = 2}},
+                                           Layout{8, {.pipeline = 2, .context = 2, .expert = 4}}),
+                         [](const auto& info) { return name_of_layout(info.param); });
 
 }  // namespace
 }  // namespace furlong::test

@@ -71,8 +71,8 @@ void Pass::losses(Exec& exec) {
   const auto weight = [&](const std::vector<HeadRow>& rows) {
     return options_.row_weight > 0 ? options_.row_weight : 1.0 / static_cast<double>(std::max<size_t>(1, rows.size()));
   };
-  const HeadOptions head{.temperature = options_.temperature, .entropy = options_.entropy != 0,
-                         .batch_rows = batch.rows()};
+  const HeadOptions head{
+      .temperature = options_.temperature, .entropy = options_.entropy != 0, .batch_rows = batch.rows()};
   const HeadOptions mtp_head{.batch_rows = batch.rows()};
   if (options_.trunk && !options_.backward) {
     log_probs_.resize(rows_.size());
