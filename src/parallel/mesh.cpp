@@ -3,6 +3,21 @@
 #include "base/error.h"
 
 namespace furlong {
+namespace {
+
+class PlannedGroup : public Group {
+ public:
+  using Group::Group;
+  void exchange(Stream& stream, std::span<const Tensor>, std::span<const Tensor>) override {
+    CHECK(stream.is_dry(), "an exchange among ranks that are only planned");
+  }
+  std::vector<std::string> gather_bytes(std::string_view) override {
+    CHECK(false, "messages among ranks that are only planned");
+    return {};
+  }
+};
+
+}  // namespace
 
 std::string mesh_problem(const ParallelSizes& s, int64_t ranks) {
   for (const auto& [size, name] :
@@ -68,6 +83,25 @@ Mesh::Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher) : di
   data_ = like_me([](M m) { return std::tuple(m.stage, m.row_part()); });
   pipeline_ = like_me([](M m) { return std::tuple(m.data, m.row_part()); });
   experts_ = like_me([](M m) { return std::tuple(m.stage, m.expert_data); });
+}
+
+Mesh Mesh::planned(const MeshRank& m) {
+  Mesh mesh;
+  if (m.ranks() == 1) return mesh;
+  mesh.place_ = m;
+  const auto group = [](int64_t rank, int64_t size) {
+    return std::make_unique<PlannedGroup>(static_cast<int>(rank), static_cast<int>(size));
+  };
+  const ParallelSizes& s = m.sizes;
+  mesh.world_ = group(m.stage * m.stage_ranks() + m.stage_rank(), m.ranks());
+  mesh.stage_ = group(m.stage_rank(), m.stage_ranks());
+  mesh.tensor_ = group(m.tensor, s.tensor);
+  mesh.context_ = group(m.context, s.context);
+  mesh.rows_ = group(m.row_part(), m.row_parts());
+  mesh.data_ = group(m.data, m.data_size);
+  mesh.pipeline_ = group(m.stage, s.pipeline);
+  mesh.experts_ = group(m.expert * s.expert_tensor + m.expert_tensor, s.expert * s.expert_tensor);
+  return mesh;
 }
 
 const Mesh& Mesh::alone() {

@@ -59,6 +59,8 @@ class Mesh {
   Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher = Dispatcher::alltoall);
   // A mesh of one, for whoever computes alone.
   static const Mesh& alone();
+  // A place among ranks that are not there, for dry runs: its groups know their sizes and move nothing.
+  static Mesh planned(const MeshRank& place);
 
   const MeshRank& place() const { return place_; }
   Dispatcher dispatcher() const { return dispatcher_; }
