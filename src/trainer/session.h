@@ -8,6 +8,7 @@
 
 #include "data/prompts.h"
 #include "model/weights.h"
+#include "parallel/group.h"
 #include "reward/scorer.h"
 #include "rollout/engine.h"
 #include "tokenizer/chat.h"
@@ -32,9 +33,10 @@ struct Session {
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 
-// Opens the device and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws Error(Exit::input)
-// or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
-Session open_session(const Settings& settings);
+// Opens the device of this rank and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws
+// Error(Exit::input) or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
+Session open_session(const Settings& settings, const World& world);
+Session open_session(const Settings& settings);  // of a process alone
 // The weights, once their memory is known to be there.
 void load_weights(Session& session, const Settings& settings);
 

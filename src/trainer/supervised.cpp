@@ -56,9 +56,11 @@ std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) 
 
 }  // namespace
 
-void supervised(const Settings& s, bool) {
+void supervised(const Settings& settings, bool terminal) { supervised(settings, *solo_world(), terminal); }
+
+void supervised(const Settings& s, World& world, bool) {
   RunFiles files(s, Command::sft);
-  Session session = open_session(s);
+  Session session = open_session(s, world);
   TrainOptions options = train_options(s, session.config);
   options.objective = Objective::supervised;
   options.temperature = 1;

@@ -45,7 +45,7 @@ struct Inputs {
   Share block;  // used by rollout and training in turn
 
   // Loads the weights at its end.
-  explicit Inputs(const Settings& s) : settings(s), files(s, Command::train), session(open_session(s)) {
+  Inputs(const Settings& s, World& world) : settings(s), files(s, Command::train), session(open_session(s, world)) {
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.trains = true;
     work.rolls = !s.debug_train_only;
@@ -109,8 +109,8 @@ struct Run : Inputs {
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
 
-  Run(const Settings& s, bool is_terminal, const Faults& faults)
-      : Inputs(s),
+  Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
+      : Inputs(s, world),
         terminal(is_terminal),
         step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block),
         watch(session.device, memory.plan) {}
@@ -318,7 +318,12 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
 }  // namespace
 
 void train(const Settings& settings, bool terminal, const Faults& faults) {
-  Run run(settings, terminal, faults);
+  train(settings, *solo_world(), terminal, faults);
+}
+
+void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
+  if (world.size() > 1) fail(Exit::usage, "{} ranks were started; this build trains in one", world.size());
+  Run run(settings, world, terminal, faults);
   run.prepare();
   const auto begun = Clock::now();
   const int64_t first = run.state.next_rollout;
