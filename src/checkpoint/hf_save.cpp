@@ -14,6 +14,7 @@
 #include "checkpoint/hf.h"
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/stored.h"
 #include "checkpoint/values.h"
 #include "tensor/copy.h"
 
@@ -28,18 +29,58 @@ TensorSource carried(const TensorEntry& entry) {
           .shape = entry.shape,
           .emit =
               [bytes = entry.bytes](const ByteSink& sink) {
-                if (!bytes.empty()) sink(bytes.data(), bytes.size());
+                constexpr size_t piece = 16 << 20;
+                for (size_t i = 0; i < bytes.size(); i += piece) {
+                  const auto part = bytes.subspan(i, std::min(piece, bytes.size() - i));
+                  sink(part.data(), part.size());
+                  forget_pages(part);
+                }
               },
           .raw_bytes = entry.bytes.size()};
+}
+
+// The tensors of a model, wherever they are.
+struct Numbers {
+  std::vector<TensorSpec> specs;
+  std::vector<std::string> dtypes;  // "": not there, to be taken from the source
+  // Hands `count` numbers from element `first` on to the sink as a file dtype.
+  std::function<void(size_t tensor, int64_t first, int64_t count, const std::string& dtype, const ByteSink&)> emit;
+};
+
+Numbers numbers_of(const Weights& weights) {
+  Numbers numbers{weights.specs(), {}, {}};
+  for (const Tensor& t : weights.tensors()) {
+    if (t.defined()) CHECK(t.contiguous(), "{}", t.describe());
+    numbers.dtypes.push_back(t.defined() ? file_dtype_of(t.dtype()) : "");
+  }
+  numbers.emit = [&weights](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
+    const Tensor& t = weights.tensors()[i];
+    auto* data = static_cast<uint8_t*>(t.data()) + first * static_cast<int64_t>(size_of(t.dtype()));
+    const OnHost host(Tensor(data, t.dtype(), {count}, t.device()));
+    emit_values(t.dtype(), host.view().data(), count, dtype, sink);
+  };
+  return numbers;
+}
+
+// Without the MTP head where the stored checkpoint has none.
+Numbers numbers_of(const StoredTensors& stored, const std::vector<TensorSpec>& specs) {
+  Numbers numbers{specs, stored.dtypes, {}};
+  CHECK(stored.specs.size() <= specs.size(), "{} tensors", stored.specs.size());
+  for (size_t i = 0; i < stored.specs.size(); i++) CHECK(stored.specs[i].name == specs[i].name, "{}", specs[i].name);
+  numbers.dtypes.resize(specs.size());
+  numbers.emit = [&stored](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
+    emit_stored(stored, i, first, count, dtype, sink);
+  };
+  return numbers;
 }
 
 // The list of tensors to write, each with the file it stood in, if any.
 class SavePlan {
  public:
-  SavePlan(const SaveHfOptions& options, const Weights& weights, const SafetensorsDirectory* source)
-      : options_(options), source_(source) {
-    if (source_ != nullptr) layout_ = detect_layout(weights.specs(), has());
-    for (size_t i = 0; i < weights.specs().size(); i++) add(weights.specs()[i], weights.tensors()[i]);
+  SavePlan(const SaveHfOptions& options, const Numbers& numbers, const SafetensorsDirectory* source)
+      : options_(options), numbers_(numbers), source_(source) {
+    if (source_ != nullptr) layout_ = detect_layout(numbers.specs, has());
+    for (size_t i = 0; i < numbers.specs.size(); i++) add(i);
     if (source_ == nullptr) return;
     for (const auto& file : source_->files()) {
       for (const auto& entry : file.entries()) {
@@ -75,41 +116,37 @@ class SavePlan {
     return [this](const std::string& name) { return source_->find(name) != nullptr; };
   }
 
-  void add(const TensorSpec& spec, const Tensor& tensor) {
+  void add(size_t i) {
+    const TensorSpec& spec = numbers_.specs[i];
+    const bool there = !numbers_.dtypes[i].empty();
     const bool was_per_expert = source_ != nullptr && is_per_expert(spec, layout_, has());
     const TensorEntry* first = nullptr;  // the source's tensor, or its first expert
     if (source_ != nullptr) {
       const auto old = pieces_of(spec, was_per_expert);
       first = source_->find(layout_.translate(old[0].name));
-      if (!tensor.defined()) return require_all(old);
+      if (!there) return require_all(old);
       for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
     }
-    CHECK(tensor.defined(), "{} is undefined and there is no source to take it from", spec.name);
-    CHECK(tensor.contiguous(), "{} {}", spec.name, tensor.describe());
+    CHECK(there, "{} is undefined and there is no source to take it from", spec.name);
     const bool per_expert = options_.experts == ExpertPacking::source
                                 ? was_per_expert
                                 : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
-    const std::string dtype = dtype_of(spec, tensor, first);
+    const std::string dtype = dtype_of(spec, numbers_.dtypes[i], first);
     for (const auto& piece : pieces_of(spec, per_expert)) {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
       tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
-      tensors_.back().emit = [tensor, offset = piece.offset, n = piece.numel,
-                              to = tensors_.back().dtype](const ByteSink& sink) {
-        const auto width = static_cast<int64_t>(size_of(tensor.dtype()));
-        const OnHost host(
-            Tensor(static_cast<uint8_t*>(tensor.data()) + offset * width, tensor.dtype(), {n}, tensor.device()));
-        emit_values(tensor.dtype(), host.view().data(), n, to, sink);
-      };
+      tensors_.back().emit = [this, i, offset = piece.offset, n = piece.numel, to = tensors_.back().dtype](
+                                 const ByteSink& sink) { numbers_.emit(i, offset, n, to, sink); };
     }
     always_f32_ = false;
   }
 
-  std::string dtype_of(const TensorSpec& spec, const Tensor& tensor, const TensorEntry* first) {
+  std::string dtype_of(const TensorSpec& spec, const std::string& own, const TensorEntry* first) {
     always_f32_ = spec.always_f32;
     if (spec.always_f32 || options_.dtype == HfDtype::f32) return "F32";
     if (options_.dtype == HfDtype::bf16) return "BF16";
-    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : file_dtype_of(tensor.dtype());
+    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : own;
   }
 
   // In `source` mode experts stored one by one may differ in dtype.
@@ -137,6 +174,7 @@ class SavePlan {
   }
 
   const SaveHfOptions& options_;
+  const Numbers& numbers_;
   const SafetensorsDirectory* source_;
   HfLayout layout_;
   bool always_f32_ = false;
@@ -246,9 +284,7 @@ bool holds_checkpoint(const std::string& directory) {
   return false;
 }
 
-}  // namespace
-
-void save_hf(const SaveHfOptions& options, const Weights& weights) {
+void write_checkpoint(const SaveHfOptions& options, const Numbers& numbers) {
   std::error_code code;
   std::string output = without_trailing_slash(options.output_dir);
   const bool exists = fs::exists(output, code);
@@ -264,7 +300,7 @@ void save_hf(const SaveHfOptions& options, const Weights& weights) {
   }
   std::optional<SafetensorsDirectory> source;
   if (!options.source_dir.empty()) source.emplace(options.source_dir);
-  SavePlan plan(options, weights, source ? &*source : nullptr);
+  SavePlan plan(options, numbers, source ? &*source : nullptr);
   check_free_space(output, plan.bytes(), "the checkpoint");
   TemporaryFolder folder(replace ? output + "/new" : output);
   write_small_files(options, folder.path());
@@ -274,6 +310,14 @@ void save_hf(const SaveHfOptions& options, const Weights& weights) {
   } else {
     folder.commit();
   }
+}
+
+}  // namespace
+
+void save_hf(const SaveHfOptions& options, const Weights& weights) { write_checkpoint(options, numbers_of(weights)); }
+
+void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config) {
+  write_checkpoint(options, numbers_of(stored, tensor_registry(config)));
 }
 
 }  // namespace furlong
