@@ -39,7 +39,7 @@ int run_init(const Settings& settings) {
   save_hf({.source_dir = {},
            .output_dir = settings.save,
            .config_text = config_json(preset.config),
-           .dtype = dtype == DType::bf16 ? HfDtype::bf16 : HfDtype::f32},
+           .dtype = parse_hf_dtype(settings.save_hf_dtype)},
           weights);
   for (const auto& [name, text] : preset.files) write_file_atomic(settings.save + "/" + name, text);
   int64_t parameters = 0;

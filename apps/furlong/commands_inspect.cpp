@@ -58,7 +58,7 @@ void list_torch_dist(const std::string& folder) {
   const TorchDistFolder dist(folder);
   for (const auto& t : dist.index().tensors) {
     const int64_t numel = std::accumulate(t.shape.begin(), t.shape.end(), int64_t{1}, std::multiplies<>());
-    const auto size = static_cast<uint64_t>(numel * bits_of_file_dtype(t.dtype) / 8);
+    const auto size = static_cast<uint64_t>(numel) * static_cast<uint64_t>(bits_of_file_dtype(t.dtype) / 8);
     table.add({printable(t.key, 200), printable(t.dtype), fmt::format("{}", fmt::join(t.shape, " x ")),
                std::to_string(t.chunks.size()), human_bytes(size)});
     bytes += size;

@@ -220,6 +220,7 @@ const TorchDistFolder::Archive& TorchDistFolder::open_archive(const DcpTensor& t
 void TorchDistFolder::read(const DcpTensor& tensor, int64_t first, int64_t count, uint8_t* to) const {
   const auto width = static_cast<int64_t>(bits_of_file_dtype(tensor.dtype) / 8);
   CHECK(width > 0, "{} of dtype {}", tensor.key, tensor.dtype);
+  if (count == 0) return;  // of a tensor with an axis of 0 the others may have any product
   std::vector<uint8_t> staged;
   for (size_t c = 0; c < tensor.chunks.size(); c++) {
     const DcpChunk& chunk = tensor.chunks[c];

@@ -106,8 +106,8 @@ void add_run(Table& t) {
           row("device", &Settings::device, model_commands, "where to compute")
               .choices({"cpu", "cuda"})
               .differs("not in miles"),
-          row("dtype", &Settings::dtype, model_commands,
-              "compute and weights: fp32, or bf16 with fp32 accumulation and masters")
+          row("dtype", &Settings::dtype, model_commands | I,
+              "compute and weights: fp32, or bf16 with fp32 accumulation and masters. init: of the weights")
               .choices({"fp32", "bf16"})
               .differs("not in miles, which is bf16 throughout"),
           row("threads", &Settings::threads, all, "CPU threads; 0: one per core. Results do not depend on it")
