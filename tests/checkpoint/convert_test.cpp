@@ -312,7 +312,8 @@ TEST(ConvertToTorchDist, ReplacesAReleaseAndNothingElse) {
   EXPECT_TRUE(contains(error_of([&] { to_dist(tiny, scratch / "other"); }), "no torch_dist checkpoint"));
   write_raw(scratch / "file", "x");
   EXPECT_TRUE(contains(error_of([&] { to_dist(tiny, scratch / "file"); }), "not a folder"));
-  EXPECT_TRUE(contains(error_of([&] { to_dist(tiny, tiny); }), "to be converted"));
+  std::filesystem::copy(tiny, scratch / "hf");
+  EXPECT_TRUE(contains(error_of([&] { to_dist(scratch / "hf", scratch / "hf"); }), "to be converted"));
 }
 
 TEST(ConvertToTorchDist, AFullDiskLeavesNothing) {
