@@ -1,9 +1,10 @@
 // The model at true shapes on a GPU, random weights drawn on the device:
-//   bench_gpu train LAYERS TOKENS SEQUENCES     one training step (full recompute, MTP): gradients and AdamW
+//   bench_gpu train LAYERS TOKENS SEQUENCES [offload]   one training step (full recompute, MTP): gradients and AdamW,
+//                                               with offload on the host
 //   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS decode at a context length; DRAFTS 0: one token a step
 //   bench_gpu prefill LAYERS TOKENS             one prompt
 //   bench_gpu mismatch LAYERS SAMPLES TOKENS DRAFTS   log-probs: trainer against sampler
-//   bench_gpu offload LAYERS                    a step with the optimizer on the host, beside the machine's limits
+//   bench_gpu offload LAYERS [plain|overlap]    a step with the optimizer on the host, beside the machine's limits
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -15,7 +16,7 @@
 namespace furlong::bench {
 namespace {
 
-void train(int64_t layers, int64_t tokens, int64_t sequences) {
+void train(int64_t layers, int64_t tokens, int64_t sequences, bool offloads) {
   Model model(layers);
   TrainOptions options;
   options.pack = {.dynamic = true, .max_tokens = tokens};
@@ -24,6 +25,7 @@ void train(int64_t layers, int64_t tokens, int64_t sequences) {
   options.mtp = true;
   options.optim.train_mtp = true;
   options.optim.lr = 1e-6;
+  options.optim.offload = offloads ? 1 : 0;
   TrainStep step(model.config, model.weights, model.threads, options);
   std::vector<Trajectory> samples(static_cast<size_t>(sequences));
   std::vector<const Trajectory*> picked;
@@ -164,7 +166,7 @@ int main(int argc, char** argv) {
   const auto number = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
   try {
     if (argc > 1 && std::strcmp(argv[1], "train") == 0) {
-      train(number(2, 4), number(3, 8192), number(4, 1));
+      train(number(2, 4), number(3, 8192), number(4, 1), argc > 5 && std::strcmp(argv[5], "offload") == 0);
     } else if (argc > 1 && std::strcmp(argv[1], "decode") == 0) {
       decode(number(2, 40), number(3, 64), number(4, 4096), number(5, 0));
     } else if (argc > 1 && std::strcmp(argv[1], "prefill") == 0) {
@@ -172,11 +174,12 @@ int main(int argc, char** argv) {
     } else if (argc > 1 && std::strcmp(argv[1], "mismatch") == 0) {
       mismatch(number(2, 4), number(3, 64), number(4, 512), number(5, 2));
     } else if (argc > 1 && std::strcmp(argv[1], "offload") == 0) {
-      offload(number(2, 4));
+      offload(number(2, 4), argc > 3 ? argv[3] : "both");
     } else {
       std::printf(
-          "bench_gpu train LAYERS TOKENS SEQUENCES | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS TOKENS | "
-          "mismatch LAYERS SAMPLES TOKENS DRAFTS | offload LAYERS\n");
+          "bench_gpu train LAYERS TOKENS SEQUENCES [offload] | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS "
+          "TOKENS | "
+          "mismatch LAYERS SAMPLES TOKENS DRAFTS | offload LAYERS [plain|overlap]\n");
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

@@ -42,7 +42,7 @@ inline double figure(const Metrics& metrics, const char* name) {
   return 0;
 }
 
-// One RL-like step with masters, moments and update on the host, with and without overlap.
-void offload(int64_t layers);
+// RL-like steps with masters, moments and update on the host; plain: without overlap, overlap: with, otherwise both.
+void offload(int64_t layers, const char* which);
 
 }  // namespace furlong::bench

@@ -156,7 +156,7 @@ void steps(Model& model, Engine& engine, const Rates& rates, bool overlap) {
 
 }  // namespace
 
-void offload(int64_t layers) {
+void offload(int64_t layers, const char* which) {
   Model model(layers);
   double numbers = 0;
   for (const auto& spec : model.weights.specs()) numbers += static_cast<double>(spec.numel());
@@ -183,7 +183,9 @@ void offload(int64_t layers) {
                  .prefill_budget = 8192,
                  .graph_batches = {samples}},
                 model.threads);
-  for (const bool overlap : {false, true}) steps(model, engine, rates, overlap);
+  for (const bool overlap : {false, true}) {
+    if (std::strcmp(which, overlap ? "plain" : "overlap") != 0) steps(model, engine, rates, overlap);
+  }
 }
 
 }  // namespace furlong::bench

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The demo, given the program: tools/demo.sh build/cpu/furlong [--seed N] [--run-dir DIR]
+# The demo, given the program: tools/demo.sh build/cpu/furlong [--seed N] [--run-dir DIR] [--device cuda]
 # A tiny Qwen3.5-MoE is made from nothing, warmed up on two-operand sums until it can do some of them, and then improved
 # by GRPO with MTP training and EAGLE rollout. Held-out pairs of operands occur in neither training set.
 set -eu
@@ -7,12 +7,14 @@ furlong=$1
 shift
 seed=1
 out=runs/demo
+device=cpu
 while [ $# -gt 0 ]; do
   case $1 in
     --seed) seed=$2 ;;
     --run-dir) out=$2 ;;
+    --device) device=$2 ;;
     *)
-      printf 'demo: unknown option %s; --seed N and --run-dir DIR are known\n' "$1" >&2
+      printf 'demo: unknown option %s; --seed N, --run-dir DIR and --device cpu|cuda are known\n' "$1" >&2
       exit 2
       ;;
   esac
@@ -62,7 +64,7 @@ wc -l "$out"/data/*.jsonl | sed '$d'
 say "a tiny Qwen3.5-MoE with random weights"
 "$furlong" init --preset tiny --seed "$seed" --save "$out/start"
 
-common="--chat-template qwen3.5 --input-key prompt --label-key label --rm-type deepscaler --rollout-max-response-len 32"
+common="--device $device --chat-template qwen3.5 --input-key prompt --label-key label --rm-type deepscaler --rollout-max-response-len 32"
 # Prints the share of a set that the model answers, likeliest tokens taken: accuracy CHECKPOINT FILE
 accuracy() {
   # shellcheck disable=SC2086
@@ -80,7 +82,7 @@ while :; do
     printf 'demo: the warm-up did not get there in 600 steps; see %s/sft.log\n' "$out" >&2
     exit 5
   fi
-  "$furlong" sft --hf-checkpoint "$out/start" --chat-template qwen3.5 --prompt-data "$out/data/sft.jsonl" --input-key messages \
+  "$furlong" sft --device "$device" --hf-checkpoint "$out/start" --chat-template qwen3.5 --prompt-data "$out/data/sft.jsonl" --input-key messages \
     --rollout-shuffle --rollout-seed "$seed" --num-rollout $steps --rollout-batch-size 64 --global-batch-size 64 \
     --use-dynamic-batch-size --max-tokens-per-gpu 4096 --lr 3e-3 --lr-warmup-iters 20 --adam-beta2 0.98 \
     --run-dir "$out/sft" 2>>"$out/sft.log"
@@ -94,10 +96,10 @@ printf 'held-out accuracy before RL: %s\n' "$before"
 say "GRPO + MTP training + EAGLE rollout"
 # shellcheck disable=SC2086
 "$furlong" train $common --hf-checkpoint "$out/sft/hf" --prompt-data "$out/data/train.jsonl" --apply-chat-template \
-  --rollout-shuffle --rollout-seed "$seed" --num-rollout 135 --rollout-batch-size 32 --n-samples-per-prompt 8 \
+  --rollout-shuffle --rollout-seed "$seed" --num-rollout 150 --rollout-batch-size 32 --n-samples-per-prompt 8 \
   --global-batch-size 256 --use-dynamic-batch-size --max-tokens-per-gpu 4096 --balance-data \
   --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-kl-loss --kl-loss-coef 0.00 \
-  --lr 2e-4 --lr-warmup-iters 5 --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 \
+  --lr 6e-4 --lr-warmup-iters 5 --lr-decay-style linear --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 \
   --enable-mtp-training --mtp-num-layers 1 --mtp-loss-scaling-factor 0.2 \
   --rollout-speculative-algorithm EAGLE --rollout-speculative-num-steps 2 --rollout-speculative-eagle-topk 1 \
   --rollout-speculative-num-draft-tokens 3 --run-dir "$out/train" --save-hf "$out/hf"

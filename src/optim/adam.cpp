@@ -56,12 +56,6 @@ Optimizer::Optimizer(const ModelConfig& config, Weights& weights, OptimOptions o
   }
 }
 
-double Optimizer::lr_at(int64_t steps) const {
-  if (steps >= options_.warmup_steps) return options_.lr;
-  const double done = static_cast<double>(steps) / static_cast<double>(options_.warmup_steps);
-  return options_.warmup_init + (options_.lr - options_.warmup_init) * done;
-}
-
 StepResult Optimizer::step(Stream& stream, const Weights& grads) {
   double squares = 0;
   for_each_tensor(
@@ -69,7 +63,7 @@ StepResult Optimizer::step(Stream& stream, const Weights& grads) {
         if (!spec.mtp || options_.train_mtp) squares += sum_of_squares(stream, grad);
       },
       grads);
-  StepResult result{.grad_norm = std::sqrt(squares), .lr = lr_at(steps_)};
+  StepResult result{.grad_norm = std::sqrt(squares), .lr = options_.schedule.rate(options_.lr, steps_)};
   if (!std::isfinite(result.grad_norm)) {
     result.skipped = true;
     drop_gradients();

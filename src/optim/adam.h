@@ -7,15 +7,14 @@
 #include "model/weights.h"
 #include "ops/adamw.h"
 #include "optim/offload.h"
+#include "optim/schedule.h"
 #include "tensor/stream.h"
 
 namespace furlong {
 
 struct OptimOptions {
-  double lr = 1e-6;
-  double min_lr = 0;
-  int64_t warmup_steps = 0;
-  double warmup_init = 0;
+  double lr = 1e-6;  // the highest of the schedule
+  LrSchedule schedule;
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01;
   double clip_grad = 1.0;  // 0: off
   bool train_mtp = true;   // false: the MTP tensors stay byte-identical
@@ -53,9 +52,6 @@ class Optimizer {
   void gradients_done(Stream&, const Weights& grads, int part);
   // The gradients told of are not wanted any more: there will be no step with them.
   void drop_gradients();
-  // The learning rate of the step after `steps` finished ones: linear warm-up, then constant.
-  double lr_at(int64_t steps) const;
-
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
   // What the exported checkpoint is made of.

@@ -1,5 +1,8 @@
 #include "trainer/options.h"
 
+#include <algorithm>
+#include <limits>
+
 #include "base/error.h"
 #include "base/log.h"
 
@@ -31,9 +34,12 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
     fail(Exit::usage, "--mtp-num-layers {}: the checkpoint has {}", *s.mtp_num_layers, config.mtp_num_layers);
   }
   o.optim = {.lr = s.lr,
-             .min_lr = s.min_lr,
-             .warmup_steps = s.lr_warmup_iters,
-             .warmup_init = s.lr_warmup_init,
+             .schedule = {.min_lr = s.min_lr,
+                          .warmup_steps = static_cast<double>(s.lr_warmup_iters),
+                          .warmup_init = s.lr_warmup_init,
+                          .decay = parse_lr_decay(s.lr_decay_style),
+                          .wsd_decay = parse_wsd_decay(s.lr_wsd_decay_style),
+                          .wsd_steps = s.lr_wsd_decay_iters.value_or(0)},
              .beta1 = s.adam_beta1,
              .beta2 = s.adam_beta2,
              .eps = s.adam_eps,
@@ -58,6 +64,35 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
   o.entropy = s.entropy_coef != 0 || s.observe_training_entropy;
   o.dump_grads = s.dump_grads;
   return o;
+}
+
+int64_t optimizer_steps(const Settings& s, int64_t rollouts) {
+  const int64_t each = s.num_steps_per_rollout.value_or(1);
+  return std::min(rollouts, std::numeric_limits<int64_t>::max() / each) * each;
+}
+
+std::string schedule_conflict(const Settings& s, int64_t iterations) {
+  const LrDecay decay = parse_lr_decay(s.lr_decay_style);
+  if (decay == LrDecay::constant) return "";
+  const int64_t end = s.lr_decay_iters.value_or(iterations);
+  const std::string what =
+      s.lr_decay_iters ? fmt::format("--lr-decay-iters {}", end) : fmt::format("a run of {} optimizer steps", end);
+  if (!s.lr_warmup_fraction && s.lr_warmup_iters >= end) {
+    return fmt::format("{}: --lr-warmup-iters {} leaves nothing of it to --lr-decay-style {}", what, s.lr_warmup_iters,
+                       s.lr_decay_style);
+  }
+  if (decay == LrDecay::wsd && *s.lr_wsd_decay_iters > end) {
+    return fmt::format("{}: --lr-wsd-decay-iters {} is more", what, *s.lr_wsd_decay_iters);
+  }
+  return "";
+}
+
+void set_schedule(LrSchedule& schedule, const Settings& s, int64_t iterations) {
+  if (const std::string conflict = schedule_conflict(s, iterations); !conflict.empty()) {
+    fail(Exit::usage, "{}", conflict);
+  }
+  schedule.decay_steps = s.lr_decay_iters.value_or(iterations);
+  if (s.lr_warmup_fraction) schedule.warmup_steps = *s.lr_warmup_fraction * static_cast<double>(schedule.decay_steps);
 }
 
 PromptOptions prompt_options(const Settings& s) {

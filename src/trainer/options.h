@@ -8,7 +8,14 @@
 
 namespace furlong {
 
+// Without what only a run's length tells of the learning rate: set_schedule().
 TrainOptions train_options(const Settings& settings, const ModelConfig& config);
+// What is wrong with the learning rate's schedule in a run of `iterations` optimizer steps; empty: nothing.
+std::string schedule_conflict(const Settings& settings, int64_t iterations);
+// In a run of so many optimizer steps. Throws Error(Exit::usage) when the schedule does not fit it.
+void set_schedule(LrSchedule& schedule, const Settings& settings, int64_t iterations);
+// Of `furlong train` with so many rollouts.
+int64_t optimizer_steps(const Settings& settings, int64_t rollouts);
 PromptOptions prompt_options(const Settings& settings);
 
 // Whether a reference model is worth its memory: only where a coefficient or an observation needs it.

@@ -145,7 +145,11 @@ struct Settings {
   double lr = 1e-6;
   double min_lr = 0;
   std::string lr_decay_style = "constant";
-  int64_t lr_warmup_iters = 0;  // optimizer steps
+  std::optional<int64_t> lr_decay_iters;  // optimizer steps
+  std::string lr_wsd_decay_style = "exponential";
+  std::optional<int64_t> lr_wsd_decay_iters;
+  int64_t lr_warmup_iters = 0;
+  std::optional<double> lr_warmup_fraction;
   double lr_warmup_init = 0;
   double weight_decay = 0.01;
   double adam_beta1 = 0.9;

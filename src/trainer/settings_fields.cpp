@@ -428,11 +428,25 @@ void add_optimizer(Table& t) {
                row("lr", &Settings::lr, T | S, "learning rate").from(0).to(1e3),
                row("min_lr", &Settings::min_lr, T | S, "learning rate at the end of a decay").from(0).to(1e3),
                row("lr_decay_style", &Settings::lr_decay_style, T | S, "course of the learning rate after the warm-up")
-                   .choices({"constant"})
-                   .differs("linear, cosine, inverse-square-root and WSD are not offered yet"),
+                   .choices({"constant", "linear", "cosine", "inverse-square-root", "WSD"})
+                   .differs("the default is constant, not linear; inverse-square-root needs a warm-up"),
+               row("lr_decay_iters", &Settings::lr_decay_iters, T | S,
+                   "step at which the rate has come down to --min-lr, warm-up counted in; default: the run's last")
+                   .unit("optimizer steps")
+                   .from(1),
+               row("lr_wsd_decay_style", &Settings::lr_wsd_decay_style, T | S, "course of a WSD schedule's last steps")
+                   .choices({"exponential", "linear", "cosine", "minus_sqrt"}),
+               row("lr_wsd_decay_iters", &Settings::lr_wsd_decay_iters, T | S,
+                   "the last of --lr-decay-iters, in which a WSD schedule comes down")
+                   .unit("optimizer steps")
+                   .from(1),
                row("lr_warmup_iters", &Settings::lr_warmup_iters, T | S, "steps of linear warm-up")
                    .unit("optimizer steps")
                    .from(0),
+               row("lr_warmup_fraction", &Settings::lr_warmup_fraction, T | S,
+                   "in place of --lr-warmup-iters: the part of --lr-decay-iters that is warm-up")
+                   .from(0)
+                   .below(1),
                row("lr_warmup_init", &Settings::lr_warmup_init, T | S, "learning rate at the start of the warm-up")
                    .from(0)
                    .to(1e3),

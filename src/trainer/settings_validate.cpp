@@ -7,7 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
-#include "trainer/settings.h"
+#include "trainer/options.h"
 
 namespace furlong {
 namespace {
@@ -168,8 +168,7 @@ class Validator {
   }
 
   void optimizer() {
-    if (s_.min_lr != 0) complain("--min-lr {} has no meaning with --lr-decay-style constant; leave it out", s_.min_lr);
-    if (s_.lr_warmup_init > s_.lr) complain("--lr-warmup-init {} is above --lr {}", s_.lr_warmup_init, s_.lr);
+    learning_rate();
     for (const auto& [flag, value] :
          {std::pair("--main-grads-dtype", &s_.main_grads_dtype),
           std::pair("--main-params-dtype", &s_.main_params_dtype), std::pair("--exp-avg-dtype", &s_.exp_avg_dtype),
@@ -185,8 +184,41 @@ class Validator {
     if (s_.overlap_cpu_optimizer_d2h_h2d && !s_.optimizer_cpu_offload) {
       complain("--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload");
     }
-    if (s_.lr_warmup_init > 0 && s_.lr_warmup_iters == 0) {
+  }
+
+  void learning_rate() {
+    const bool warms = s_.lr_warmup_iters > 0 || s_.lr_warmup_fraction.value_or(0) > 0;
+    if (s_.lr_warmup_init > s_.lr) complain("--lr-warmup-init {} is above --lr {}", s_.lr_warmup_init, s_.lr);
+    if (s_.lr_warmup_init > 0 && !warms) {
       complain("--lr-warmup-init {} without --lr-warmup-iters: there is no warm-up to start", s_.lr_warmup_init);
+    }
+    if (s_.lr_warmup_iters > 0 && s_.lr_warmup_fraction) {
+      complain("--lr-warmup-iters {} and --lr-warmup-fraction {}: leave one out", s_.lr_warmup_iters,
+               *s_.lr_warmup_fraction);
+    }
+    const bool constant = s_.lr_decay_style == "constant", wsd = s_.lr_decay_style == "WSD";
+    if (s_.min_lr != 0 && constant) {
+      complain("--min-lr {} has no meaning with --lr-decay-style constant; leave it out", s_.min_lr);
+    }
+    if (s_.min_lr > s_.lr && !constant) complain("--min-lr {} is above --lr {}", s_.min_lr, s_.lr);
+    if (s_.lr_decay_iters && constant && !s_.lr_warmup_fraction) {
+      complain("--lr-decay-iters {} has no meaning with --lr-decay-style constant; leave it out, or choose a decay",
+               *s_.lr_decay_iters);
+    }
+    if (s_.lr_decay_style == "inverse-square-root" && !warms) {
+      complain(
+          "--lr-decay-style inverse-square-root needs --lr-warmup-iters: the rate falls with the root of the steps "
+          "over "
+          "these");
+    }
+    if (wsd && !s_.lr_wsd_decay_iters) {
+      complain("--lr-decay-style WSD needs --lr-wsd-decay-iters (the last steps, in which the rate comes down)");
+    } else if (!wsd && s_.lr_wsd_decay_iters) {
+      complain("--lr-wsd-decay-iters {} needs --lr-decay-style WSD", *s_.lr_wsd_decay_iters);
+    } else if (s_.lr_decay_iters || s_.num_rollout) {
+      const int64_t rollouts = s_.num_rollout.value_or(0);
+      const int64_t steps = is(Command::sft) ? rollouts : optimizer_steps(s_, rollouts);
+      if (const auto conflict = schedule_conflict(s_, steps); !conflict.empty()) complain("{}", conflict);
     }
   }
 

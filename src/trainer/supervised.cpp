@@ -65,6 +65,10 @@ void supervised(const Settings& s, World& world, bool) {
   options.objective = Objective::supervised;
   options.temperature = 1;
   const auto conversations = tokenize_all(session, s);
+  const auto batch = s.global_batch_size.value_or(s.rollout_batch_size.value_or(32));
+  const int64_t per_epoch = std::max<int64_t>(1, static_cast<int64_t>(conversations.size()) / batch);
+  const int64_t steps = s.num_rollout ? *s.num_rollout : s.num_epoch.value_or(1) * per_epoch;
+  set_schedule(options.optim.schedule, s, steps);
   Workload work{.trains = true, .supervised = true, .shortest = std::numeric_limits<int32_t>::max()};
   for (const auto& t : conversations) {
     work.longest = std::max(work.longest, std::ssize(t.tokens));
@@ -74,15 +78,12 @@ void supervised(const Settings& s, World& world, bool) {
   load_weights(session, s);
   TrainStep step(session.config, session.weights, *session.threads, options,
                  Share::block(memory.plan.block, session.device));
-  const auto batch = s.global_batch_size.value_or(s.rollout_batch_size.value_or(32));
   PromptCursor cursor(static_cast<int64_t>(conversations.size()), s.rollout_shuffle, s.rollout_seed);
   RunState state;
   if (const auto resumed = files.resume(session, step)) {
     state = *resumed;
     cursor.restore(state.cursor);
   }
-  const int64_t per_epoch = std::max<int64_t>(1, static_cast<int64_t>(conversations.size()) / batch);
-  const int64_t steps = s.num_rollout ? *s.num_rollout : s.num_epoch.value_or(1) * per_epoch;
   if (state.next_rollout >= steps) {
     fail(Exit::usage,
          "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",

@@ -41,6 +41,7 @@ struct Inputs {
   std::vector<EvalSet> eval_sets;
   std::unique_ptr<Scorer> scorer;
   Workload work;
+  int64_t rollouts = 0;
   CheckedPlan memory;
   Share block;  // used by rollout and training in turn
 
@@ -54,6 +55,8 @@ struct Inputs {
     } else {
       read_lengths();
     }
+    rollouts = s.num_rollout ? *s.num_rollout
+                             : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
     memory = require_memory(session, s, work);
     load_weights(session, s);
     block = Share::block(memory.plan.block, session.device);
@@ -92,8 +95,9 @@ void Inputs::read_lengths() {
   }
 }
 
-TrainOptions options_with(const Settings& s, const ModelConfig& config, const Faults& faults) {
-  TrainOptions options = train_options(s, config);
+TrainOptions options_with(const Inputs& in, const Faults& faults) {
+  TrainOptions options = train_options(in.settings, in.session.config);
+  set_schedule(options.optim.schedule, in.settings, optimizer_steps(in.settings, in.rollouts));
   options.before_update = faults.before_update;
   return options;
 }
@@ -105,14 +109,13 @@ struct Run : Inputs {
   std::unique_ptr<Engine> engine;
   std::optional<Weights> reference;
   RunState state;
-  int64_t rollouts = 0;
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
 
   Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
       : Inputs(s, world),
         terminal(is_terminal),
-        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block),
+        step(session.config, session.weights, *session.threads, options_with(*this, faults), block),
         watch(session.device, memory.plan) {}
 
   void prepare();
@@ -132,8 +135,6 @@ void Run::prepare() {
     options.memory_bytes = memory.plan.pool;
     engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block);
   }
-  rollouts = s.num_rollout ? *s.num_rollout
-                           : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
   if (needs_reference(s)) {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
     reference = read_weights(session, directory, session.weights.dtype(), "--ref-load");

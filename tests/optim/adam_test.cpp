@@ -125,8 +125,7 @@ struct Reference {
 TEST_P(Adam, FollowsTheReference) {
   for (const double clip : {0.0, 0.5, 1e9}) {
     const OptimOptions options{.lr = 0.02,
-                               .warmup_steps = 3,
-                               .warmup_init = 0.005,
+                               .schedule = {.warmup_steps = 3, .warmup_init = 0.005},
                                .beta1 = 0.8,
                                .beta2 = 0.97,
                                .eps = 1e-6,
@@ -363,17 +362,6 @@ TEST(PrecisionAware, IsTheFp32StepRounded) {
       }
     }
   }
-}
-
-TEST(LearningRate, WarmsUpLinearlyThenStays) {
-  const ModelConfig config = small_config();
-  Weights weights(config, DType::f32);
-  const Optimizer warm(config, weights, {.lr = 1.0, .warmup_steps = 4, .warmup_init = 0.2});
-  const std::vector<double> want = {0.2, 0.4, 0.6, 0.8, 1, 1, 1};
-  for (size_t i = 0; i < want.size(); i++) EXPECT_NEAR(warm.lr_at(static_cast<int64_t>(i)), want[i], 1e-15);
-  const Optimizer plain(config, weights, {.lr = 0.3});
-  EXPECT_EQ(plain.lr_at(0), 0.3);
-  EXPECT_EQ(plain.lr_at(1000000), 0.3);
 }
 
 }  // namespace

@@ -33,6 +33,47 @@ TEST(Resume, EndsInTheBytesOfAnUninterruptedRun) {
   EXPECT_GT(figure(rows, 0, "rollout/spec_accept_length"), 1.2);
 }
 
+TEST(Resume, AFallingRateGoesOn) {
+  const Folder folder;
+  Settings straight = small_run(folder / "straight", 4);
+  straight.global_batch_size = 8;  // two optimizer steps a rollout
+  straight.lr_decay_style = "linear";
+  straight.lr_warmup_fraction = 0.25;
+  run(straight);
+  const auto rows = metrics_of(folder / "straight");
+  for (size_t i = 0; i < 4; i++) {
+    const auto rate = [&](size_t step) { return step < 2 ? 0.5e-3 * step : 1e-3 * (8 - step) / 6; };
+    EXPECT_NEAR(figure(rows, i, "train/lr-pg_0"), (rate(2 * i) + rate(2 * i + 1)) / 2, 1e-12);
+  }
+  Settings stopped = straight;
+  stopped.run_dir = folder / "stopped";
+  stopped.num_rollout = 2;
+  stopped.lr_decay_iters = 8;
+  run(stopped);
+  stopped.num_rollout = 4;
+  stopped.lr_decay_iters.reset();
+  run(stopped);
+  EXPECT_TRUE(same_files(folder / "straight/hf", folder / "stopped/hf"));
+  EXPECT_EQ(rows, metrics_of(folder / "stopped"));
+}
+
+TEST(Epochs, TellTheLengthOfADecay) {
+  const Folder folder;
+  Settings s = small_run(folder / "run", 1);
+  s.num_rollout.reset();
+  s.num_epoch = 3;  // of one rollout each: 6 prompts, 4 a rollout
+  s.lr_decay_style = "linear";
+  run(s);
+  const auto rows = metrics_of(folder / "run");
+  ASSERT_EQ(rows.size(), 3u);
+  for (size_t i = 0; i < 3; i++) {
+    EXPECT_NEAR(figure(rows, i, "train/lr-pg_0"), 1e-3 * (3 - static_cast<double>(i)) / 3, 1e-12);
+  }
+  s.run_dir = folder / "warm";
+  s.lr_warmup_iters = 3;
+  EXPECT_NE(refusal(Exit::usage, s).find("a run of 3 optimizer steps"), std::string::npos);
+}
+
 TEST(Resume, FromTheCheckpointsOfAnotherRun) {
   const Folder folder;
   Settings first = small_run(folder / "first", 1);
