@@ -15,7 +15,7 @@ namespace furlong {
 namespace {
 
 // A run of numbers of a registry tensor and where it lies.
-struct Run {
+struct Stretch {
   const DcpTensor* tensor;
   DistRun at;
 };
@@ -31,10 +31,10 @@ class Resolver {
   Resolver(const TorchDistFolder& folder, const ModelConfig& config)
       : folder_(folder), config_(config), specs_(tensor_registry(config)) {}
 
-  std::vector<std::vector<Run>> resolve() {
+  std::vector<std::vector<Stretch>> resolve() {
     refuse_native_delta_net();
     refuse_absent_mtp();
-    std::vector<std::vector<Run>> runs;
+    std::vector<std::vector<Stretch>> runs;
     for (const auto& spec : specs_) runs.push_back(resolve_tensor(spec));
     check_expert_bias();
     find_unexpected();
@@ -69,7 +69,7 @@ class Resolver {
          folder_.directory());
   }
 
-  std::vector<Run> resolve_tensor(const TensorSpec& spec) {
+  std::vector<Stretch> resolve_tensor(const TensorSpec& spec) {
     const std::vector<DistPlaces> ways = dist_places(spec, config_);
     const auto there = [&](const DistPlace& place) { return index().find(place.key) != nullptr; };
     const auto way =
@@ -78,7 +78,7 @@ class Resolver {
       missing_.push_back(fmt::format("{} ({})", ways[0][0].key, spec.name));
       return {};
     }
-    std::vector<Run> runs;
+    std::vector<Stretch> runs;
     for (const auto& place : *way) {
       used_.insert(place.key);
       const DcpTensor* t = index().find(place.key);
@@ -170,7 +170,7 @@ class Resolver {
 StoredTensors stored_torch_dist(const std::string& path, const ModelConfig& config) {
   const auto folder = std::make_shared<TorchDistFolder>(path);
   Resolver resolver(*folder, config);
-  const auto runs = std::make_shared<std::vector<std::vector<Run>>>(resolver.resolve());
+  const auto runs = std::make_shared<std::vector<std::vector<Stretch>>>(resolver.resolve());
   StoredTensors stored{.directory = folder->directory(),
                        .specs = resolver.specs(),
                        .dtypes = {},
@@ -179,14 +179,14 @@ StoredTensors stored_torch_dist(const std::string& path, const ModelConfig& conf
                        .place = {}};
   for (const auto& list : *runs) {
     std::string dtype;
-    for (const Run& run : list) dtype = wider_dtype(dtype, run.tensor->dtype);
+    for (const Stretch& run : list) dtype = wider_dtype(dtype, run.tensor->dtype);
     stored.dtypes.push_back(dtype);
   }
   for (const auto& name : folder->index().files) stored.identity += file_identity(folder->directory() + "/" + name);
   const auto run_at = [runs](size_t tensor, int64_t element) {
     const auto& list = (*runs)[tensor];
     return std::upper_bound(list.begin(), list.end(), element,
-                            [](int64_t e, const Run& run) { return e < run.at.ours; }) -
+                            [](int64_t e, const Stretch& run) { return e < run.at.ours; }) -
            1;
   };
   stored.read = [folder, runs, run_at](size_t tensor, int64_t first, int64_t count, const std::string& dtype,

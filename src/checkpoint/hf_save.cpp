@@ -55,8 +55,7 @@ Numbers numbers_of(const std::vector<TensorSpec>& specs, WholeTensors& whole) {
   }
   numbers.emit = [&whole](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
     const DType own = whole.dtype(i);
-    whole.read(i, {first, first + count},
-               [&](const void* data, int64_t n) { emit_values(own, data, n, dtype, sink); });
+    whole.read(i, {first, first + count}, [&](const void* data, int64_t n) { emit_values(own, data, n, dtype, sink); });
   };
   return numbers;
 }
@@ -315,9 +314,8 @@ void write_checkpoint(const SaveHfOptions& options, const Numbers& numbers) {
 
 void save_hf(const SaveHfOptions& options, const Weights& weights, const Mesh& mesh) {
   WholeTensors whole(mesh, weights);
-  all_or_none(mesh.world(), [&] {
-    whole.serve([&] { write_checkpoint(options, numbers_of(weights.specs(), whole)); });
-  });
+  all_or_none(mesh.world(),
+              [&] { whole.serve([&] { write_checkpoint(options, numbers_of(weights.specs(), whole)); }); });
 }
 
 void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config) {

@@ -70,7 +70,7 @@ class Filler {
       jobs.push_back(std::span(runs).subspan(begin, end - begin));
     }
     std::optional<std::pair<int64_t, Error>> failed;  // of the first job that failed, whoever ran it
-    const auto guarded = [&](int64_t i) {
+    auto guarded = [&](int64_t i) {
       try {
         read(tensor, jobs[static_cast<size_t>(i)]);
       } catch (const Error& e) {
@@ -94,8 +94,8 @@ class Filler {
     std::vector<uint8_t> staged(t.device() == Device::cpu ? 0 : static_cast<size_t>(count) * width);
     auto* to = staged.empty() ? static_cast<uint8_t*>(t.data()) + static_cast<size_t>(first) * width : staged.data();
     for (const Run& run : job) {
-      const auto bad = stored_.read(tensor, run.full_first, run.count, dtype,
-                                    to + static_cast<size_t>(run.first - first) * width);
+      const auto bad =
+          stored_.read(tensor, run.full_first, run.count, dtype, to + static_cast<size_t>(run.first - first) * width);
       if (!bad) continue;
       const std::lock_guard lock(mutex_);
       nonfinite_.insert(stored_.place(tensor, *bad));
