@@ -92,10 +92,11 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 void forget_pages(std::span<const uint8_t> bytes) {
   const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto begin = (reinterpret_cast<uintptr_t>(bytes.data()) + page - 1) / page * page;
-  const auto end = (reinterpret_cast<uintptr_t>(bytes.data()) + bytes.size()) / page * page;
+  const size_t skipped = (page - reinterpret_cast<uintptr_t>(bytes.data()) % page) % page;
+  if (bytes.size() < skipped + page) return;
+  const auto whole = bytes.subspan(skipped, (bytes.size() - skipped) / page * page);
   // Advice: where it is not taken, only memory is lost.
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_DONTNEED);
+  madvise(const_cast<uint8_t*>(whole.data()), whole.size(), MADV_DONTNEED);
 }
 
 RangeFile::RangeFile(const std::string& path) : path_(path) {

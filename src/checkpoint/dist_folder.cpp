@@ -59,7 +59,7 @@ std::string iteration_folder(const std::string& path) {
          "release or iter_NNNNNNN",
          path, dist_tracker_name, dist_tag_name);
   }
-  const std::string folder = tracked(path);
+  std::string folder = tracked(path);
   if (folder.empty()) {
     fail(Exit::input, "{}/{}: it must hold \"release\" or the number of an iteration, but holds \"{}\"", path,
          dist_tracker_name, printable(read_small(path + "/" + dist_tracker_name, max_tracker)));

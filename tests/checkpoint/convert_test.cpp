@@ -296,6 +296,63 @@ TEST(ConvertParts, ThreadsThatShareAFolder) {
   EXPECT_TRUE(contents(scratch / "hf") == contents(tiny));
 }
 
+// A process of its own; 0 where it ends well.
+pid_t begin_process(const std::function<void()>& f) {
+  const pid_t child = fork();
+  if (child != 0) return child;
+  try {
+    f();
+  } catch (...) {
+    _exit(1);
+  }
+  _exit(0);
+}
+
+TEST(ConvertParts, ProcessesThatShareAFolder) {
+  const Scratch scratch;
+  to_dist(tiny, scratch / "expected", 4);
+  ToTorchDistOptions options;
+  options.output_dir = scratch / "dist";
+  std::vector<pid_t> children;
+  for (int rank = 0; rank < 4; rank++) {
+    children.push_back(begin_process([&] {
+      write_torch_dist_part(stored_hf(tiny, tiny_config()), tiny_config(), options, {rank, 4});
+    }));
+  }
+  for (const pid_t child : children) {
+    int status = 1;
+    waitpid(child, &status, 0);
+    EXPECT_EQ(status, 0);
+  }
+  ASSERT_EQ(names_in(scratch / "dist"), names_in(scratch / "expected"));
+  for (const auto& name : names_in(scratch / "expected/release")) {
+    EXPECT_TRUE(read_file(scratch / ("dist/release/" + name)) == read_file(scratch / ("expected/release/" + name)))
+        << name;
+  }
+}
+
+TEST(ConvertParts, AKilledConversionIsTakenUpAgain) {
+  const Scratch scratch;
+  to_dist(tiny, scratch / "expected", 2);
+  for (int kills = 0; kills < 12; kills++) {
+    const pid_t child = begin_process([&] { to_dist(tiny, scratch / "dist", 2); });
+    usleep(static_cast<useconds_t>(5000 * kills));
+    kill(child, SIGKILL);
+    waitpid(child, nullptr, 0);
+    // Whatever it left: a tracker stands for a whole checkpoint.
+    if (std::filesystem::exists(scratch / "dist/latest_checkpointed_iteration.txt")) {
+      EXPECT_EQ(read_dist(scratch / "dist").size(), 145u);
+    }
+  }
+  to_dist(tiny, scratch / "dist", 2);
+  ASSERT_EQ(names_in(scratch / "dist"), names_in(scratch / "expected"));
+  EXPECT_EQ(names_in(scratch / "dist/release"), names_in(scratch / "expected/release"));
+  for (const auto& name : names_in(scratch / "expected/release")) {
+    EXPECT_TRUE(read_file(scratch / ("dist/release/" + name)) == read_file(scratch / ("expected/release/" + name)))
+        << name;
+  }
+}
+
 TEST(ConvertToTorchDist, ReplacesAReleaseAndNothingElse) {
   const Scratch scratch;
   to_dist(tiny, scratch / "dist", 3);
