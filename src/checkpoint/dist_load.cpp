@@ -175,6 +175,7 @@ StoredTensors stored_torch_dist(const std::string& path, const ModelConfig& conf
                        .specs = resolver.specs(),
                        .dtypes = {},
                        .read = {},
+                       .soon = {},
                        .identity = {},
                        .place = {}};
   for (const auto& list : *runs) {

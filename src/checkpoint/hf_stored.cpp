@@ -148,12 +148,17 @@ std::vector<Part>::const_iterator part_at(const std::vector<Part>& parts, int64_
 
 }  // namespace
 
-StoredTensors stored_hf(const std::string& directory, const ModelConfig& config) {
-  const auto source = std::make_shared<SafetensorsDirectory>(directory);
+StoredTensors stored_hf(const std::string& directory, const ModelConfig& config, Reading reading) {
+  const auto source = std::make_shared<SafetensorsDirectory>(directory, reading);
   Matcher matcher(*source, config);
   const auto parts = std::make_shared<std::vector<std::vector<Part>>>(matcher.match());
-  StoredTensors stored{
-      .directory = directory, .specs = matcher.specs(), .dtypes = {}, .read = {}, .identity = {}, .place = {}};
+  StoredTensors stored{.directory = directory,
+                       .specs = matcher.specs(),
+                       .dtypes = {},
+                       .read = {},
+                       .soon = {},
+                       .identity = {},
+                       .place = {}};
   for (const auto& list : *parts) {
     std::string dtype;
     for (const Part& part : list) dtype = wider_dtype(dtype, part.entry->dtype);
@@ -178,6 +183,17 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config)
     }
     return bad;
   };
+  if (reading == Reading::parts) {
+    stored.soon = [source, parts](size_t tensor, int64_t first, int64_t count) {
+      for (const Part& part : (*parts)[tensor]) {
+        const int64_t begin = std::max(first, part.offset), end = std::min(first + count, part.offset + part.numel);
+        if (begin >= end) continue;
+        const auto size = static_cast<size_t>(bits_of_file_dtype(part.entry->dtype) / 8);
+        fetch_soon(part.entry->bytes.subspan(static_cast<size_t>(begin - part.offset) * size,
+                                             static_cast<size_t>(end - begin) * size));
+      }
+    };
+  }
   stored.place = [source, parts](size_t tensor, int64_t element) {
     const std::string& name = part_at((*parts)[tensor], element)->entry->name;
     return fmt::format("{} in {}", name, source->file_of(name));

@@ -86,7 +86,22 @@ class Filler {
     if (failed) throw Error(failed->second);
   }
 
+  // Runs with short gaps between them are fetched as one.
+  void fetch(size_t tensor, Job job) const {
+    constexpr int64_t gap = 1 << 15;
+    int64_t first = job.front().full_first, end = first;
+    for (const Run& run : job) {
+      if (run.full_first - end > gap) {
+        stored_.soon(tensor, first, end - first);
+        first = run.full_first;
+      }
+      end = run.full_first + run.count;
+    }
+    stored_.soon(tensor, first, end - first);
+  }
+
   void read(size_t tensor, Job job) {
+    if (stored_.soon) fetch(tensor, job);
     const Tensor& t = weights_.tensors()[tensor];
     const std::string dtype = file_dtype_of(t.dtype());
     const size_t width = size_of(t.dtype());
