@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "ops/reduce.h"
+#include "tensor/copy.h"
 
 namespace furlong {
 namespace {
@@ -36,7 +37,7 @@ Range owned_numbers(const ModelConfig& config, const TensorSpec& spec, const Mes
 
 Owners::Owners(const ModelConfig& config, const Weights& weights, DType main_grads, bool train_mtp, int64_t block,
                const Mesh& mesh, const Stream* stream)
-    : mesh_(mesh), specs_(weights.specs()), parts_(mtp_part(config) + 1) {
+    : mesh_(mesh), config_(config), specs_(weights.specs()), parts_(mtp_part(config) + 1) {
   const MeshRank& place = mesh.place();
   int64_t most = 0, ranks = 1;
   for (size_t i = 0; i < specs_.size(); i++) {
@@ -180,6 +181,35 @@ double Owners::sum_of_squares(Stream& stream, const Weights& grads) {
     double one = 0;
     std::memcpy(&one, bytes.data(), sizeof one);
     all += one;
+  }
+  return all;
+}
+
+std::string Owners::whole(const Weights& like, size_t tensor) const {
+  const Tensor mine = view(like, tensor);
+  std::string bytes;
+  if (mine.numel() > 0 && !specs_[tensor].copied) {
+    const OnHost host(mine);
+    bytes.assign(static_cast<const char*>(host.view().data()), mine.bytes());
+  }
+  const auto messages = mesh_.world().gather_bytes(bytes);
+  if (mesh_.world().rank() != 0) return {};
+  const size_t size = size_of(specs_[tensor].always_f32 && like.dtype() == DType::bf16 ? DType::f32 : like.dtype());
+  std::string all(static_cast<size_t>(specs_[tensor].full_numel()) * size, '\0');
+  for (size_t r = 0; r < messages.size(); r++) {
+    const MeshRank place = mesh_rank(mesh_.place().sizes, static_cast<int64_t>(r), mesh_.place().ranks());
+    const TensorSpec spec = tensor_registry(config_, place)[tensor];
+    const Range owned = owned_numbers(config_, spec, place);
+    CHECK(messages[r].size() == static_cast<size_t>(owned.size()) * size, "{}: rank {} sent {} bytes", spec.name, r,
+          messages[r].size());
+    if (owned.size() == 0) continue;
+    for_each_run(spec, [&](int64_t first, int64_t full_first, int64_t count) {
+      const int64_t begin = std::max(first, owned.begin), end = std::min(first + count, owned.end);
+      if (begin >= end) return;
+      std::memcpy(all.data() + static_cast<size_t>(full_first + begin - first) * size,
+                  messages[r].data() + static_cast<size_t>(begin - owned.begin) * size,
+                  static_cast<size_t>(end - begin) * size);
+    });
   }
   return all;
 }

@@ -4,6 +4,7 @@
 #include <functional>
 #include <memory>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "model/weights.h"
@@ -49,6 +50,10 @@ class Owners {
   // Σ x² of the owned numbers of all trained tensors and of all ranks, in the order of ranks.
   double sum_of_squares(Stream&, const Weights& grads);
 
+  // The whole model's tensor from what all ranks own of it, as bytes on rank 0 of the world; all ranks call. `like` has
+  // the weights' layout.
+  std::string whole(const Weights& like, size_t tensor) const;
+
   const Mesh& mesh() const { return mesh_; }
   uint64_t bytes() const { return staging_.bytes(); }  // on the weights' device
 
@@ -56,6 +61,7 @@ class Owners {
   void reduce_tensor(Stream&, size_t tensor, const Tensor& grad);
 
   const Mesh& mesh_;
+  ModelConfig config_;
   std::vector<TensorSpec> specs_;
   std::vector<bool> trained_;
   std::vector<std::vector<int>> holders_;  // by tensor: ranks of the stage

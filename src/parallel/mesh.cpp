@@ -3,6 +3,21 @@
 #include "base/error.h"
 
 namespace furlong {
+namespace {
+
+class DryGroup : public Group {
+ public:
+  using Group::Group;
+  void exchange(Stream& stream, std::span<const Tensor>, std::span<const Tensor>) override {
+    CHECK(stream.is_dry(), "an exchange among {} ranks of a dry run", size());
+  }
+  std::vector<std::string> gather_bytes(std::string_view) override {
+    CHECK(false, "messages among {} ranks of a dry run", size());
+    return {};
+  }
+};
+
+}  // namespace
 
 std::string mesh_problem(const ParallelSizes& s, int64_t ranks) {
   for (const auto& [size, name] :
@@ -68,6 +83,21 @@ Mesh::Mesh(World& world, const ParallelSizes& sizes) {
   data_ = like_me([](M m) { return std::tuple(m.stage, m.row_part()); });
   pipeline_ = like_me([](M m) { return std::tuple(m.data, m.row_part()); });
   experts_ = like_me([](M m) { return std::tuple(m.stage, m.expert_data); });
+}
+
+Mesh::Mesh(const MeshRank& place) : place_(place) {
+  const auto group = [](int64_t rank, int64_t size) {
+    return std::make_unique<DryGroup>(static_cast<int>(rank), static_cast<int>(size));
+  };
+  const auto& s = place.sizes;
+  world_ = group(place.stage * place.stage_ranks() + place.stage_rank(), place.ranks());
+  stage_ = group(place.stage_rank(), place.stage_ranks());
+  tensor_ = group(place.tensor, s.tensor);
+  context_ = group(place.context, s.context);
+  rows_ = group(place.row_part(), place.row_parts());
+  data_ = group(place.data, place.data_size);
+  pipeline_ = group(place.stage, s.pipeline);
+  experts_ = group(place.expert * s.expert_tensor + place.expert_tensor, s.expert * s.expert_tensor);
 }
 
 const Mesh& Mesh::alone() {

@@ -53,6 +53,8 @@ class Mesh {
   Mesh();
   // Throws Error(Exit::usage) when the sizes do not fit the number of ranks.
   Mesh(World& world, const ParallelSizes& sizes);
+  // Of a rank that is not there, for dry runs: nothing can be exchanged.
+  explicit Mesh(const MeshRank& place);
   // A mesh of one, for whoever computes alone.
   static const Mesh& alone();
 

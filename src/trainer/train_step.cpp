@@ -2,6 +2,7 @@
 
 #include <chrono>
 #include <cmath>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -25,6 +26,17 @@ HeadOptions head_options(const TrainOptions& o) {
 // Of the model, for Weights' only_mtp.
 std::optional<bool> trained_part(const TrainOptions& o) { return o.mtp ? std::nullopt : std::optional<bool>(false); }
 
+// Where a rank keeps the gradients of its weights.
+Placement gradients_at(const MeshRank& place, const Weights& weights, const std::optional<bool>& only_mtp) {
+  return {.device = weights.device(), .rank = place, .only_mtp = only_mtp, .copies = false};
+}
+
+// The log-prob of a response token.
+struct TokenScore {
+  int32_t sample, offset;
+  float log_prob;
+};
+
 std::vector<HeadRow> head_rows(const std::vector<LossRow>& rows) {
   std::vector<HeadRow> out;
   out.reserve(rows.size());
@@ -41,13 +53,24 @@ struct MicroBatch::Sums {
   double mtp = 0;
   int64_t tokens = 0;
   bool has_reference = false;
+
+  void add(const Sums& s) {
+    for (auto member :
+         {&Sums::policy, &Sums::clipped, &Sums::kl, &Sums::entropy, &Sums::ppo_kl, &Sums::ratio, &Sums::ratio_squared,
+          &Sums::weight, &Sums::abs_diff, &Sums::rollout_kl, &Sums::rollout_weight, &Sums::mtp}) {
+      this->*member += s.*member;
+    }
+    tokens += s.tokens;
+    has_reference |= s.has_reference;
+  }
 };
 
-MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads,
-                       Weights partial)
+MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, const Mesh& mesh,
+                       Weights grads, Weights partial)
     : config_(config),
       weights_(weights),
       options_(std::move(options)),
+      mesh_(mesh),
       grads_(std::move(grads)),
       partial_(std::move(partial)) {
   CHECK(options_.mtp == options_.optim.train_mtp, "the MTP head is either trained or left alone");
@@ -55,24 +78,27 @@ MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions
 }
 
 TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& threads, TrainOptions options,
-                     Share memory)
-    : MicroBatch(config, weights, options,
-                 Weights(config, options.optim.main_grads, weights.device(), trained_part(options)),
-                 options.optim.main_grads == DType::f32
-                     ? Weights()
-                     : Weights::one_part_at_a_time(config, DType::f32, {.device = weights.device()})),
+                     Share memory, const Mesh& mesh)
+    : MicroBatch(
+          config, weights, options, mesh,
+          Weights(config, options.optim.main_grads, gradients_at(mesh.place(), weights, trained_part(options))),
+          options.optim.main_grads == DType::f32
+              ? Weights()
+              : Weights::one_part_at_a_time(config, DType::f32, gradients_at(mesh.place(), weights, std::nullopt))),
       stream_(threads, weights.device()),
       dry_(Stream::dry(threads, weights.device())),
-      optimizer_(config, weights, options_.optim, &stream_),
+      optimizer_(config, weights, options_.optim, &stream_, mesh),
       share_(std::move(memory)),
-      arena_(share_.defined() ? Arena(share_) : Arena(0, weights.device())) {}
+      arena_(share_.defined() ? Arena(share_) : Arena(0, weights.device())) {
+  options_.pack.ranks = mesh.place().data_size;
+}
 
 template <class F>
 void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
   size_t wanted = 0;
   for (auto& pack : packs) {
     Arena measure = Arena::measuring(weights_.device());
-    Exec exec{dry_, measure};
+    Exec exec{dry_, measure, mesh_};
     body(exec, pack);
     wanted = std::max(wanted, measure.high_mark());
   }
@@ -86,13 +112,14 @@ void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
   if (share_.defined()) share_.enter();
 }
 
-void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hidden, Weights& grads, Sums& sums) {
+void MicroBatch::mtp_loss(Exec& exec, Flight& f, Weights& grads, Sums& sums) {
   const Arena::Scope scope(exec.arena);
+  Pack& pack = *f.pack;
   MtpSaved saved;
   const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
-                                Tensor(pack.next_tokens.data(), DType::i32, {batch.rows()}));
-  const Tensor m = mtp_forward(exec, config_, weights_, hidden, next, batch, {}, &saved);
-  const Tensor dm = exec.arena.make("mtp.dm", weights_.dtype(), {batch.rows(), config_.hidden_size});
+                                Tensor(pack.next_tokens.data(), DType::i32, {f.batch.rows()}));
+  const Tensor m = mtp_forward(exec, config_, weights_, f.hidden, next, f.batch, {}, &saved);
+  const Tensor dm = exec.arena.make("mtp.dm", weights_.dtype(), {m.rows(), config_.hidden_size});
   const double factor = options_.mtp_factor / static_cast<double>(config_.mtp_num_layers);
   loss_head(exec, weights_, m, head_rows(pack.mtp_rows), {.temperature = 1, .chunk_rows = options_.head_chunk},
             [&](size_t i, double log_prob, double) {
@@ -101,7 +128,7 @@ void MicroBatch::mtp_loss(Exec& exec, Pack& pack, const Batch& batch, Tensor hid
               return HeadGradient{.d_log_prob = -factor * weight};
             },
             dm, {});
-  mtp_backward(exec, config_, weights_, saved, dm, batch, grads);
+  mtp_backward(exec, config_, weights_, saved, dm, f.batch, grads);
 }
 
 void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
@@ -117,17 +144,11 @@ void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
   if (told != nullptr) told->gradients_done(stream, grads_, part);
 }
 
-void MicroBatch::micro_step(Exec& exec, Pack& pack, const std::vector<const Trajectory*>& trajectories,
-                            const std::vector<TokenTargets>& targets, Sums& sums, Optimizer* told) {
-  Weights& grads = partial_.tensors().empty() ? grads_ : partial_;
-  const auto done = [&](int part) { part_done(exec.stream, part, told); };
-  const Arena::Scope scope(exec.arena);
-  const Batch batch = placed(exec, pack.batch.batch());
-  ModelSaved saved{.recompute = options_.recompute};
-  const Tensor hidden = model_forward(exec, config_, weights_, batch, &saved);
-  const Tensor dhidden = exec.arena.make("train.dhidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weights& grads) {
+  const Pack& pack = *f.pack;
+  const auto& [trajectories, targets, sums] = samples;
   loss_head(
-      exec, weights_, hidden, head_rows(pack.rows), head_options(options_),
+      exec, weights_, f.hidden, head_rows(pack.rows), head_options(options_),
       [&](size_t i, double log_prob, double entropy) {
         const LossRow& row = pack.rows[i];
         const auto sample = static_cast<size_t>(row.sample), offset = static_cast<size_t>(row.offset);
@@ -162,27 +183,65 @@ void MicroBatch::micro_step(Exec& exec, Pack& pack, const std::vector<const Traj
         return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
       },
-      dhidden, grads.lm_head);
-  done(head_part(config_));
-  if (options_.mtp) {
-    mtp_loss(exec, pack, batch, hidden, grads, sums);
-    done(mtp_part(config_));
+      f.dhidden, grads.lm_head);
+}
+
+void MicroBatch::forward(Exec& exec, Flight& f, const Samples& samples) {
+  Weights& grads = accumulated();
+  f.batch = placed(exec, f.pack->batch.batch());
+  f.saved.recompute = options_.recompute;
+  f.hidden = model_forward(exec, config_, weights_, f.batch, &f.saved);
+  f.dhidden = exec.arena.make("train.dhidden", weights_.dtype(), {f.hidden.rows(), config_.hidden_size});
+  policy_loss(exec, f, samples, grads);
+  part_done(exec.stream, head_part(config_), f.told);
+  if (!options_.mtp) return;
+  mtp_loss(exec, f, grads, samples.sums);
+  part_done(exec.stream, mtp_part(config_), f.told);
+}
+
+void MicroBatch::backward(Exec& exec, Flight& f) {
+  model_backward(exec, config_, weights_, f.saved, f.dhidden, f.batch, accumulated(),
+                 [&](int part) { part_done(exec.stream, part, f.told); });
+}
+
+std::vector<Pack> TrainStep::packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const {
+  return packs_of_rank(pack_step(trajectories, options_.pack, options_.per_token, mtp), options_.pack,
+                       mesh_.place().data);
+}
+
+// Each row is counted once, by the first tensor parallel rank that has it.
+MicroBatch::Sums TrainStep::over_ranks(const Sums& mine) const {
+  if (mesh_.is_alone()) return mine;
+  const auto messages = mesh_.world().gather_bytes({reinterpret_cast<const char*>(&mine), sizeof mine});
+  Sums all;
+  for (size_t r = 0; r < messages.size(); r++) {
+    const MeshRank m = mesh_rank(mesh_.place().sizes, static_cast<int64_t>(r), mesh_.place().ranks());
+    if (m.tensor != 0 || m.stage + 1 != m.sizes.pipeline) continue;
+    Sums one;
+    std::memcpy(&one, messages[r].data(), sizeof one);
+    all.add(one);
   }
-  model_backward(exec, config_, weights_, saved, dhidden, batch, grads, done);
+  return all;
 }
 
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
-  auto packs = pack_step(trajectories, options_.pack, options_.per_token, options_.mtp);
-  Sums unused;
-  fit(packs, [&](Exec& exec, Pack& pack) { micro_step(exec, pack, trajectories, targets, unused); });
+  auto packs = packs_of(trajectories, options_.mtp);
+  Sums mine, unused;
+  const auto micro_batch = [&](Exec& exec, Pack& pack, Sums& sums, Optimizer* told) {
+    const Arena::Scope scope(exec.arena);
+    Flight flight{.pack = &pack, .told = told};
+    forward(exec, flight, {trajectories, targets, sums});
+    backward(exec, flight);
+  };
+  fit(packs, [&](Exec& exec, Pack& pack) { micro_batch(exec, pack, unused, nullptr); });
   grads_.zero(stream_);
-  Sums sums;
-  Exec exec{stream_, arena_};
+  Exec exec{stream_, arena_, mesh_};
   const auto begun = Clock::now();
-  for (auto& pack : packs)
-    micro_step(exec, pack, trajectories, targets, sums, &pack == &packs.back() ? &optimizer_ : nullptr);
+  for (auto& pack : packs) micro_batch(exec, pack, mine, &pack == &packs.back() ? &optimizer_ : nullptr);
+  optimizer_.reduce(stream_, grads_);
   stream_.synchronize();
   const auto learnt = Clock::now();
+  const Sums sums = over_ranks(mine);
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
   // Per sample, a sample whose mask is empty has no weight, so the weights may add up to less than 1, never to more.
   if (!(sums.weight < 1 + 1e-6)) {
@@ -208,6 +267,14 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
               std::isfinite(loss) ? "the gradient norm" : "the loss");
   }
   const std::chrono::duration<double> gradients = learnt - begun, update = Clock::now() - learnt;
+  Metrics m = metrics_of(sums, loss, result);
+  m.emplace_back("perf/gradients_time", gradients.count());
+  m.emplace_back("perf/optimizer_time", update.count());
+  m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
+  return m;
+}
+
+Metrics TrainStep::metrics_of(const Sums& sums, double loss, const StepResult& result) const {
   Metrics m = {{"train/loss", loss}, {"train/grad_norm", result.grad_norm}, {"train/lr-pg_0", result.lr}};
   if (options_.objective == Objective::policy) {
     m.emplace_back("train/pg_loss", sums.policy);
@@ -222,9 +289,6 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
     }
   }
   if (options_.mtp) m.emplace_back("train/mtp_loss", sums.mtp);
-  m.emplace_back("perf/gradients_time", gradients.count());
-  m.emplace_back("perf/optimizer_time", update.count());
-  m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
   return m;
 }
 
@@ -233,44 +297,64 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
   std::vector<std::vector<float>> scores(trajectories.size());
   for (size_t i = 0; i < trajectories.size(); i++)
     scores[i].assign(static_cast<size_t>(trajectories[i]->response_length), 0.0f);
-  auto packs = pack_step(trajectories, options_.pack, options_.per_token, false);
+  auto packs = packs_of(trajectories, false);
+  std::vector<TokenScore> mine;
   const auto body = [&](Exec& exec, Pack& pack) {
     const Arena::Scope scope(exec.arena);
     const Tensor hidden = model_forward(exec, config_, weights, placed(exec, pack.batch.batch()), nullptr);
+    if (!is_last_stage()) return;
     std::vector<double> log_probs(pack.rows.size());
     HeadOptions head = head_options(options_);
     head.entropy = false;
     score_rows(exec, weights, hidden, head_rows(pack.rows), head, log_probs, {});
+    if (exec.stream.is_dry() || mesh_.place().tensor != 0) return;
+    const Range here = block_of(pack.batch.rows(), mesh_.place().context, mesh_.place().sizes.context);
     for (size_t i = 0; i < pack.rows.size(); i++) {
-      scores[static_cast<size_t>(pack.rows[i].sample)][static_cast<size_t>(pack.rows[i].offset)] =
-          static_cast<float>(log_probs[i]);
+      const LossRow& row = pack.rows[i];
+      if (here.begin <= row.row && row.row < here.end)
+        mine.push_back({row.sample, row.offset, static_cast<float>(log_probs[i])});
     }
   };
   fit(packs, body);
-  Exec exec{stream_, arena_};
+  Exec exec{stream_, arena_, mesh_};
   for (auto& pack : packs) body(exec, pack);
+  const std::string_view bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(TokenScore));
+  for (const auto& message : mesh_.world().gather_bytes(bytes)) {
+    std::vector<TokenScore> theirs(message.size() / sizeof(TokenScore));
+    std::memcpy(theirs.data(), message.data(), message.size());
+    for (const TokenScore& s : theirs)
+      scores[static_cast<size_t>(s.sample)][static_cast<size_t>(s.offset)] = s.log_prob;
+  }
   return scores;
 }
 
-void TrainStep::dump_gradients() const {
-  make_directories(options_.dump_grads);
+void TrainStep::dump_gradients() {
+  const bool writes = mesh_.world().rank() == 0;
   std::vector<std::pair<std::string, Tensor>> named;
-  for_each_tensor(
-      [&](const TensorSpec& spec, const Tensor& grad) {
-        if (grad.defined()) named.emplace_back(spec.name, grad);
-      },
-      grads_);
+  std::vector<std::string> whole;
+  for (size_t i = 0; i < grads_.specs().size(); i++) {
+    const TensorSpec& spec = grads_.specs()[i];
+    if (spec.mtp && !options_.mtp) continue;
+    whole.push_back(optimizer_.owners().whole(grads_, i));
+    if (!writes) continue;
+    const DType dtype = spec.always_f32 ? DType::f32 : grads_.dtype();
+    const auto& shape = spec.full_shape;
+    named.emplace_back(spec.name, Tensor(whole.back().data(), dtype, shape.data(), static_cast<int>(shape.size())));
+  }
+  if (!writes) return;
+  make_directories(options_.dump_grads);
   save_tensors(fmt::format("{}/step_{:07d}.safetensors", options_.dump_grads, optimizer_.steps()), named);
 }
 
 WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weights, ThreadPool& threads,
                                         const TrainOptions& options, int64_t tokens, int64_t segments) {
   struct Measured : MicroBatch {
-    using MicroBatch::micro_step, MicroBatch::Sums;
-    Measured(const ModelConfig& c, Weights& w, const TrainOptions& o)
-        : MicroBatch(
-              c, w, o, Weights::outline(c, o.optim.main_grads, {.device = w.device(), .only_mtp = trained_part(o)}),
-              o.optim.main_grads == DType::f32 ? Weights() : Weights::outline(c, DType::f32, {.device = w.device()})) {}
+    using MicroBatch::backward, MicroBatch::Flight, MicroBatch::forward, MicroBatch::Sums;
+    Measured(const ModelConfig& c, Weights& w, const TrainOptions& o, const Mesh& mesh)
+        : MicroBatch(c, w, o, mesh, Weights::outline(c, o.optim.main_grads, gradients_at(w.rank(), w, trained_part(o))),
+                     o.optim.main_grads == DType::f32
+                         ? Weights()
+                         : Weights::outline(c, DType::f32, gradients_at(w.rank(), w, std::nullopt))) {}
   };
   // Every sequence one token past a multiple of the delta rule's chunk, so that the most chunks are begun.
   segments = std::clamp<int64_t>(segments, 1, std::max<int64_t>(1, tokens / 2));
@@ -287,12 +371,15 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
     picked.push_back(&t);
   }
   auto packs = pack_step(picked, {.micro_batch_size = segments}, false, options.mtp);
-  Measured batch(config, weights, options);
+  const Mesh mesh(weights.rank());
+  Measured batch(config, weights, options, mesh);
   Arena measure = Arena::measuring(weights.device());
   Stream dry = Stream::dry(threads, weights.device());
-  Exec exec{dry, measure};
+  Exec exec{dry, measure, mesh};
   Measured::Sums unused;
-  batch.micro_step(exec, packs.front(), picked, std::vector<TokenTargets>(picked.size()), unused);
+  Measured::Flight flight{.pack = &packs.front()};
+  batch.forward(exec, flight, {picked, std::vector<TokenTargets>(picked.size()), unused});
+  batch.backward(exec, flight);
   std::map<std::string, uint64_t> parts;
   for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
   return {{parts.begin(), parts.end()}, measure.high_mark()};
