@@ -53,7 +53,7 @@ void add_without_effect(std::vector<Field>& t) {
       {"attention_backend", "moe_permute_fusion", "linear_attention_backend", "train_backend",
        "no_gradient_accumulation_fusion", "rollout_attention_backend", "rollout_moe_runner_backend",
        "rollout_mamba_scheduler_strategy"});
-  add("one process",
+  add("the ranks of a run are those that were started, and it does these things its own way",
       {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router", "use_fault_tolerance",
        "overlap_grad_reduce", "overlap_param_gather", "distributed_timeout_minutes"});
   add("the trainer's weights are the rollout's",
