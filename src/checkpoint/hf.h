@@ -12,6 +12,9 @@ struct LoadHfOptions {
   bool allow_nonfinite = false;   // take NaN and infinity as they are
   ThreadPool* threads = nullptr;  // null: the caller's thread alone
   Device device = Device::cpu;    // where the weights shall lie
+  // The ranks that hold the model together: each reads its own part of every tensor and no more. All of them call; what
+  // is wrong for one is thrown on all.
+  const Mesh& mesh = Mesh::alone();
 };
 
 // Reads the language model and, if the config has one, the MTP head. `dtype` is f32 or bf16 (rounded
@@ -44,6 +47,8 @@ struct SaveHfOptions {
 // beside output_dir and renamed into place; if output_dir already holds a checkpoint, its files are replaced, the index
 // last, so that a half-replaced folder never loads. Throws Error(Exit::resources) when it cannot be written, with
 // nothing half-written left; Error(Exit::input) when output_dir holds something else or is the source itself.
-void save_hf(const SaveHfOptions& options, const Weights& weights);
+// On a mesh all ranks call with what they hold (flat weights too); rank 0 alone reads the source and writes, and gets
+// the numbers of the others in pieces of at most 2^24. The files are those that one rank would write.
+void save_hf(const SaveHfOptions& options, const Weights& weights, const Mesh& mesh = Mesh::alone());
 
 }  // namespace furlong

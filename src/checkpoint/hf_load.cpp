@@ -1,6 +1,7 @@
 #include <algorithm>
-#include <atomic>
+#include <optional>
 #include <set>
+#include <span>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -8,18 +9,24 @@
 #include "checkpoint/hf.h"
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/shards.h"
 #include "checkpoint/values.h"
+#include "parallel/agree.h"
 #include "tensor/copy.h"
 
 namespace furlong {
 namespace {
 
-// One contiguous copy from a file to a tensor.
-struct Job {
+// A tensor, or a part of one, that a file has: numbers `window` of the whole tensor.
+struct Part {
   const TensorEntry* entry;
-  int64_t first, count;  // elements of the entry
-  Tensor tensor;
-  int64_t at;  // element of the tensor
+  Range window;
+};
+
+// Numbers that lie together in this rank's tensor, from its number `first`, and where a file has them.
+struct Job {
+  const Part* part;
+  std::span<const Run> runs;
 };
 
 // What is wrong with a checkpoint, one list per kind, to be told at once.
@@ -49,37 +56,22 @@ class Loader {
 
   // Matches every tensor of the registry with the files; throws with the list of all that do not match.
   void match() {
-    for (size_t i = 0; i < weights_.specs().size(); i++) match_tensor(weights_.specs()[i], weights_.tensors()[i]);
+    for (const auto& spec : weights_.specs()) match_tensor(spec);
     find_unexpected();
     if (problems_.any()) report();
   }
 
-  void copy(const LoadHfOptions& options) {
-    std::vector<uint8_t> finite(jobs_.size(), 1);
-    auto run = [&](int64_t i) {
-      const Job& job = jobs_[static_cast<size_t>(i)];
-      const size_t width = job.entry->dtype == "F32" ? 4 : 2;
-      const uint8_t* from = job.entry->bytes.data() + static_cast<size_t>(job.first) * width;
-      if (job.tensor.device() == Device::cpu) {
-        auto* to = static_cast<uint8_t*>(job.tensor.data()) + static_cast<size_t>(job.at) * size_of(job.tensor.dtype());
-        finite[static_cast<size_t>(i)] = read_values(job.entry->dtype, from, job.count, job.tensor.dtype(), to);
-      } else {
-        std::vector<uint8_t> staged(static_cast<size_t>(job.count) * size_of(job.tensor.dtype()));
-        finite[static_cast<size_t>(i)] =
-            read_values(job.entry->dtype, from, job.count, job.tensor.dtype(), staged.data());
-        write_numbers(job.tensor, job.at, job.count, staged.data());
-      }
-    };
-    if (options.threads != nullptr) {
-      options.threads->parallel(static_cast<int64_t>(jobs_.size()), run);
-    } else {
-      for (size_t i = 0; i < jobs_.size(); i++) run(static_cast<int64_t>(i));
-    }
-    if (options.allow_nonfinite) return;
+  // Reads this rank's numbers, a tensor at a time. Returns the tensors with NaN or infinity among them.
+  std::set<std::string> copy(ThreadPool* threads) {
     std::set<std::string> bad;
-    for (size_t i = 0; i < jobs_.size(); i++) {
-      if (!finite[i]) bad.insert(with_file(jobs_[i].entry->name));
+    for (size_t i = 0; i < parts_.size(); i++) {
+      if (weights_.tensors()[i].defined()) copy_tensor(i, threads, bad);
     }
+    return bad;
+  }
+
+  // Throws with the list of tensors that are not finite, those of all ranks.
+  void report_nonfinite(const std::set<std::string>& bad) const {
     if (bad.empty()) return;
     std::string text =
         fmt::format("{}: NaN or infinity in the weights; the checkpoint is damaged or its training had diverged",
@@ -126,7 +118,8 @@ class Loader {
     }
   }
 
-  void match_tensor(const TensorSpec& spec, const Tensor& tensor) {
+  void match_tensor(const TensorSpec& spec) {
+    auto& parts = parts_.emplace_back();
     const bool per_expert = is_per_expert(spec, layout_, has());
     for (const auto& piece : pieces_of(spec, per_expert)) {
       const std::string name = layout_.translate(piece.name);
@@ -141,16 +134,65 @@ class Loader {
       } else if (!is_readable_dtype(entry->dtype)) {
         problems_.unreadable.push_back(fmt::format("{}: {}", with_file(name), entry->describe()));
       } else {
-        add_jobs(*entry, piece, tensor);
+        parts.push_back({entry, {piece.offset, piece.offset + piece.numel}});
       }
     }
   }
 
-  void add_jobs(const TensorEntry& entry, const Piece& piece, const Tensor& tensor) {
-    constexpr int64_t block = 1 << 20;
-    for (int64_t i = 0; i < piece.numel; i += block) {
-      jobs_.push_back({&entry, i, std::min(block, piece.numel - i), tensor, piece.offset + i});
+  void copy_tensor(size_t i, ThreadPool* threads, std::set<std::string>& bad) {
+    const Tensor& tensor = weights_.tensors()[i];
+    const Shard shard = shard_of(weights_.specs()[i]);
+    std::vector<Run> runs;
+    std::vector<std::pair<const Part*, size_t>> ends;  // runs per part
+    for (const Part& part : parts_[i]) {
+      for_each_run_in(shard, part.window, [&](const Run& run) { cut(run, runs); });
+      ends.emplace_back(&part, runs.size());
     }
+    std::vector<Job> jobs;
+    size_t begin = 0;
+    for (const auto& [part, end] : ends) {
+      while (begin < end) {
+        size_t stop = begin;
+        for (int64_t count = 0; stop < end && count < block; stop++) count += runs[stop].count;
+        jobs.push_back({part, std::span(runs).subspan(begin, stop - begin)});
+        begin = stop;
+      }
+    }
+    std::vector<uint8_t> finite(jobs.size(), 1);
+    auto run = [&](int64_t j) { finite[static_cast<size_t>(j)] = read(jobs[static_cast<size_t>(j)], tensor); };
+    if (threads != nullptr) {
+      threads->parallel(std::ssize(jobs), run);
+    } else {
+      for (int64_t j = 0; j < std::ssize(jobs); j++) run(j);
+    }
+    for (size_t j = 0; j < jobs.size(); j++) {
+      if (!finite[j]) bad.insert(with_file(jobs[j].part->entry->name));
+    }
+  }
+
+  static void cut(const Run& run, std::vector<Run>& runs) {
+    for (int64_t at = 0; at < run.count; at += block) {
+      runs.push_back({run.first + at, run.full_first + at, std::min(block, run.count - at)});
+    }
+  }
+
+  // Whether all that was read is finite.
+  static bool read(const Job& job, const Tensor& tensor) {
+    const TensorEntry& entry = *job.part->entry;
+    const size_t from_width = entry.dtype == "F32" ? 4 : 2, to_width = size_of(tensor.dtype());
+    const int64_t first = job.runs.front().first, count = job.runs.back().first + job.runs.back().count - first;
+    const bool direct = tensor.device() == Device::cpu;
+    std::vector<uint8_t> staged(direct ? 0 : static_cast<size_t>(count) * to_width);
+    auto* to = direct ? static_cast<uint8_t*>(tensor.data()) + static_cast<size_t>(first) * to_width : staged.data();
+    bool finite = true;
+    for (const Run& run : job.runs) {
+      const auto* from = entry.bytes.data() + static_cast<size_t>(run.full_first - job.part->window.begin) * from_width;
+      finite = read_values(entry.dtype, from, run.count, tensor.dtype(),
+                           to + static_cast<size_t>(run.first - first) * to_width) &&
+               finite;
+    }
+    if (!direct) write_numbers(tensor, first, count, staged.data());
+    return finite;
   }
 
   void find_unexpected() {
@@ -180,12 +222,14 @@ class Loader {
     throw Error(Exit::input, text);
   }
 
+  static constexpr int64_t block = 1 << 20;  // numbers of a job
+
   const SafetensorsDirectory& source_;
   bool has_mtp_;
   Weights& weights_;
   HfLayout layout_;
   std::unordered_set<std::string> used_;
-  std::vector<Job> jobs_;
+  std::vector<std::vector<Part>> parts_;  // by tensor of the registry
   Problems problems_;
 };
 
@@ -193,11 +237,26 @@ class Loader {
 
 Weights load_hf(const std::string& directory, const ModelConfig& config, DType dtype, const LoadHfOptions& options) {
   CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights of {}", name_of(dtype));
-  const SafetensorsDirectory source(directory);
-  Weights weights(config, dtype, options.device);
-  Loader loader(source, config, weights);
-  loader.match();
-  loader.copy(options);
+  Group& ranks = options.mesh.world();
+  Weights weights;
+  std::optional<SafetensorsDirectory> source;
+  std::optional<Loader> loader;
+  std::set<std::string> bad;
+  all_or_none(ranks, [&] {
+    source.emplace(directory);
+    weights = Weights(config, dtype, Placement{.device = options.device, .rank = options.mesh.place()});
+    loader.emplace(*source, config, weights);
+    loader->match();
+    bad = loader->copy(options.threads);
+  });
+  if (options.allow_nonfinite) return weights;
+  for (const std::string& of_rank : ranks.gather_bytes(fmt::format("{}", fmt::join(bad, "\n")))) {
+    for (size_t begin = 0, end; begin < of_rank.size(); begin = end + 1) {
+      end = std::min(of_rank.find('\n', begin), of_rank.size());
+      bad.insert(of_rank.substr(begin, end - begin));
+    }
+  }
+  loader->report_nonfinite(bad);
   return weights;
 }
 

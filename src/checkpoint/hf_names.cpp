@@ -21,8 +21,8 @@ std::string with_number(std::string pattern, int64_t number) {
 }  // namespace
 
 std::vector<Piece> pieces_of(const TensorSpec& spec, bool per_expert) {
-  if (!per_expert) return {{spec.name, spec.shape, 0, spec.numel()}};
-  CHECK(!spec.per_expert.empty() && spec.shape.size() == 3, "{} has no experts", spec.name);
+  if (!per_expert) return {{spec.name, spec.full_shape, 0, spec.full_numel()}};
+  CHECK(!spec.per_expert.empty() && spec.full_shape.size() == 3, "{} has no experts", spec.name);
   std::vector<std::string> patterns;
   size_t begin = 0;
   for (size_t bar; (bar = spec.per_expert.find('|', begin)) != std::string::npos; begin = bar + 1) {
@@ -30,13 +30,15 @@ std::vector<Piece> pieces_of(const TensorSpec& spec, bool per_expert) {
   }
   patterns.push_back(spec.per_expert.substr(begin));
   const auto parts = static_cast<int64_t>(patterns.size());
-  CHECK(spec.shape[1] % parts == 0, "{} in {} parts", spec.name, parts);
-  const int64_t rows = spec.shape[1] / parts, numel = rows * spec.shape[2];
+  CHECK(spec.full_shape[1] % parts == 0, "{} in {} parts", spec.name, parts);
+  const int64_t rows = spec.full_shape[1] / parts, numel = rows * spec.full_shape[2];
   std::vector<Piece> pieces;
-  for (int64_t e = 0; e < spec.shape[0]; e++) {
+  for (int64_t e = 0; e < spec.full_shape[0]; e++) {
     for (int64_t p = 0; p < parts; p++) {
-      pieces.push_back(
-          {with_number(patterns[static_cast<size_t>(p)], e), {rows, spec.shape[2]}, (e * parts + p) * numel, numel});
+      pieces.push_back({with_number(patterns[static_cast<size_t>(p)], e),
+                        {rows, spec.full_shape[2]},
+                        (e * parts + p) * numel,
+                        numel});
     }
   }
   return pieces;

@@ -8,8 +8,8 @@
 
 namespace furlong {
 
-// A registry tensor, or the part of one, that a checkpoint stores under one name. The part is contiguous: `numel`
-// elements from `offset`.
+// A registry's whole tensor, or the part of one, that a checkpoint stores under one name. The part is contiguous:
+// `numel` elements from `offset` of the whole tensor.
 struct Piece {
   std::string name;
   std::vector<int64_t> shape;

@@ -11,11 +11,12 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "checkpoint/folder.h"
+#include "checkpoint/gather.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/values.h"
-#include "tensor/copy.h"
+#include "parallel/agree.h"
 
 namespace furlong {
 namespace {
@@ -36,10 +37,11 @@ TensorSource carried(const TensorEntry& entry) {
 // The list of tensors to write, each with the file it stood in, if any.
 class SavePlan {
  public:
-  SavePlan(const SaveHfOptions& options, const Weights& weights, const SafetensorsDirectory* source)
-      : options_(options), source_(source) {
-    if (source_ != nullptr) layout_ = detect_layout(weights.specs(), has());
-    for (size_t i = 0; i < weights.specs().size(); i++) add(weights.specs()[i], weights.tensors()[i]);
+  SavePlan(const SaveHfOptions& options, const std::vector<TensorSpec>& specs, WholeTensors& numbers,
+           const SafetensorsDirectory* source)
+      : options_(options), numbers_(numbers), source_(source) {
+    if (source_ != nullptr) layout_ = detect_layout(specs, has());
+    for (size_t i = 0; i < specs.size(); i++) add(i, specs[i]);
     if (source_ == nullptr) return;
     for (const auto& file : source_->files()) {
       for (const auto& entry : file.entries()) {
@@ -75,41 +77,38 @@ class SavePlan {
     return [this](const std::string& name) { return source_->find(name) != nullptr; };
   }
 
-  void add(const TensorSpec& spec, const Tensor& tensor) {
+  void add(size_t i, const TensorSpec& spec) {
     const bool was_per_expert = source_ != nullptr && is_per_expert(spec, layout_, has());
     const TensorEntry* first = nullptr;  // the source's tensor, or its first expert
     if (source_ != nullptr) {
       const auto old = pieces_of(spec, was_per_expert);
       first = source_->find(layout_.translate(old[0].name));
-      if (!tensor.defined()) return require_all(old);
+      if (!numbers_.defined(i)) return require_all(old);
       for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
     }
-    CHECK(tensor.defined(), "{} is undefined and there is no source to take it from", spec.name);
-    CHECK(tensor.contiguous(), "{} {}", spec.name, tensor.describe());
+    CHECK(numbers_.defined(i), "{} is undefined and there is no source to take it from", spec.name);
     const bool per_expert = options_.experts == ExpertPacking::source
                                 ? was_per_expert
                                 : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
-    const std::string dtype = dtype_of(spec, tensor, first);
+    const DType own = numbers_.dtype(i);
+    const std::string dtype = dtype_of(spec, own, first);
     for (const auto& piece : pieces_of(spec, per_expert)) {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
       tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
-      tensors_.back().emit = [tensor, offset = piece.offset, n = piece.numel,
+      tensors_.back().emit = [this, i, own, window = Range{piece.offset, piece.offset + piece.numel},
                               to = tensors_.back().dtype](const ByteSink& sink) {
-        const auto width = static_cast<int64_t>(size_of(tensor.dtype()));
-        const OnHost host(
-            Tensor(static_cast<uint8_t*>(tensor.data()) + offset * width, tensor.dtype(), {n}, tensor.device()));
-        emit_values(tensor.dtype(), host.view().data(), n, to, sink);
+        numbers_.read(i, window, [&](const void* data, int64_t n) { emit_values(own, data, n, to, sink); });
       };
     }
     always_f32_ = false;
   }
 
-  std::string dtype_of(const TensorSpec& spec, const Tensor& tensor, const TensorEntry* first) {
+  std::string dtype_of(const TensorSpec& spec, DType own, const TensorEntry* first) {
     always_f32_ = spec.always_f32;
     if (spec.always_f32 || options_.dtype == HfDtype::f32) return "F32";
     if (options_.dtype == HfDtype::bf16) return "BF16";
-    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : file_dtype_of(tensor.dtype());
+    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : file_dtype_of(own);
   }
 
   // In `source` mode experts stored one by one may differ in dtype.
@@ -137,6 +136,7 @@ class SavePlan {
   }
 
   const SaveHfOptions& options_;
+  WholeTensors& numbers_;
   const SafetensorsDirectory* source_;
   HfLayout layout_;
   bool always_f32_ = false;
@@ -246,9 +246,7 @@ bool holds_checkpoint(const std::string& directory) {
   return false;
 }
 
-}  // namespace
-
-void save_hf(const SaveHfOptions& options, const Weights& weights) {
+void write_folder(const SaveHfOptions& options, const std::vector<TensorSpec>& specs, WholeTensors& numbers) {
   std::error_code code;
   std::string output = without_trailing_slash(options.output_dir);
   const bool exists = fs::exists(output, code);
@@ -264,7 +262,7 @@ void save_hf(const SaveHfOptions& options, const Weights& weights) {
   }
   std::optional<SafetensorsDirectory> source;
   if (!options.source_dir.empty()) source.emplace(options.source_dir);
-  SavePlan plan(options, weights, source ? &*source : nullptr);
+  SavePlan plan(options, specs, numbers, source ? &*source : nullptr);
   check_free_space(output, plan.bytes(), "the checkpoint");
   TemporaryFolder folder(replace ? output + "/new" : output);
   write_small_files(options, folder.path());
@@ -274,6 +272,13 @@ void save_hf(const SaveHfOptions& options, const Weights& weights) {
   } else {
     folder.commit();
   }
+}
+
+}  // namespace
+
+void save_hf(const SaveHfOptions& options, const Weights& weights, const Mesh& mesh) {
+  WholeTensors numbers(mesh, weights);
+  all_or_none(mesh.world(), [&] { numbers.serve([&] { write_folder(options, weights.specs(), numbers); }); });
 }
 
 }  // namespace furlong

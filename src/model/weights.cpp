@@ -290,7 +290,10 @@ std::vector<Tensor*> Weights::declare(const ModelConfig& config, DType dtype, co
   rank_ = placement.rank;
   std::vector<Tensor*> slots;
   visit_tensors(config, rank_, *this, [&](Tensor& slot, TensorSpec spec) {
-    if (placement.owned && spec.here) spec.shape = {placement.owned(spec).size()};
+    if (placement.owned && spec.here) {
+      spec.owned = placement.owned(spec);
+      spec.shape = {spec.owned->size()};
+    }
     slots.push_back(&slot);
     specs_.push_back(std::move(spec));
   });

@@ -77,6 +77,7 @@ struct TensorSpec {
   std::array<std::vector<Range>, 3> held = {};  // by dimension: the indices of full_shape that are here; empty: all
   bool here = true;                             // false: it lies on other pipeline stages, and is undefined on this one
   bool copied = false;  // trained on another stage: the embedding that the MTP head of the last stage looks up
+  std::optional<Range> owned = {};  // Placement::owned: the tensor is flat and has these of the numbers held here
   bool decays() const { return full_shape.size() >= 2; }  // AdamW's weight decay
   int64_t numel() const;                                  // of shape
   int64_t full_numel() const;

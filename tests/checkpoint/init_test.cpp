@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "layouts.h"
 #include "model/config.h"
 #include "scratch.h"
 
@@ -88,6 +89,27 @@ TEST(Init, FillsOnlyWhatIsDefined) {
   init_weights(mtp, config, 7, 0.02);
   EXPECT_EQ(std::memcmp(mtp.mtp[0].fc.data(), all.mtp[0].fc.data(), all.mtp[0].fc.bytes()), 0);
   EXPECT_FALSE(mtp.embed.defined());
+}
+
+TEST(Init, ARanksNumbersAreThoseOfTheWhole) {
+  const ModelConfig config = splittable_config();
+  ThreadPool threads(2);
+  Stream stream(threads);
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    Weights whole(config, dtype);
+    init_weights(whole, config, 7, 0.02);
+    for (const auto& layout : layouts()) {
+      for (int r = 0; r < layout.ranks; r++) {
+        const MeshRank place = layout.place(r);
+        Weights part(config, dtype, Placement{.rank = place});
+        init_weights(part, config, 7, 0.02);
+        EXPECT_TRUE(is_part_of(part, whole)) << "rank " << r << " of " << text_of(layout);
+        Weights flat(config, dtype, Placement{.rank = place, .owned = owned_by(config, place)});
+        init_weights(flat, config, 7, 0.02, &threads, &stream);
+        EXPECT_TRUE(is_part_of(flat, whole)) << "rank " << r << " of " << text_of(layout);
+      }
+    }
+  }
 }
 
 }  // namespace

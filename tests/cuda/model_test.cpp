@@ -167,18 +167,25 @@ TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
 TEST_P(CudaModel, RandomNumbersAreTheHosts) {
   Stream host(threads), device(threads, Device::cuda);
   const RngKey key{.seed = 3, .group = 5, .sample = 2, .purpose = Purpose::init};
-  const OwnedTensor a(GetParam(), {70001}), b(GetParam(), {70001}, Device::cuda);
-  random_normal(host, a, key, 0.5);
-  random_normal(device, b, key, 0.5);
-  const OnHost got(b.view());
-  double worst = 0;
-  for (int64_t i = 0; i < 70001; i++) {
-    const bool half = GetParam() == DType::bf16;
-    const double x = half ? static_cast<float>(a.view().as<bf16>()[i]) : a.view().as<float>()[i];
-    const double y = half ? static_cast<float>(got.view().as<bf16>()[i]) : got.view().as<float>()[i];
-    worst = std::max(worst, std::abs(x - y) / (std::abs(x) + 1e-2));
+  // A whole tensor; parts of rows, which begin and end in the middle of a pair, of less and of more than 2^31 numbers.
+  struct Case {
+    int64_t rows, row, first, stride;
+  };
+  for (const Case& c : {Case{70001, 1, 0, 0}, Case{999, 71, 13, 158}, Case{999, 70, (int64_t{1} << 33) + 6, 71},
+                        Case{70001, 1, 3, 5}}) {
+    const OwnedTensor a(GetParam(), {c.rows, c.row}), b(GetParam(), {c.rows, c.row}, Device::cuda);
+    random_normal(host, a, key, 0.5, c.first, c.stride);
+    random_normal(device, b, key, 0.5, c.first, c.stride);
+    const OnHost got(b.view());
+    double worst = 0;
+    for (int64_t i = 0; i < c.rows * c.row; i++) {
+      const bool half = GetParam() == DType::bf16;
+      const double x = half ? static_cast<float>(a.view().as<bf16>()[i]) : a.view().as<float>()[i];
+      const double y = half ? static_cast<float>(got.view().as<bf16>()[i]) : got.view().as<float>()[i];
+      worst = std::max(worst, std::abs(x - y) / (std::abs(x) + 1e-2));
+    }
+    EXPECT_LT(worst, GetParam() == DType::bf16 ? 1.0 / 128 : 1e-5) << c.rows << " rows of " << c.row;
   }
-  EXPECT_LT(worst, GetParam() == DType::bf16 ? 1.0 / 128 : 1e-5);
 }
 
 INSTANTIATE_TEST_SUITE_P(Dtypes, CudaModel, ::testing::Values(DType::f32, DType::bf16),

@@ -64,7 +64,7 @@ double sum_of_squares(Stream&, Tensor x);
 bool all_finite(Stream&, Tensor x);
 void set_zero(Stream&, Tensor x);
 void adamw(Stream&, Tensor weight, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamParams&);
-void random_normal(Stream&, Tensor x, const RngKey& key, double scale);
+void random_normal(Stream&, Tensor x, const RngKey& key, double scale, int64_t first, int64_t stride);
 void sample(Stream&, Tensor tokens, Tensor log_probs, Tensor logits, const std::vector<SampleRow>& rows);
 
 }  // namespace furlong::cuda

@@ -24,28 +24,36 @@ __device__ uint4 block_of(const Words& w, uint32_t index, uint32_t position) {
 
 __device__ float uniform_of(uint32_t word) { return (static_cast<float>(word >> 9) + 0.5f) * (1.0f / 8388608.0f); }
 
-// Box-Muller (base/rng.h, normal) on each pair of words; a thread fills two numbers at a time.
+__device__ float normal_of(uint32_t a, uint32_t b) {
+  return sqrtf(-2.0f * logf(uniform_of(a))) * cosf(6.283185307179586f * uniform_of(b));
+}
+
+// Box-Muller (base/rng.h, normal). A thread draws the two numbers of a pair of places; a row may begin or end in the
+// middle of one.
 template <class T>
-__global__ void normal_kernel(T* x, int64_t n, Words words, float scale) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
-  for (int64_t pair = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; 2 * pair < n; pair += stride) {
+__global__ void normal_kernel(T* x, int64_t rows, int64_t row, int64_t first, int64_t stride, Words words,
+                              float scale) {
+  const int64_t pairs = row / 2 + 1, step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t task = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; task < rows * pairs; task += step) {
+    const int64_t r = task / pairs, begin = first + r * stride, pair = begin / 2 + task % pairs;
+    const int64_t j = 2 * pair - begin;  // -1: the row begins with a pair's second number
+    if (j >= row) continue;
     const uint4 w = block_of(words, static_cast<uint32_t>(pair & 0x3fffffff), static_cast<uint32_t>(pair >> 30));
-    const float first = sqrtf(-2.0f * logf(uniform_of(w.x))) * cosf(6.283185307179586f * uniform_of(w.y));
-    const float second = sqrtf(-2.0f * logf(uniform_of(w.z))) * cosf(6.283185307179586f * uniform_of(w.w));
-    x[2 * pair] = narrow<T>(scale * first);
-    if (2 * pair + 1 < n) x[2 * pair + 1] = narrow<T>(scale * second);
+    T* to = x + r * row;
+    if (j >= 0) to[j] = narrow<T>(scale * normal_of(w.x, w.y));
+    if (j + 1 < row) to[j + 1] = narrow<T>(scale * normal_of(w.z, w.w));
   }
 }
 
 }  // namespace
 
-void random_normal(Stream& stream, Tensor x, const RngKey& key, double scale) {
+void random_normal(Stream& stream, Tensor x, const RngKey& key, double scale, int64_t first, int64_t stride) {
   const uint64_t mixed = key.seed * 0x9E3779B97F4A7C15ull + static_cast<uint32_t>(key.purpose);
   const Words words{key.sample, key.group, static_cast<uint32_t>(mixed), static_cast<uint32_t>(mixed >> 32)};
   auto& queue = stream.queue();
   dispatch(x.dtype(), [&]<class T>() {
-    normal_kernel<T><<<16 * queue.multiprocessors, 256, 0, queue.stream>>>(data_of<T>(x), x.numel(), words,
-                                                                           static_cast<float>(scale));
+    normal_kernel<T><<<16 * queue.multiprocessors, 256, 0, queue.stream>>>(data_of<T>(x), x.rows(), x.row_size(), first,
+                                                                           stride, words, static_cast<float>(scale));
   });
   check_launch(queue, "random_normal");
 }
