@@ -10,6 +10,11 @@ namespace furlong::log {
 namespace {
 
 // The one exception to "no mutable namespace-scope state": the process has one log.
+std::string& line_prefix() {
+  static std::string prefix;
+  return prefix;
+}
+
 spdlog::logger& logger() {
   static const std::shared_ptr<spdlog::logger> instance = [] {
     auto sink = std::make_shared<spdlog::sinks::stderr_color_sink_mt>();
@@ -35,7 +40,7 @@ spdlog::level::level_enum to_spdlog(Level level) {
 
 void write(Level level, std::string_view message) {
   const char* prefix = level == Level::warn ? "warning: " : level == Level::error ? "error: " : "";
-  logger().log(to_spdlog(level), "{}{}", prefix, message);
+  logger().log(to_spdlog(level), "{}{}{}", line_prefix(), prefix, message);
 }
 
 void open_file(const std::string& path) {
@@ -52,6 +57,8 @@ void set_color(bool on) {
   auto& terminal = static_cast<spdlog::sinks::stderr_color_sink_mt&>(*logger().sinks().front());
   terminal.set_color_mode(on ? spdlog::color_mode::automatic : spdlog::color_mode::never);
 }
+
+void set_prefix(const std::string& prefix) { line_prefix() = prefix; }
 
 void set_level(Level level) { logger().set_level(to_spdlog(level)); }
 

@@ -13,6 +13,8 @@ void write(Level level, std::string_view message);
 // Also write every line to this file (appended). Fails with Exit::resources when it cannot be opened.
 void open_file(const std::string& path);
 void set_level(Level level);
+// Stands before every line: which rank of several it is.
+void set_prefix(const std::string& prefix);
 // Colour on the terminal; on by default where stderr is one.
 void set_color(bool on);
 

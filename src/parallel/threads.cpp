@@ -18,7 +18,8 @@ namespace {
 struct Mail {
   struct Key {
     std::vector<int> group;
-    int from, to, count;  // count: how many groups of these ranks were made before
+    int from, to, count;   // count: how many groups of these ranks were made before
+    bool gathers = false;  // gather_bytes does not wait for tensors that nobody has asked for yet
     auto operator<=>(const Key&) const = default;
   };
   std::mutex mutex;
@@ -35,7 +36,7 @@ struct Mail {
     std::unique_lock lock(mutex);
     auto& box = boxes[key];
     arrived.wait(lock, [&] { return error != nullptr || !box.empty(); });
-    if (box.empty()) fail(Exit::resources, "another rank of this run ended with an error");
+    if (box.empty()) fail(Exit::lost, "another rank of this run ended with an error");
     std::string bytes = std::move(box.front());
     box.pop_front();
     return bytes;
@@ -75,9 +76,9 @@ class ThreadGroup : public Group {
   }
 
   std::vector<std::string> gather_bytes(std::string_view mine) override {
-    for (int r = 0; r < size(); r++) mail_.send({ranks_, rank(), r, count_}, std::string(mine));
+    for (int r = 0; r < size(); r++) mail_.send({ranks_, rank(), r, count_, true}, std::string(mine));
     std::vector<std::string> all;
-    for (int r = 0; r < size(); r++) all.push_back(mail_.receive({ranks_, r, rank(), count_}));
+    for (int r = 0; r < size(); r++) all.push_back(mail_.receive({ranks_, r, rank(), count_, true}));
     return all;
   }
 
