@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "base/error.h"
@@ -24,16 +25,27 @@ bool offered(const char* name) {
   return at != all.end() && !at->later;
 }
 
-PlanLayout layout_of(const Settings& s) {
-  const PlanLayout l{.tensor = s.tensor_model_parallel_size,
-                     .pipeline = s.pipeline_model_parallel_size,
-                     .context = s.context_parallel_size,
-                     .expert = s.expert_model_parallel_size,
-                     .expert_tensor = s.expert_tensor_parallel_size};
-  PlanLayout out = l;
-  // This build runs one process; `inspect` plans for --gpus, or for as many as the sizes ask for.
-  out.gpus = s.gpus.value_or(std::max(l.tensor * l.pipeline * l.context, l.pipeline * l.expert * l.expert_tensor));
-  return out;
+PlanLayout layout_of(const Settings& s, int64_t ranks) {
+  const ParallelSizes p = parallel_sizes(s);
+  PlanLayout l{p.tensor, p.pipeline, p.context, p.expert, p.expert_tensor};
+  const int64_t least = std::max(p.tensor * p.pipeline * p.context, p.pipeline * p.expert * p.expert_tensor);
+  l.gpus = ranks > 0 ? ranks : s.gpus.value_or(least);
+  return l;
+}
+
+// The least that any rank has, as all ranks of a mesh agree on it.
+MachineMemory least_of(const Mesh& mesh, const MachineMemory& mine) {
+  MachineMemory least = mine;
+  for (const auto& bytes : mesh.world().gather_bytes({reinterpret_cast<const char*>(&mine), sizeof mine})) {
+    MachineMemory other;
+    std::memcpy(&other, bytes.data(), sizeof other);
+    least.host_available = std::min(least.host_available, other.host_available);
+    if (other.device_total - other.device_taken < least.device_total - least.device_taken) {
+      least.device_total = other.device_total;
+      least.device_taken = other.device_taken;
+    }
+  }
+  return least;
 }
 
 // A forward pass over one packed batch, log-probs and entropies of every row, then the MTP head's.
@@ -82,7 +94,7 @@ MachineMemory machine_memory(Device device, const Settings& settings) {
 PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workload& work, const MachineMemory& there) {
   PlanInputs in;
   in.model = config;
-  in.layout = layout_of(s);
+  in.layout = layout_of(s, work.ranks);
   in.dtype = parse_dtype(s.dtype);
   in.cuda = parse_device(s.device) == Device::cuda;
   in.gpus_a_host = std::min<int64_t>(in.layout.gpus, 8);
@@ -196,7 +208,8 @@ std::string plan_table(const MemoryPlan& plan, const PlanInputs& in) {
 }
 
 CheckedPlan require_memory(const Session& session, const Settings& s, const Workload& work) {
-  const PlanInputs in = plan_inputs(s, session.config, work, machine_memory(session.device, s));
+  const MachineMemory there = least_of(*session.mesh, machine_memory(session.device, s));
+  const PlanInputs in = plan_inputs(s, session.config, work, there);
   const DryRuns runs = dry_runs(s, work, *session.threads);
   CheckedPlan checked{plan_memory(in, runs), {}};
   checked.table = plan_table(checked.plan, in);

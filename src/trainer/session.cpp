@@ -1,5 +1,7 @@
 #include "trainer/session.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -40,6 +42,14 @@ std::optional<bool> thinking_of(const std::string& kwargs) {
 }
 
 }  // namespace
+
+ParallelSizes parallel_sizes(const Settings& s) {
+  return {.tensor = s.tensor_model_parallel_size,
+          .pipeline = s.pipeline_model_parallel_size,
+          .context = s.context_parallel_size,
+          .expert = s.expert_model_parallel_size,
+          .expert_tensor = s.expert_tensor_parallel_size};
+}
 
 DType parse_dtype(const std::string& name) {
   if (name == "fp32") return DType::f32;
@@ -88,16 +98,25 @@ Session open_session(const Settings& settings) {
   return session;
 }
 
+void join_mesh(Session& session, const Settings& settings, World& world) {
+  const ParallelSizes sizes = parallel_sizes(settings);
+  Texts problems = layout_problems(session.config, sizes);
+  if (std::string ranks = mesh_problem(sizes, world.size()); !ranks.empty()) problems.push_back(std::move(ranks));
+  if (!problems.empty()) fail(Exit::usage, "this layout is not possible: {}", fmt::join(problems, "; "));
+  session.mesh = std::make_unique<Mesh>(world, sizes);
+}
+
 void load_weights(Session& session, const Settings& settings) {
   if (settings.random_init) {
-    session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
+    session.weights = Weights(session.config, parse_dtype(settings.dtype),
+                              Placement{.device = session.device, .rank = session.mesh->place()});
     Stream stream(*session.threads, session.device);
     init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
                  session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
     stream.synchronize();
   } else {
     session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
-                              {.threads = session.threads.get(), .device = session.device});
+                              {.threads = session.threads.get(), .device = session.device, .mesh = *session.mesh});
   }
 }
 

@@ -21,6 +21,7 @@ struct Session {
   ModelConfig config;
   Device device = Device::cpu;
   std::unique_ptr<ThreadPool> threads;
+  std::unique_ptr<Mesh> mesh = std::make_unique<Mesh>();  // the ranks that compute together, each with its weights
   Weights weights;
   std::optional<Tokenizer> tokenizer;   // absent when the folder has none
   std::optional<ChatTemplate> chat;     // the checkpoint's own or --chat-template; absent when there is neither
@@ -29,13 +30,17 @@ struct Session {
   std::vector<int32_t> stop_ids;        // of generation_config.json, else of config.json
 };
 
+ParallelSizes parallel_sizes(const Settings& settings);
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 
 // Opens the device and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws Error(Exit::input)
 // or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
 Session open_session(const Settings& settings);
-// The weights, once their memory is known to be there.
+// Lays the ranks of a run out in the mesh of --tensor-model-parallel-size and its like; all of them call. Throws
+// Error(Exit::usage) with everything that keeps them or the model from being laid out so.
+void join_mesh(Session& session, const Settings& settings, World& world);
+// This rank's weights, once their memory is known to be there.
 void load_weights(Session& session, const Settings& settings);
 
 // The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.

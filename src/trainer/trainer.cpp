@@ -45,8 +45,11 @@ struct Inputs {
   Share block;  // used by rollout and training in turn
 
   // Loads the weights at its end.
-  explicit Inputs(const Settings& s) : settings(s), files(s, Command::train), session(open_session(s)) {
+  Inputs(const Settings& s, World& world)
+      : settings(s), files(s, Command::train, world.rank()), session(open_session(s)) {
+    join_mesh(session, s, world);
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
+    work.ranks = world.size();
     work.trains = true;
     work.rolls = !s.debug_train_only;
     if (work.rolls) {
@@ -109,10 +112,11 @@ struct Run : Inputs {
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
 
-  Run(const Settings& s, bool is_terminal, const Faults& faults)
-      : Inputs(s),
-        terminal(is_terminal),
-        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block),
+  Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
+      : Inputs(s, world),
+        terminal(is_terminal && files.writes()),
+        step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block,
+             *session.mesh),
         watch(session.device, memory.plan) {}
 
   void prepare();
@@ -137,7 +141,7 @@ void Run::prepare() {
   if (needs_reference(s)) {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
     reference = load_hf(directory, session.config, session.weights.dtype(),
-                        {.threads = session.threads.get(), .device = session.device});
+                        {.threads = session.threads.get(), .device = session.device, .mesh = *session.mesh});
   }
   if (const auto resumed = files.resume(session, step)) {
     state = *resumed;
@@ -148,14 +152,16 @@ void Run::prepare() {
          "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, rollouts);
   }
-  metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+  if (files.writes()) {
+    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+  }
   print_plan();
 }
 
 void Run::print_plan() {
   const std::string text = memory.table + "\n" + passes_text(settings);
   files.write_plan(text);
-  log::info("{}", text);
+  if (files.writes()) log::info("{}", text);
 }
 
 Metrics Run::evaluation() {
@@ -166,7 +172,7 @@ Metrics Run::evaluation() {
     line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.name, find(m, "eval/" + set.name),
                         find(m, "eval/" + set.name + "-truncated_ratio"));
   }
-  log::info("{}", line);
+  if (files.writes()) log::info("{}", line);
   m.emplace_back("perf/eval_time", seconds_since(start));
   return m;
 }
@@ -184,7 +190,7 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                             scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
                             [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
   bar.clear();
-  if (!s.save_debug_rollout_data.empty()) {
+  if (!s.save_debug_rollout_data.empty() && files.writes()) {
     write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
   }
   const double seconds = seconds_since(start);
@@ -295,6 +301,7 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   }
   append(watch.metrics());
   row.emplace_back("perf/step_time", seconds_since(start));
+  if (!files.writes()) return;
   metrics->write(rollout_id, row);
   StepLine line{.step = rollout_id, .steps = rollouts};
   const auto maybe = [&](const std::string& name) {
@@ -318,7 +325,11 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
 }  // namespace
 
 void train(const Settings& settings, bool terminal, const Faults& faults) {
-  Run run(settings, terminal, faults);
+  train(settings, *solo_world(), terminal, faults);
+}
+
+void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
+  Run run(settings, world, terminal, faults);
   run.prepare();
   const auto begun = Clock::now();
   const int64_t first = run.state.next_rollout;
@@ -326,15 +337,16 @@ void train(const Settings& settings, bool terminal, const Faults& faults) {
     run.one(id, begun, first);
     const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
-    run.metrics->sync();
+    if (run.metrics) run.metrics->sync();
     run.files.save(run.session, run.step, run.state);
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
     if (numbered_export || id + 1 == run.rollouts) {
-      log::info("Hugging Face checkpoint: {}", run.files.export_hf(run.session, run.step, id));
+      const std::string folder = run.files.export_hf(run.session, run.step, id);
+      if (run.files.writes()) log::info("Hugging Face checkpoint: {}", folder);
     }
   }
-  run.metrics->sync();
-  if (const std::string text = run.watch.summary(); !text.empty()) log::info("{}", text);
+  if (run.metrics) run.metrics->sync();
+  if (const std::string text = run.watch.summary(); !text.empty() && run.files.writes()) log::info("{}", text);
 }
 
 }  // namespace furlong

@@ -7,6 +7,7 @@
 namespace furlong {
 
 class Stream;
+class World;
 
 // Faults that tests put into a run: called in every optimizer step when its gradients are there and the weights are
 // still the old ones.
@@ -14,10 +15,13 @@ struct Faults {
   std::function<void(Stream&)> before_update;
 };
 
-// furlong train, with both debug halves. `terminal`: stderr is one, so that progress bars make sense.
-void train(const Settings& settings, bool terminal, const Faults& faults = {});
+// furlong train, with both debug halves, as one of the ranks of `world`. `terminal`: stderr is one, so that progress
+// bars make sense.
+void train(const Settings& settings, World& world, bool terminal, const Faults& faults = {});
+void train(const Settings& settings, bool terminal, const Faults& faults = {});  // alone
 
 // furlong sft: supervised fine-tuning on the conversations of --prompt-data.
-void supervised(const Settings& settings, bool terminal);
+void supervised(const Settings& settings, World& world, bool terminal);
+void supervised(const Settings& settings, bool terminal);  // alone
 
 }  // namespace furlong
