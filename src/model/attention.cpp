@@ -1,21 +1,53 @@
 #include "model/attention.h"
 
+#include "model/collectives.h"
 #include "ops/attention.h"
 #include "ops/linear.h"
-#include "ops/reduce.h"
 #include "ops/rope.h"
 
 namespace furlong {
 namespace {
 
-AttentionShape shape_of(const ModelConfig& c) { return {c.num_heads, c.num_kv_heads, c.head_dim}; }
+// Sizes on this rank: of the projections, for the rows of its context parallel rank, and of the mixer, for all rows.
+struct Sizes {
+  RowBlocks by_tensor, by_context;
+  AttentionShape shape;
+  int64_t rows, rows_here, queries, keys;  // queries, keys: columns of the projections
+  RopeShape query_rope, key_rope;
+  MeshRank place;
 
-RopeShape query_rope(const ModelConfig& c) {
-  return {c.num_heads, c.head_dim, 2 * c.head_dim, c.rotary_dim, c.rope_theta, c.rms_norm_eps};
-}
+  Sizes(const ModelConfig& c, const Mesh& mesh, const Batch& batch)
+      : by_tensor(tensor_rows(mesh, batch.rows())),
+        by_context(context_rows(mesh, batch.rows())),
+        shape(attention_shape(c, mesh.place())),
+        rows(batch.rows()),
+        rows_here(by_context.mine().size()),
+        query_rope{shape.heads, c.head_dim, 2 * c.head_dim, c.rotary_dim, c.rope_theta, c.rms_norm_eps},
+        key_rope{shape.kv_heads, c.head_dim, c.head_dim, c.rotary_dim, c.rope_theta, c.rms_norm_eps},
+        place(mesh.place()) {
+    const HeadRanges heads = projected_heads(c, place);
+    queries = heads.query.size() * c.head_dim;
+    keys = heads.kv.size() * c.head_dim;
+  }
+  bool whole() const { return by_context.group.size() == 1; }  // projections and mixer have the same rows and heads
+};
 
-RopeShape key_rope(const ModelConfig& c) {
-  return {c.num_kv_heads, c.head_dim, c.head_dim, c.rotary_dim, c.rope_theta, c.rms_norm_eps};
+// The projections of saved.x, for the rows and heads of the mixer.
+void project(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const Sizes& s, const AttentionSaved& saved) {
+  if (s.whole()) {
+    linear_many(exec.stream, saved.x, {{saved.qg, w.q}, {saved.k_raw, w.k}, {saved.v, w.v}});
+    return;
+  }
+  const Arena::Scope scope(exec.arena);
+  const DType t = saved.x.dtype();
+  const Tensor qg = exec.arena.make("attention.rows", t, {s.rows_here, 2 * s.queries});
+  const Tensor k = exec.arena.make("attention.rows", t, {s.rows_here, s.keys});
+  const Tensor v = exec.arena.make("attention.rows", t, {s.rows_here, s.keys});
+  linear_many(exec.stream, saved.x, {{qg, w.q}, {k, w.k}, {v, w.v}});
+  const RankColumns keys = kv_columns(c, s.place);
+  rows_to_heads(exec, s.by_context, saved.qg, qg, query_columns(c, s.place, 2 * c.head_dim));
+  rows_to_heads(exec, s.by_context, saved.k_raw, k, keys);
+  rows_to_heads(exec, s.by_context, saved.v, v, keys);
 }
 
 }  // namespace
@@ -23,55 +55,82 @@ RopeShape key_rope(const ModelConfig& c) {
 Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, Tensor x, const Batch& batch,
                          const KvPages& pages, AttentionSaved& saved) {
   auto& [stream, arena, mesh] = exec;
-  const int64_t rows = x.rows(), queries = c.num_heads * c.head_dim, keys = c.num_kv_heads * c.head_dim;
+  const Sizes s(c, mesh, batch);
+  const int64_t rows = s.rows, queries = s.shape.heads * c.head_dim, keys = s.shape.kv_heads * c.head_dim;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
-  saved.x = x;
+  const Tensor y = arena.make("attention.y", t, {x.rows(), c.hidden_size});
+  saved.x = all_gather(exec, s.by_tensor, "attention.x", x);
   saved.qg = arena.make("attention.qg", t, {rows, 2 * queries});
   saved.k_raw = arena.make("attention.k_raw", t, {rows, keys});
   saved.v = arena.make("attention.v", t, {rows, keys});
-  linear_many(stream, x, {{saved.qg, w.q}, {saved.k_raw, w.k}, {saved.v, w.v}});
+  project(exec, c, w, s, saved);
   saved.q = arena.make("attention.q", t, {rows, queries});
-  saved.q_r = arena.make("attention.q_r", acc, {rows, c.num_heads});
+  saved.q_r = arena.make("attention.q_r", acc, {rows, s.shape.heads});
   saved.k = arena.make("attention.k", t, {rows, keys});
-  saved.k_r = arena.make("attention.k_r", acc, {rows, c.num_kv_heads});
-  norm_rope(stream, saved.q, saved.q_r, saved.qg, w.q_norm, batch.segments.positions, query_rope(c));
-  norm_rope(stream, saved.k, saved.k_r, saved.k_raw, w.k_norm, batch.segments.positions, key_rope(c));
+  saved.k_r = arena.make("attention.k_r", acc, {rows, s.shape.kv_heads});
+  norm_rope(stream, saved.q, saved.q_r, saved.qg, w.q_norm, batch.segments.positions, s.query_rope);
+  norm_rope(stream, saved.k, saved.k_r, saved.k_raw, w.k_norm, batch.segments.positions, s.key_rope);
   saved.o = arena.make("attention.o", t, {rows, queries});
-  saved.lse = arena.make("attention.lse", acc, {rows, c.num_heads});
-  attention(stream, saved.o, saved.lse, saved.q, saved.k, saved.v, batch.segments, pages, shape_of(c));
-  saved.gated = arena.make("attention.gated", t, {rows, queries});
-  attention_gate(stream, saved.gated, saved.o, saved.qg, shape_of(c));
-  Tensor y = arena.make("attention.y", t, {rows, c.hidden_size});
-  linear(stream, y, saved.gated, w.o);
+  saved.lse = arena.make("attention.lse", acc, {rows, s.shape.heads});
+  attention(stream, saved.o, saved.lse, saved.q, saved.k, saved.v, batch.segments, pages, s.shape);
+  saved.gated = arena.make("attention.gated", t, {s.rows_here, s.queries});
+  if (s.whole()) {
+    attention_gate(stream, saved.gated, saved.o, saved.qg, s.shape);
+  } else {
+    const Arena::Scope scope(arena);
+    const Tensor gated = arena.make_like("attention.heads", saved.o);
+    attention_gate(stream, gated, saved.o, saved.qg, s.shape);
+    heads_to_rows(exec, s.by_context, saved.gated, gated, query_columns(c, s.place, c.head_dim));
+  }
+  row_parallel(exec, s.by_tensor, y, saved.gated, w.o);
   return y;
 }
 
 Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const AttentionSaved& saved,
                           Tensor dy, const Batch& batch, AttentionWeights& grads) {
   auto& [stream, arena, mesh] = exec;
-  const int64_t rows = dy.rows();
+  const Sizes s(c, mesh, batch);
   const DType t = dy.dtype();
-  const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {rows, x.dim(1)}); };
+  const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {x.rows(), x.dim(1)}); };
+  // A gradient by rows, of what lies in `by_heads` by heads.
+  const auto by_rows = [&](const Tensor& by_heads, int64_t columns, const RankColumns& of_ranks) {
+    if (s.whole()) return by_heads;
+    const Tensor rows = arena.make("attention.rows", t, {s.rows_here, columns});
+    heads_to_rows(exec, s.by_context, rows, by_heads, of_ranks);
+    return rows;
+  };
+  const Tensor dx = arena.make("attention.dx", t, {dy.rows(), c.hidden_size});
+  dy = all_gather(exec, s.by_tensor, "attention.dy", dy);
   Tensor dgated = like("attention.dgated", saved.gated);
   linear_dw(stream, grads.o, dy, saved.gated);
   linear_dx(stream, dgated, dy, w.o, false);
+  if (!s.whole()) {
+    const Tensor heads = like("attention.dgated", saved.o);
+    rows_to_heads(exec, s.by_context, heads, dgated, query_columns(c, s.place, c.head_dim));
+    dgated = heads;
+  }
   Tensor do_ = like("attention.do", saved.o), dqg = like("attention.dqg", saved.qg);
-  attention_gate_backward(stream, do_, dqg, dgated, saved.o, saved.qg, shape_of(c));
+  attention_gate_backward(stream, do_, dqg, dgated, saved.o, saved.qg, s.shape);
   Tensor dq = like("attention.dq", saved.q), dk = like("attention.dk", saved.k), dv = like("attention.dv", saved.v);
-  attention_backward(stream, dq, dk, dv, do_, saved.q, saved.k, saved.v, saved.o, saved.lse, batch.segments,
-                     shape_of(c));
+  attention_backward(stream, dq, dk, dv, do_, saved.q, saved.k, saved.v, saved.o, saved.lse, batch.segments, s.shape);
   Tensor dk_raw = like("attention.dk_raw", saved.k_raw);
   norm_rope_backward(stream, dqg, grads.q_norm, dq, saved.qg, w.q_norm, saved.q_r, batch.segments.positions,
-                     query_rope(c));
+                     s.query_rope);
   norm_rope_backward(stream, dk_raw, grads.k_norm, dk, saved.k_raw, w.k_norm, saved.k_r, batch.segments.positions,
-                     key_rope(c));
+                     s.key_rope);
+  const RankColumns keys = s.whole() ? RankColumns() : kv_columns(c, s.place);
+  dqg = by_rows(dqg, 2 * s.queries, s.whole() ? RankColumns() : query_columns(c, s.place, 2 * c.head_dim));
+  dk_raw = by_rows(dk_raw, s.keys, keys);
+  dv = by_rows(dv, s.keys, keys);
   linear_dw(stream, grads.q, dqg, saved.x);
   linear_dw(stream, grads.k, dk_raw, saved.x);
   linear_dw(stream, grads.v, dv, saved.x);
-  Tensor dx = like("attention.dx", saved.x);
-  linear_dx(stream, dx, dqg, w.q, false);
-  linear_dx(stream, dx, dk_raw, w.k, true);
-  linear_dx(stream, dx, dv, w.v, true);
+  const bool alone = s.by_tensor.group.size() == 1;
+  const Tensor partial = alone ? dx : like("attention.dx", saved.x);
+  linear_dx(stream, partial, dqg, w.q, false);
+  linear_dx(stream, partial, dk_raw, w.k, true);
+  linear_dx(stream, partial, dv, w.v, true);
+  if (!alone) reduce_scatter(exec, s.by_tensor, dx, partial);
   return dx;
 }
 

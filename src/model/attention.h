@@ -6,17 +6,18 @@
 namespace furlong {
 
 struct AttentionSaved {
-  Tensor x;         // (T,H) the normalised input
+  Tensor x;         // (rows of the context parallel rank, H) the normalised input
   Tensor qg;        // (T, Hq·2·D) queries and gates, interleaved per head
   Tensor k_raw, v;  // (T, Hkv·D)
   Tensor q, q_r, k, k_r;
-  Tensor o, lse, gated;
+  Tensor o, lse;
+  Tensor gated;  // rows and heads as those of x and of the projections; all others have the mixer's heads, for all rows
 };
 
-// Returns (T,H). `pages` undefined: no memory.
+// x and the result: the rows here (rows_here), H wide. `pages` undefined: no memory.
 Tensor attention_forward(Exec&, const ModelConfig&, const AttentionWeights&, Tensor x, const Batch&,
                          const KvPages& pages, AttentionSaved&);
-// Returns dx (T,H); adds to the gradients.
+// dy, dx: the rows here, H wide. Returns dx; adds to the gradients.
 Tensor attention_backward(Exec&, const ModelConfig&, const AttentionWeights&, const AttentionSaved&, Tensor dy,
                           const Batch&, AttentionWeights& grads);
 

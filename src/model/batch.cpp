@@ -21,7 +21,8 @@ Batch BatchBuilder::batch(const MemoryView* memory) {
   return {.tokens = Tensor(tokens_.data(), DType::i32, {rows()}),
           .segments = {Tensor(starts_.data(), DType::i32, {segments() + 1}),
                        Tensor(positions_.data(), DType::i32, {rows()}), -1},
-          .memory = memory};
+          .memory = memory,
+          .expert_rows = {}};
 }
 
 Batch placed(Exec& exec, const Batch& host) {
@@ -31,7 +32,23 @@ Batch placed(Exec& exec, const Batch& host) {
           .segments = {.starts = place("batch.starts", host.segments.starts),
                        .positions = place("batch.positions", host.segments.positions),
                        .chunks = delta_chunks(host.segments)},
-          .memory = host.memory};
+          .memory = host.memory,
+          .expert_rows = host.expert_rows};
+}
+
+Batch with_expert_rows(Exec& exec, const Batch& batch) {
+  Group& group = exec.mesh.experts();
+  if (exec.mesh.dispatcher() != Dispatcher::flex || group.size() == 1 || !batch.expert_rows.empty()) return batch;
+  Batch known = batch;
+  if (exec.stream.is_dry()) {
+    known.expert_rows.assign(static_cast<size_t>(group.size()), most_rows_here(exec.mesh, batch.rows()));
+    known.expert_rows[static_cast<size_t>(group.rank())] = rows_here(exec.mesh, batch.rows()).size();
+    return known;
+  }
+  for (const std::string& rows : group.gather_bytes(std::to_string(rows_here(exec.mesh, batch.rows()).size()))) {
+    known.expert_rows.push_back(std::stoll(rows));
+  }
+  return known;
 }
 
 }  // namespace furlong

@@ -22,6 +22,7 @@ struct Batch {
   Tensor tokens;  // (T) i32
   Segments segments;
   const MemoryView* memory = nullptr;
+  std::vector<int64_t> expert_rows = {};  // see with_expert_rows
   int64_t rows() const { return tokens.rows(); }
 };
 
@@ -39,9 +40,19 @@ inline Range rows_here(const Mesh& mesh, int64_t rows) {
   return block_of(rows, mesh.place().row_part(), mesh.place().row_parts());
 }
 
+// The most rows of a batch of so many that a rank can have.
+inline int64_t most_rows_here(const Mesh& mesh, int64_t rows) {
+  const int64_t parts = mesh.place().row_parts();
+  return (rows + parts - 1) / parts;
+}
+
 // The batch in the exec's memory: itself on the CPU, copies of its integers in the arena on a device. The memory it
 // continues from is taken as it is.
 Batch placed(Exec&, const Batch& host);
+
+// The batch with what the experts of a mesh need to know where rows are gathered without counting them: how many rows
+// each rank of mesh.experts() has. Most of it as it is where that is known or not needed. All ranks of the group call.
+Batch with_expert_rows(Exec&, const Batch&);
 
 // Host-side owner of a batch's integers.
 class BatchBuilder {

@@ -19,7 +19,7 @@ void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tens
   saved.mid_normed = arena.make("layer.mid_normed", t, {rows, c.hidden_size});
   saved.mid_r = arena.make("layer.mid_r", acc, {rows});
   add_rms_norm(stream, saved.mid_normed, saved.mid_r, saved.mid, x, w.post_norm, c.rms_norm_eps);
-  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, routed, saved.moe);
+  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, batch, routed, saved.moe);
 }
 
 void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, const LayerSaved& saved, Tensor d,

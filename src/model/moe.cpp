@@ -17,28 +17,38 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
 }
 
 void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
-                 bool routed, MoeSaved& saved) {
+                 const Batch& batch, bool routed, MoeSaved& saved) {
   auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
+  const bool alone = mesh.experts().size() == 1;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   saved.x = x;
   saved.shared_gate_up = arena.make("moe.shared_gate_up", t, {rows, 2 * fs});
   saved.shared_logit = arena.make("moe.shared_logit", acc, {rows, 1});
   saved.shared_act = arena.make("moe.shared_act", t, {rows, fs});
-  saved.rows = arena.make("moe.rows", t, {routed_rows, c.hidden_size});
+  if (alone) saved.rows = arena.make("moe.rows", t, {routed_rows, c.hidden_size});
   const LinearOf shared_logit{saved.shared_logit, w.shared_expert_gate};
   if (routed) {
     linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up, {shared_logit});
-    gather_rows(stream, saved.rows, x, saved.routing);
+    if (alone) gather_rows(stream, saved.rows, x, saved.routing);
   } else {
     Tensor logits = arena.make("moe.logits", acc, {rows, c.num_experts});
     linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up,
                   {{logits, w.router}, shared_logit});
-    route_rows(stream, saved.routing, saved.rows, x, logits);
+    if (alone) {
+      route_rows(stream, saved.routing, saved.rows, x, logits);
+    } else {
+      route(stream, saved.routing, logits);
+    }
   }
   saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
   linear(stream, saved.shared, saved.shared_act, w.shared_down);
+  if (!alone) {
+    experts_forward(exec, c, w, y, x, saved.shared, saved.shared_logit, residual, batch, saved.routing, routed,
+                    saved.arrivals);
+    return;
+  }
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
   saved.act = arena.make("moe.act", t, {routed_rows, f});
   grouped_swiglu(stream, saved.act, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
@@ -48,18 +58,16 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
   combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
 }
 
-Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,
-                    MoeWeights& grads) {
-  auto& [stream, arena, mesh] = exec;
-  const int64_t rows = dy.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
-  const int64_t fs = c.shared_intermediate_size;
-  const DType t = dy.dtype(), acc = accumulate_dtype(t);
-  const Routing& routing = saved.routing;
-  Tensor dx = arena.make("moe.dx", t, {rows, c.hidden_size});
+namespace {
 
-  // Shared expert first: it writes dx, the rest adds.
+// Of the shared expert, as combine has it: dx is written.
+void shared_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dx, Tensor dy,
+                     MoeWeights& grads) {
+  auto& [stream, arena, mesh] = exec;
+  const int64_t rows = dy.rows(), fs = c.shared_intermediate_size;
+  const DType t = dy.dtype();
   Tensor dshared = arena.make("moe.dshared", t, {rows, c.hidden_size});
-  Tensor dshared_logit = arena.make("moe.dshared_logit", acc, {rows, 1});
+  Tensor dshared_logit = arena.make("moe.dshared_logit", accumulate_dtype(t), {rows, 1});
   combine_backward(stream, dshared, dshared_logit, dy, saved.shared, saved.shared_logit);
   Tensor dshared_act = arena.make("moe.dshared_act", t, {rows, fs});
   linear_dw(stream, grads.shared_down, dshared, saved.shared_act);
@@ -73,13 +81,20 @@ Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const
   linear_dx(stream, dx, dgate, w.shared_gate, false);
   linear_dx(stream, dx, dup, w.shared_up, true);
   linear_dx(stream, dx, dshared_logit, w.shared_expert_gate, true);
+}
 
-  // Routed experts: the gradient of the down projection's input before the routing weight gives that weight's gradient.
+// Of the routed experts where all of them are here: dx +=, dweights written. The gradient of the down projection's
+// input before the routing weight gives that weight's gradient.
+void routed_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dx,
+                     Tensor dweights, Tensor dy, MoeWeights& grads) {
+  auto& [stream, arena, mesh] = exec;
+  const Routing& routing = saved.routing;
+  const int64_t routed_rows = dy.rows() * c.experts_per_token, f = c.moe_intermediate_size;
+  const DType t = dy.dtype();
   Tensor drows = arena.make("moe.drows", t, {routed_rows, c.hidden_size});
   gather_rows(stream, drows, dy, routing);
   Tensor dact = arena.make("moe.dact", t, {routed_rows, f});
   grouped_linear_dx(stream, dact, drows, w.down, routing.offsets);
-  Tensor dweights = arena.make("moe.dweights", acc, {rows, c.experts_per_token});
   routing_weight_gradient(stream, dweights, dact, saved.act, routing);
   scale_rows(stream, drows, routing);
   scale_rows(stream, dact, routing);
@@ -89,9 +104,26 @@ Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const
   grouped_linear_dw(stream, grads.gate_up, dgate_up, saved.rows, routing.offsets);
   grouped_linear_dx(stream, drows, dgate_up, w.gate_up, routing.offsets);
   gather_rows_backward(stream, dx, drows, routing);
+}
 
+}  // namespace
+
+Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,
+                    MoeWeights& grads) {
+  auto& [stream, arena, mesh] = exec;
+  const int64_t rows = dy.rows();
+  const DType t = dy.dtype(), acc = accumulate_dtype(t);
+  Tensor dx = arena.make("moe.dx", t, {rows, c.hidden_size});
+  // The shared expert first: it writes dx, the rest adds.
+  shared_backward(exec, c, w, saved, dx, dy, grads);
+  Tensor dweights = arena.make("moe.dweights", acc, {rows, c.experts_per_token});
+  if (mesh.experts().size() == 1) {
+    routed_backward(exec, c, w, saved, dx, dweights, dy, grads);
+  } else {
+    experts_backward(exec, c, w, dx, dweights, dy, saved.routing, saved.arrivals, grads);
+  }
   Tensor dlogits = arena.make("moe.dlogits", acc, {rows, c.num_experts});
-  route_backward(stream, dlogits, dweights, routing);
+  route_backward(stream, dlogits, dweights, saved.routing);
   linear_dw(stream, grads.router, dlogits, saved.x);
   linear_dx(stream, dx, dlogits, w.router, true);
   return dx;

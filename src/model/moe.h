@@ -2,6 +2,7 @@
 // projection, in fp32, in the trainer and in the rollout alike.
 #pragma once
 #include "model/batch.h"
+#include "model/experts.h"
 #include "model/weights.h"
 #include "ops/moe.h"
 
@@ -14,14 +15,16 @@ struct MoeSaved {
   Tensor gate_up, act;                        // (T·k, 2F), (T·k, F)
   Tensor shared_gate_up, shared_act, shared;  // (T,2Fs), (T,Fs), (T,H)
   Tensor shared_logit;                        // (T,1)
+  Arrivals arrivals;                          // in place of rows, gate_up and act where ranks share the experts
 };
 
 // Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.
 Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
 
-// y (T,H) = residual + the mixture's output for x. routed: take ids and weights from saved.routing as they are.
-void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, bool routed,
-                 MoeSaved&);
+// y (T,H) = residual + the mixture's output for x, of the rows here. routed: take the routing as an earlier call with
+// this MoeSaved left it.
+void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, const Batch&,
+                 bool routed, MoeSaved&);
 // Returns dx (T,H); adds to the gradients.
 Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
 

@@ -1,6 +1,6 @@
 #include "model/mtp.h"
 
-#include "ops/embed.h"
+#include "model/embedding.h"
 #include "ops/linear.h"
 #include "ops/norm.h"
 #include "ops/reduce.h"
@@ -8,9 +8,10 @@
 namespace furlong {
 
 Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hidden, Tensor next_tokens,
-                   const Batch& batch, const KvPages& pages, MtpSaved* kept) {
+                   const Batch& given, const KvPages& pages, MtpSaved* kept) {
   CHECK(!w.mtp.empty(), "this model has no MTP head");
   auto& [stream, arena, mesh] = exec;
+  const Batch batch = with_expert_rows(exec, given);
   const MtpWeights& m = w.mtp.front();
   const int64_t rows = hidden.rows(), h = c.hidden_size;
   const DType t = w.dtype(), acc = accumulate_dtype(t);
@@ -19,7 +20,7 @@ Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hi
   Tensor out = arena.make("mtp.out", t, {rows, h});
   saved.hidden = hidden;
   saved.embedded = arena.make("mtp.embedded", t, {rows, h});
-  embed(stream, saved.embedded, next_tokens, w.embed);
+  embed_here(exec, c, w.embed, saved.embedded, next_tokens);
   saved.joined = arena.make("mtp.joined", t, {rows, 2 * h});
   saved.embedded_r = arena.make("mtp.embedded_r", acc, {rows});
   saved.hidden_r = arena.make("mtp.hidden_r", acc, {rows});

@@ -1,5 +1,6 @@
 // The multi-token-prediction head (model-spec 4): row t joins the trunk's hidden state of position t with the embedding
-// of token t+1 and, through one layer of its own, predicts token t+2.
+// of token t+1 and, through one layer of its own, predicts token t+2. It lies on the last pipeline stage; tensors of
+// (T,H) are those of the rows here (rows_here).
 #pragma once
 #include "model/block.h"
 

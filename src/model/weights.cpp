@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <map>
 
+#include "model/heads.h"
 #include "ops/reduce.h"
 
 namespace furlong {
@@ -18,32 +19,13 @@ int64_t product(const std::vector<int64_t>& shape) {
   return n;
 }
 
-// Which heads a tensor parallel rank holds.
-struct Heads {
-  Range query, kv, delta_key, delta_value;
-
-  Heads(const ModelConfig& c, const MeshRank& m)
-      : query(block_of(c.num_heads, m.tensor, m.sizes.tensor)),
-        kv(kv_of(c, m)),
-        delta_key(block_of(c.linear_num_key_heads, m.tensor, m.sizes.tensor)) {
-    const int64_t per_key = c.linear_num_value_heads / c.linear_num_key_heads;
-    delta_value = {delta_key.begin * per_key, delta_key.end * per_key};
-  }
-  // More ranks than key and value heads: a head lies on several.
-  static Range kv_of(const ModelConfig& c, const MeshRank& m) {
-    if (m.sizes.tensor <= c.num_kv_heads) return block_of(c.num_kv_heads, m.tensor, m.sizes.tensor);
-    const int64_t head = m.tensor * c.num_kv_heads / m.sizes.tensor;
-    return {head, head + 1};
-  }
-};
-
 Range scaled(const Range& r, int64_t by, int64_t offset = 0) { return {offset + r.begin * by, offset + r.end * by}; }
 
 struct Visitor {
   const ModelConfig& config;
   const MeshRank& rank;
   const Visit& visit;
-  Heads heads;
+  HeadRanges heads;
   bool mtp = false, here = true, copied = false;
   int part = embed_part;
 
@@ -132,7 +114,7 @@ struct Visitor {
 };
 
 void visit_tensors(const ModelConfig& c, const MeshRank& rank, Weights& w, const Visit& visit) {
-  Visitor v{c, rank, visit, Heads(c, rank)};
+  Visitor v{c, rank, visit, projected_heads(c, rank)};
   const std::string trunk = "model.language_model.";
   const Held vocabulary = {{{block_of(c.vocab_size, rank.tensor, rank.sizes.tensor)}}};
   const bool first = rank.stage == 0, last = rank.stage + 1 == rank.sizes.pipeline;
@@ -224,7 +206,7 @@ std::vector<int> holders_of(const ModelConfig& config, const TensorSpec& spec, c
     bool same = true;
     switch (spec.split) {
       case Split::replicated: break;
-      case Split::kv_heads: same = Heads::kv_of(config, m) == Heads::kv_of(config, place); break;
+      case Split::kv_heads: same = projected_heads(config, m).kv == projected_heads(config, place).kv; break;
       case Split::vocab:
       case Split::heads:
       case Split::row: same = m.tensor == place.tensor; break;
@@ -284,6 +266,15 @@ Weights Weights::outline(const ModelConfig& config, DType dtype, const Placement
   weights.bind(config, dtype, placement, true);
   return weights;
 }
+
+int64_t Weights::full_vocabulary() const {
+  for (const auto& spec : specs_) {
+    if (spec.split == Split::vocab) return spec.full_shape[0];
+  }
+  return 0;
+}
+
+Range Weights::vocabulary() const { return block_of(full_vocabulary(), rank_.tensor, rank_.sizes.tensor); }
 
 std::vector<Tensor*> Weights::declare(const ModelConfig& config, DType dtype, const Placement& placement) {
   dtype_ = dtype;

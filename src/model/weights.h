@@ -136,6 +136,8 @@ class Weights {
   DType dtype() const { return dtype_; }
   Device device() const { return storage_.device(); }
   const MeshRank& rank() const { return rank_; }
+  int64_t full_vocabulary() const;  // of the whole model
+  Range vocabulary() const;         // the part of it whose rows embed and lm_head hold here
   size_t bytes() const { return bytes_; }
   size_t host_bytes() const { return host_storage_.bytes(); }  // page-locked; a part of bytes()
   void zero(Stream&);

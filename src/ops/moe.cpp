@@ -1,5 +1,7 @@
 #include "ops/moe.h"
 
+#include <algorithm>
+
 #include "ops/front.h"
 
 namespace furlong {
@@ -8,16 +10,17 @@ namespace {
 void check_routing(const char* op, const Routing& r) {
   front::expect(r.ids.rank() == 2 && r.ids.dtype() == DType::i32 && r.ids.contiguous() && r.weights.same_shape(r.ids) &&
                     r.weights.contiguous() && r.row_of.same_shape(r.ids) && r.row_of.contiguous() &&
-                    r.token_of.numel() == r.ids.numel(),
-                op, "ids, weights, row_of (T,k), token_of (T·k) wanted", {r.ids, r.weights, r.row_of, r.token_of});
+                    r.token_of.numel() <= r.ids.numel(),
+                op, "ids, weights, row_of (T,k), token_of of as many rows at most wanted",
+                {r.ids, r.weights, r.row_of, r.token_of});
 }
 
-// x (T,C) beside the rows (T·k, C) of its choices.
+// x (T,C) beside the rows (R,C) of its choices.
 void check_rows(const char* op, const Tensor& x, const Tensor& rows, const Routing& r) {
   check_routing(op, r);
-  front::expect(x.rank() == 2 && rows.rank() == 2 && x.rows() == r.ids.rows() && rows.rows() == r.ids.numel() &&
+  front::expect(x.rank() == 2 && rows.rank() == 2 && x.rows() == r.ids.rows() && rows.rows() == r.token_of.numel() &&
                     x.dim(1) == rows.dim(1) && x.dtype() == rows.dtype(),
-                op, "tokens (T,C) and rows (T·k,C) of one dtype wanted", {x, rows, r.ids});
+                op, "tokens (T,C) and rows (R,C) of one dtype wanted", {x, rows, r.ids, r.token_of});
 }
 
 void check_weights(const char* op, const Tensor& rows, const Routing& r) {
@@ -46,12 +49,17 @@ void route(Stream& stream, const Routing& routing, Tensor logits) {
   front::body(logits).route(stream, routing, logits);
 }
 
-void sort_by_expert(Stream& stream, const Routing& routing) {
+void sort_by_expert(Stream& stream, const Routing& routing, int64_t first, int64_t experts) {
   check_routing("sort_by_expert", routing);
   front::expect(routing.offsets.rank() == 1 && routing.offsets.rows() >= 2, "sort_by_expert", "offsets (E+1) wanted",
                 {routing.offsets});
+  const int64_t here = routing.offsets.rows() - 1;
+  if (experts < 0) experts = here;
+  CHECK(first >= 0 && first + here <= experts, "sort_by_expert: experts {} to {} of {}", first, first + here, experts);
+  front::expect(routing.token_of.numel() >= routing.ids.rows() * std::min(here, routing.ids.dim(1)), "sort_by_expert",
+                "token_of for all rows that these experts may get wanted", {routing.token_of, routing.ids});
   if (stream.is_dry()) return;
-  body_of(routing.ids.device(), DType::f32).sort_by_expert(stream, routing);
+  body_of(routing.ids.device(), DType::f32).sort_by_expert(stream, routing, first, experts);
 }
 
 void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, Tensor logits) {
@@ -89,7 +97,7 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
              const Routing& routing) {
   check_rows("combine", y, rows, routing);
   check_weights("combine", rows, routing);
-  check_shared("combine", y, shared, shared_logit);
+  if (shared.defined()) check_shared("combine", y, shared, shared_logit);
   front::expect(!residual.defined() || (residual.same_shape(y) && residual.dtype() == y.dtype()), "combine",
                 "a residual (T,C) as y wanted", {y, residual});
   if (front::skip(stream, y)) return;
@@ -105,10 +113,10 @@ void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tens
 }
 
 void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor a, const Routing& routing) {
-  front::expect(da.same_shape(a) && a.rank() == 2 && a.rows() == routing.row_of.numel() && a.dtype() == da.dtype() &&
+  front::expect(da.same_shape(a) && a.rank() == 2 && a.rows() == routing.token_of.numel() && a.dtype() == da.dtype() &&
                     dweights.same_shape(routing.row_of) && dweights.dtype() == front::acc(a.dtype()) &&
                     dweights.contiguous() && routing.row_of.contiguous(),
-                "routing_weight_gradient", "dweights (T,k) in fp32, da and a (T·k,F) wanted",
+                "routing_weight_gradient", "dweights (T,k) in fp32, da and a (R,F) wanted",
                 {dweights, da, a, routing.row_of});
   if (front::skip(stream, dweights)) return;
   front::body(a).routing_weight_gradient(stream, dweights, da, a, routing);
@@ -117,8 +125,8 @@ void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor 
 void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
   check_routing("scale_rows", routing);
   check_weights("scale_rows", rows, routing);
-  front::expect(rows.rank() == 2 && rows.rows() == routing.row_of.numel(), "scale_rows", "rows (T·k,C) wanted",
-                {rows, routing.row_of});
+  front::expect(rows.rank() == 2 && rows.rows() == routing.token_of.numel(), "scale_rows", "rows (R,C) wanted",
+                {rows, routing.token_of});
   if (front::skip(stream, rows)) return;
   front::body(rows).scale_rows(stream, rows, routing);
 }

@@ -61,7 +61,7 @@ Mesh::Mesh() {
     *group = solo_group();
 }
 
-Mesh::Mesh(World& world, const ParallelSizes& sizes) {
+Mesh::Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher) : dispatcher_(dispatcher) {
   if (const std::string problem = mesh_problem(sizes, world.size()); !problem.empty()) fail(Exit::usage, "{}", problem);
   place_ = mesh_rank(sizes, world.rank(), world.size());
   std::vector<MeshRank> all;
@@ -85,7 +85,7 @@ Mesh::Mesh(World& world, const ParallelSizes& sizes) {
   experts_ = like_me([](M m) { return std::tuple(m.stage, m.expert_data); });
 }
 
-Mesh::Mesh(const MeshRank& place) : place_(place) {
+Mesh::Mesh(const MeshRank& place, Dispatcher dispatcher) : place_(place), dispatcher_(dispatcher) {
   const auto group = [](int64_t rank, int64_t size) {
     return std::make_unique<DryGroup>(static_cast<int>(rank), static_cast<int>(size));
   };

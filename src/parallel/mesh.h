@@ -46,19 +46,24 @@ struct Range {
 };
 constexpr Range block_of(int64_t n, int64_t i, int64_t parts) { return {n * i / parts, n * (i + 1) / parts}; }
 
+// How rows travel to the ranks of their experts. alltoall: each row to the experts it chose, as many as there are, once
+// the host has counted them. flex: every row to every rank of the group, whatever it chose, without asking the host.
+enum class Dispatcher : uint8_t { alltoall, flex };
+
 // This rank's place and the groups it exchanges with. Every rank makes one at the same point of the program.
 class Mesh {
  public:
   // One rank by itself.
   Mesh();
   // Throws Error(Exit::usage) when the sizes do not fit the number of ranks.
-  Mesh(World& world, const ParallelSizes& sizes);
+  Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher = Dispatcher::alltoall);
   // Of a rank that is not there, for dry runs: nothing can be exchanged.
-  explicit Mesh(const MeshRank& place);
+  explicit Mesh(const MeshRank& place, Dispatcher dispatcher = Dispatcher::alltoall);
   // A mesh of one, for whoever computes alone.
   static const Mesh& alone();
 
   const MeshRank& place() const { return place_; }
+  Dispatcher dispatcher() const { return dispatcher_; }
   bool is_alone() const { return place_.ranks() == 1; }
 
   Group& world() const { return *world_; }        // all ranks
@@ -72,6 +77,7 @@ class Mesh {
 
  private:
   MeshRank place_;
+  Dispatcher dispatcher_ = Dispatcher::alltoall;
   std::unique_ptr<Group> world_, stage_, tensor_, context_, rows_, data_, pipeline_, experts_;
 };
 

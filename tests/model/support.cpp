@@ -16,8 +16,25 @@ Pass::Pass(const ModelConfig& config, const Weights& weights, const Sequences& s
       options_(options),
       threads_(options.threads),
       arena_(0),
-      grads_(config, accumulate_dtype(weights.dtype())),
+      grads_(config, accumulate_dtype(weights.dtype()), Placement{.rank = weights.rank()}),
       saved_{.recompute = options.recompute} {
+  pack(options.plan != nullptr ? *options.plan : sequences);
+  Stream dry = Stream::dry(threads_), stream(threads_);
+  Arena measure = Arena::measuring();
+  Exec planned{dry, measure, *options.mesh};
+  run(planned);
+  arena_ = Arena(measure.high_mark());
+  pack(sequences);
+  Exec exec{stream, arena_, *options.mesh};
+  run(exec);
+}
+
+void Pass::pack(const Sequences& sequences) {
+  builder_.clear();
+  starts_.clear();
+  next_.clear();
+  rows_.clear();
+  mtp_rows_.clear();
   for (const auto& tokens : sequences) {
     const auto base = static_cast<int32_t>(builder_.rows());
     starts_.push_back(base);
@@ -31,20 +48,13 @@ Pass::Pass(const ModelConfig& config, const Weights& weights, const Sequences& s
     }
   }
   starts_.push_back(builder_.rows());
-  Stream dry = Stream::dry(threads_), stream(threads_);
-  Arena measure = Arena::measuring();
-  Exec planned{dry, measure};
-  run(planned);
-  arena_ = Arena(measure.high_mark());
-  Exec exec{stream, arena_};
-  run(exec);
 }
 
 void Pass::run(Exec& exec) {
   const Batch batch = builder_.batch();
   const bool keep = options_.backward && options_.trunk;
   hidden_ = model_forward(exec, config_, weights_, batch, keep ? &saved_ : nullptr);
-  if (options_.mtp) {
+  if (options_.mtp && hidden_.defined()) {
     const Tensor next(next_.data(), DType::i32, {batch.rows()});
     mtp_ = mtp_forward(exec, config_, weights_, hidden_, next, batch, {}, options_.backward ? &mtp_saved_ : nullptr);
   }
@@ -53,11 +63,17 @@ void Pass::run(Exec& exec) {
 
 void Pass::losses(Exec& exec) {
   const Batch batch = builder_.batch();
+  if (!hidden_.defined()) {  // an earlier pipeline stage
+    if (options_.trunk && options_.backward) model_backward(exec, config_, weights_, saved_, {}, batch, grads_);
+    return;
+  }
   const DType t = weights_.dtype();
   const auto weight = [&](const std::vector<HeadRow>& rows) {
     return options_.row_weight > 0 ? options_.row_weight : 1.0 / static_cast<double>(std::max<size_t>(1, rows.size()));
   };
-  const HeadOptions head{.temperature = options_.temperature, .entropy = options_.entropy != 0};
+  const HeadOptions head{.temperature = options_.temperature, .entropy = options_.entropy != 0,
+                         .batch_rows = batch.rows()};
+  const HeadOptions mtp_head{.batch_rows = batch.rows()};
   if (options_.trunk && !options_.backward) {
     log_probs_.resize(rows_.size());
     entropies_.resize(head.entropy ? rows_.size() : 0);
@@ -66,7 +82,7 @@ void Pass::losses(Exec& exec) {
       loss_ += weight(rows_) * ((head.entropy ? options_.entropy * entropies_[i] : 0) - log_probs_[i]);
     }
   } else if (options_.trunk) {
-    const Tensor dhidden = exec.arena.make("test.dhidden", t, {batch.rows(), config_.hidden_size});
+    const Tensor dhidden = exec.arena.make("test.dhidden", t, {hidden_.rows(), config_.hidden_size});
     const double w = weight(rows_);
     loss_head(
         exec, weights_, hidden_, rows_, head,
@@ -83,12 +99,12 @@ void Pass::losses(Exec& exec) {
   const double w = weight(mtp_rows_);
   if (!options_.backward) {
     mtp_log_probs_.resize(mtp_rows_.size());
-    score_rows(exec, weights_, mtp_, mtp_rows_, {}, mtp_log_probs_, {});
+    score_rows(exec, weights_, mtp_, mtp_rows_, mtp_head, mtp_log_probs_, {});
     for (const double p : mtp_log_probs_) mtp_loss_ -= w * p;
     return;
   }
-  const Tensor dm = exec.arena.make("test.dm", t, {batch.rows(), config_.hidden_size});
-  loss_head(exec, weights_, mtp_, mtp_rows_, {},
+  const Tensor dm = exec.arena.make("test.dm", t, {hidden_.rows(), config_.hidden_size});
+  loss_head(exec, weights_, mtp_, mtp_rows_, mtp_head,
             [&](size_t, double log_prob, double) {
               mtp_log_probs_.push_back(log_prob);
               mtp_loss_ -= w * log_prob;

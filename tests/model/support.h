@@ -22,10 +22,13 @@ struct PassOptions {
   double row_weight = 0;  // of each token's loss; 0: 1 / the number of tokens, so that the loss is a mean
   double temperature = 1;
   double entropy = 0;  // the loss is -log p + entropy * H
+  const Mesh* mesh = &Mesh::alone();
+  const Sequences* plan = nullptr;  // sequences whose need of memory is that of all; null: those that are run
 };
 
 // The trunk's loss is over the next tokens of every sequence, the MTP loss over the tokens after those. Gradients are
-// float32 (float64 for a float64 model).
+// float32 (float64 for a float64 model). Over a mesh: weights and sequences are those of this rank, and tensors, losses
+// and gradients its part of them.
 class Pass {
  public:
   Pass(const ModelConfig& config, const Weights& weights, const Sequences& sequences, const PassOptions& options);
@@ -50,6 +53,7 @@ class Pass {
   std::vector<double> log_softmax(Tensor hidden);
 
  private:
+  void pack(const Sequences& sequences);
   void run(Exec& exec);
   void losses(Exec& exec);
 

@@ -55,7 +55,7 @@ void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dst
                          Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
 void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
 void route(Stream&, const Routing&, Tensor logits);
-void sort_by_expert(Stream&, const Routing&);
+void sort_by_expert(Stream&, const Routing&, int64_t first, int64_t experts);
 void route_rows(Stream&, const Routing&, Tensor rows, Tensor x, Tensor logits);
 void route_backward(Stream&, Tensor dlogits, Tensor dweights, const Routing&);
 void gather_rows(Stream&, Tensor rows, Tensor x, const Routing&);
@@ -66,8 +66,8 @@ void routing_weight_gradient(Stream&, Tensor dweights, Tensor da, Tensor a, cons
 void scale_rows(Stream&, Tensor rows, const Routing&);
 void swiglu(Stream&, Tensor y, Tensor gate_up);
 void swiglu_backward(Stream&, Tensor dgate_up, Tensor dy, Tensor gate_up);
-void embed(Stream&, Tensor x, Tensor tokens, Tensor table);
-void embed_backward(Stream&, Tensor dtable, Tensor dx, Tensor tokens);
+void embed(Stream&, Tensor x, Tensor tokens, Tensor table, int64_t first, int64_t vocabulary);
+void embed_backward(Stream&, Tensor dtable, Tensor dx, Tensor tokens, int64_t first, int64_t vocabulary);
 void scatter_rows(Stream&, Tensor x, Tensor rows, Tensor index);
 void log_prob(Stream&, Tensor log_prob, Tensor lse, Tensor entropy, Tensor logits, Tensor targets, double temperature);
 void log_prob_backward(Stream&, Tensor logits, Tensor d_log_prob, Tensor d_entropy, Tensor lse, Tensor entropy,

@@ -5,10 +5,10 @@
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-// Vectors per row of a loss may be strided views of one column of a larger table.
+// The row's target; -1: not among these logits.
 int32_t target(const Tensor& targets, int64_t row, int64_t vocabulary) {
   const int32_t y = targets.as<int32_t>()[row];
-  CHECK(y >= 0 && y < vocabulary, "target {} at row {} of {} logits", y, row, vocabulary);
+  CHECK(y >= -1 && y < vocabulary, "target {} at row {} of {} logits", y, row, vocabulary);
   return y;
 }
 
@@ -24,7 +24,8 @@ void log_prob(Stream& stream, Tensor log_prob, Tensor lse, Tensor entropy, Tenso
     each_row(stream, logits.rows(), [&](int64_t r) {
       const S* row = l + r * logits.row_stride();
       const auto softmax = row_softmax(stream, row, n, temp);
-      log_prob.as<S>()[r] = softmax.log_prob(row[target(targets, r, n)], temp);
+      const int32_t y = target(targets, r, n);
+      log_prob.as<S>()[r] = softmax.log_prob(y < 0 ? S(0) : row[y], temp);
       lse.as<S>()[r] = softmax.lse();
       if (entropy.defined()) entropy.as<S>()[r] = softmax.entropy;
     });
@@ -51,7 +52,7 @@ void log_prob_backward(Stream& stream, Tensor logits, Tensor d_log_prob, Tensor 
           row[i] = -(d * p + de * slope) / temp;
         }
       });
-      row[target(targets, r, n)] += d / temp;
+      if (const int32_t y = target(targets, r, n); y >= 0) row[y] += d / temp;
     });
   });
 }

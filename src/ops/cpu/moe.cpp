@@ -52,22 +52,24 @@ void route(Stream& stream, const Routing& routing, Tensor logits) {
 }
 
 // A counting sort over (token, choice) in order.
-void sort_by_expert(Stream&, const Routing& routing) {
+void sort_by_expert(Stream&, const Routing& routing, int64_t first, int64_t all) {
   const int64_t experts = routing.offsets.rows() - 1, k = routing.ids.dim(1), choices = routing.ids.numel();
   const int32_t* ids = routing.ids.as<int32_t>();
   int32_t *offsets = routing.offsets.as<int32_t>(), *row_of = routing.row_of.as<int32_t>();
   int32_t* token_of = routing.token_of.as<int32_t>();
   std::fill_n(offsets, experts + 1, 0);
   for (int64_t i = 0; i < choices; i++) {
-    CHECK(ids[i] >= 0 && ids[i] < experts, "expert {} of {}", ids[i], experts);
-    offsets[ids[i] + 1]++;
+    CHECK(ids[i] >= 0 && ids[i] < all, "expert {} of {}", ids[i], all);
+    if (ids[i] >= first && ids[i] < first + experts) offsets[ids[i] - first + 1]++;
   }
   for (int64_t e = 0; e < experts; e++) offsets[e + 1] += offsets[e];
   std::vector<int32_t> next(offsets, offsets + experts);
+  std::fill(token_of + offsets[experts], token_of + routing.token_of.numel(), -1);
   for (int64_t i = 0; i < choices; i++) {
-    const int32_t row = next[static_cast<size_t>(ids[i])]++;
-    row_of[i] = row;
-    token_of[row] = static_cast<int32_t>(i / k);
+    row_of[i] = -1;
+    if (ids[i] < first || ids[i] >= first + experts) continue;
+    row_of[i] = next[static_cast<size_t>(ids[i] - first)]++;
+    token_of[row_of[i]] = static_cast<int32_t>(i / k);
   }
 }
 
@@ -97,6 +99,7 @@ void gather_rows(Stream& stream, Tensor rows, Tensor x, const Routing& routing) 
     T* out = rows.as<T>();
     blocks(stream, rows.rows(), n, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; r++) {
+        if (token_of[r] < 0) continue;
         std::copy_n(in + token_of[r] * x.row_stride(), n, out + r * rows.row_stride());
       }
     });
@@ -117,6 +120,7 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
           const int64_t width = std::min(column_tile, n - c0);
           std::fill_n(sum, width, S(0));
           for (int64_t c = 0; c < k; c++) {
+            if (row_of[t * k + c] < 0) continue;
             const T* row = in + row_of[t * k + c] * drows.row_stride() + c0;
             for (int64_t i = 0; i < width; i++) sum[i] += widen(row[i]);
           }
@@ -130,7 +134,7 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
 
 void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, Tensor logits) {
   FURLONG_ISA::route(stream, routing, logits);
-  FURLONG_ISA::sort_by_expert(stream, routing);
+  FURLONG_ISA::sort_by_expert(stream, routing, 0, routing.offsets.rows() - 1);
   FURLONG_ISA::gather_rows(stream, rows, x, routing);
 }
 
@@ -141,22 +145,27 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
     const int64_t n = y.dim(1), k = routing.ids.dim(1);
     const int32_t* row_of = routing.row_of.as<int32_t>();
     const S* weights = routing.weights.as<S>();
-    const T *in = rows.as<T>(), *sh = shared.as<T>();
+    const T *in = rows.as<T>(), *sh = shared.defined() ? shared.as<T>() : nullptr;
     T* out = y.as<T>();
     blocks(stream, y.rows(), (k + 2) * n, [&](int64_t begin, int64_t end) {
       S sum[column_tile];
       for (int64_t t = begin; t < end; t++) {
-        const S gate = sigmoid(read_at<S>(shared_logit, t * shared_logit.row_stride()));
+        const S gate = sh == nullptr ? S(0) : sigmoid(read_at<S>(shared_logit, t * shared_logit.row_stride()));
         for (int64_t c0 = 0; c0 < n; c0 += column_tile) {
           const int64_t width = std::min(column_tile, n - c0);
           std::fill_n(sum, width, S(0));
           for (int64_t c = 0; c < k; c++) {
+            if (row_of[t * k + c] < 0) continue;
             const S weight = weights[t * k + c];
             const T* row = in + row_of[t * k + c] * rows.row_stride() + c0;
             for (int64_t i = 0; i < width; i++) sum[i] = mul_add(weight, static_cast<S>(widen(row[i])), sum[i]);
           }
-          const T* from = sh + t * shared.row_stride() + c0;
           T* to = out + t * y.row_stride() + c0;
+          if (sh == nullptr) {
+            for (int64_t i = 0; i < width; i++) to[i] = narrow<T>(sum[i]);
+            continue;
+          }
+          const T* from = sh + t * shared.row_stride() + c0;
           for (int64_t i = 0; i < width; i++) to[i] = narrow<T>(mul_add(gate, static_cast<S>(widen(from[i])), sum[i]));
         }
       }
@@ -189,7 +198,9 @@ void routing_weight_gradient(Stream& stream, Tensor dweights, Tensor da, Tensor 
     Acc<T>* out = dweights.as<Acc<T>>();
     blocks(stream, dweights.numel(), n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
-        out[i] = dot(da.as<T>() + row_of[i] * da.row_stride(), a.as<T>() + row_of[i] * a.row_stride(), n);
+        out[i] = row_of[i] < 0
+                     ? Acc<T>(0)
+                     : dot(da.as<T>() + row_of[i] * da.row_stride(), a.as<T>() + row_of[i] * a.row_stride(), n);
       }
     });
   });
@@ -201,8 +212,9 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
     const int64_t n = rows.dim(1);
     const int32_t* row_of = routing.row_of.as<int32_t>();
     const S* weights = routing.weights.as<S>();
-    blocks(stream, rows.rows(), n, [&](int64_t begin, int64_t end) {
+    blocks(stream, routing.row_of.numel(), n, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; i++) {
+        if (row_of[i] < 0) continue;
         T* row = rows.as<T>() + row_of[i] * rows.row_stride();
         const S weight = weights[i];
         for (int64_t j = 0; j < n; j++) row[j] = narrow<T>(widen(row[j]) * weight);
