@@ -48,29 +48,51 @@ MachineMemory least_of(const Mesh& mesh, const MachineMemory& mine) {
   return least;
 }
 
+// The last rank of a pipeline stage: it holds the larger share where one does not divide.
+MeshRank last_of_stage(const PlanLayout& l, int64_t stage) {
+  return mesh_rank(l.sizes(), (stage + 1) * (l.gpus / l.pipeline) - 1, l.gpus);
+}
+
+Weights outline_at(const PlanInputs& in, const MeshRank& place) {
+  return Weights::outline(in.model, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu, .rank = place});
+}
+
 // A forward pass over one packed batch, log-probs and entropies of every row, then the MTP head's.
-WorkingBytes scoring(const ModelConfig& config, const PlanInputs& in, ThreadPool& threads) {
+WorkingBytes scoring(const PlanInputs& in, Dispatcher dispatcher, ThreadPool& threads) {
   const Device device = in.cuda ? Device::cuda : Device::cpu;
-  const Weights outline = Weights::outline(config, in.dtype, {.device = device});
+  const Mesh mesh(last_of_stage(in.layout, in.layout.pipeline - 1), dispatcher);
+  const Weights outline = outline_at(in, mesh.place());
   const std::vector<int32_t> tokens(static_cast<size_t>(in.micro_tokens), 0);
   const std::vector<HeadRow> rows(tokens.size());
   BatchBuilder builder;
   builder.add(tokens.data(), in.micro_tokens);
   Stream dry = Stream::dry(threads, device);
   Arena measure = Arena::measuring(device);
-  Exec exec{dry, measure};
+  Exec exec{dry, measure, mesh};
   const Batch batch = placed(exec, builder.batch());
-  const Tensor hidden = model_forward(exec, config, outline, batch, nullptr);
-  score_rows(exec, outline, hidden, rows, {.entropy = true}, {}, {});
+  const Tensor hidden = model_forward(exec, in.model, outline, batch, nullptr);
+  score_rows(exec, outline, hidden, rows, {.entropy = true, .batch_rows = batch.rows()}, {}, {});
   if (!outline.mtp.empty()) {
-    const Tensor m = mtp_forward(exec, config, outline, hidden, batch.tokens, batch, {}, nullptr);
-    score_rows(exec, outline, m, rows, {}, {}, {});
+    const Tensor m = mtp_forward(exec, in.model, outline, hidden, batch.tokens, batch, {}, nullptr);
+    score_rows(exec, outline, m, rows, {.batch_rows = batch.rows()}, {}, {});
   }
   WorkingBytes found{.parts = {}, .bytes = measure.high_mark()};
   std::map<std::string, uint64_t> parts;
   for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
   found.parts.assign(parts.begin(), parts.end());
   return found;
+}
+
+// Of the stage that needs most: the first holds most micro-batches at a time, the last has the heads.
+WorkingBytes training(const PlanInputs& in, const TrainOptions& options, Dispatcher dispatcher, ThreadPool& threads) {
+  WorkingBytes most;
+  for (int64_t stage = 0; stage < in.layout.pipeline; stage++) {
+    Weights outline = outline_at(in, last_of_stage(in.layout, stage));
+    const WorkingMemory found =
+        TrainStep::working_memory(in.model, outline, threads, options, in.micro_tokens, in.micro_segments, dispatcher);
+    if (found.bytes > most.bytes) most = {found.parts, found.bytes};
+  }
+  return most;
 }
 
 }  // namespace
@@ -120,7 +142,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
     in.micro_segments = s.micro_batch_size;
     if (in.packs) {
       // A longer sample is a micro-batch of its own, and a step may have fewer tokens than a micro-batch takes.
-      const int64_t budget = s.max_tokens_per_gpu.value_or(longest);
+      const int64_t budget = s.max_tokens_per_gpu.value_or(longest) * s.context_parallel_size;
       const bool fewer = samples < budget / longest;
       in.micro_tokens = std::max(longest, fewer ? samples * longest : budget);
       in.micro_segments = std::min(samples, in.micro_tokens / std::max<int64_t>(2, work.shortest) + 1);
@@ -147,15 +169,12 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
 DryRuns dry_runs(const Settings& s, const Workload& work, ThreadPool& threads) {
   DryRuns runs;
   runs.training = [s, work, &threads](const PlanInputs& in) {
-    const ModelConfig rank = rank_model(in.model, in.layout);
-    if (!in.trains) return scoring(rank, in, threads);
+    const Dispatcher dispatcher = parse_dispatcher(s.moe_token_dispatcher_type);
+    if (!in.trains) return scoring(in, dispatcher, threads);
     TrainOptions options = train_options(s, in.model);
     if (work.supervised) options.objective = Objective::supervised;
     options.recompute = in.recompute ? Recompute::full : Recompute::none;
-    Weights outline = Weights::outline(rank, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu});
-    const WorkingMemory found =
-        TrainStep::working_memory(rank, outline, threads, options, in.micro_tokens, in.micro_segments);
-    return WorkingBytes{found.parts, found.bytes};
+    return training(in, options, dispatcher, threads);
   };
   runs.rollout = [s, work, &threads](const PlanInputs& in, uint64_t pool) {
     const ModelConfig rank = rank_model(in.model, in.layout);

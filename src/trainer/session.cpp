@@ -51,6 +51,10 @@ ParallelSizes parallel_sizes(const Settings& s) {
           .expert_tensor = s.expert_tensor_parallel_size};
 }
 
+Dispatcher parse_dispatcher(const std::string& name) {
+  return name == "alltoall" ? Dispatcher::alltoall : Dispatcher::flex;
+}
+
 DType parse_dtype(const std::string& name) {
   if (name == "fp32") return DType::f32;
   if (name == "bf16") return DType::bf16;
@@ -103,7 +107,7 @@ void join_mesh(Session& session, const Settings& settings, World& world) {
   Texts problems = layout_problems(session.config, sizes);
   if (std::string ranks = mesh_problem(sizes, world.size()); !ranks.empty()) problems.push_back(std::move(ranks));
   if (!problems.empty()) fail(Exit::usage, "this layout is not possible: {}", fmt::join(problems, "; "));
-  session.mesh = std::make_unique<Mesh>(world, sizes);
+  session.mesh = std::make_unique<Mesh>(world, sizes, parse_dispatcher(settings.moe_token_dispatcher_type));
 }
 
 void load_weights(Session& session, const Settings& settings) {

@@ -31,6 +31,7 @@ struct Session {
 };
 
 ParallelSizes parallel_sizes(const Settings& settings);
+Dispatcher parse_dispatcher(const std::string& name);
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 

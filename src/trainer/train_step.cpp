@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "base/file.h"
@@ -13,14 +14,15 @@
 #include "ops/reduce.h"
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
+#include "trainer/pipeline.h"
 
 namespace furlong {
 namespace {
 
 using Clock = std::chrono::steady_clock;
 
-HeadOptions head_options(const TrainOptions& o) {
-  return {.temperature = o.temperature, .chunk_rows = o.head_chunk, .entropy = o.entropy};
+HeadOptions head_options(const TrainOptions& o, int64_t batch_rows) {
+  return {.temperature = o.temperature, .chunk_rows = o.head_chunk, .entropy = o.entropy, .batch_rows = batch_rows};
 }
 
 // Of the model, for Weights' only_mtp.
@@ -30,6 +32,8 @@ std::optional<bool> trained_part(const TrainOptions& o) { return o.mtp ? std::nu
 Placement gradients_at(const MeshRank& place, const Weights& weights, const std::optional<bool>& only_mtp) {
   return {.device = weights.device(), .rank = place, .only_mtp = only_mtp, .copies = false};
 }
+
+constexpr size_t lane_boundary = 256;
 
 // The log-prob of a response token.
 struct TokenScore {
@@ -88,28 +92,57 @@ TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& th
       stream_(threads, weights.device()),
       dry_(Stream::dry(threads, weights.device())),
       optimizer_(config, weights, options_.optim, &stream_, mesh),
-      share_(std::move(memory)),
-      arena_(share_.defined() ? Arena(share_) : Arena(0, weights.device())) {
+      share_(std::move(memory)) {
   options_.pack.ranks = mesh.place().data_size;
 }
 
-template <class F>
-void TrainStep::fit(std::vector<Pack>& packs, F&& body) {
+TrainStep::~TrainStep() = default;
+
+// A micro-batch's place in the working memory.
+struct TrainStep::Lane {
+  explicit Lane(Arena memory) : arena(std::move(memory)) {}
+  Arena arena;
+  std::optional<Arena::Scope> scope;
+  Flight flight;
+  void begin(const TrainStep& step, Pack& pack, int64_t rows) {
+    scope.reset();
+    scope.emplace(arena);
+    flight = {.pack = &pack};
+    step.start(arena, flight, rows);
+  }
+};
+
+void TrainStep::fit(size_t lanes, Packs& packs, const std::function<void(Lane&, Stream&, Pack&)>& body) {
   size_t wanted = 0;
-  for (auto& pack : packs) {
-    Arena measure = Arena::measuring(weights_.device());
-    Exec exec{dry_, measure, mesh_};
-    body(exec, pack);
-    wanted = std::max(wanted, measure.high_mark());
+  for (auto& pack : packs.measured.empty() ? packs.mine : packs.measured) {
+    Lane measure(Arena::measuring(weights_.device()));
+    body(measure, dry_, pack);
+    wanted = std::max(wanted, measure.arena.high_mark());
   }
-  if (wanted > arena_.capacity()) {
-    if (share_.defined()) log::info("a micro-batch needs {} of working memory, more than planned", human_bytes(wanted));
+  if (share_.defined()) {
+    const size_t each = lanes == 1 ? share_.bytes() : share_.bytes() / lanes / lane_boundary * lane_boundary;
+    if (wanted <= each) {
+      if (lanes_.size() != lanes) lanes_.clear();
+      for (size_t i = lanes_.size(); i < lanes; i++)
+        lanes_.push_back(std::make_unique<Lane>(Arena(share_.part(i * each, each))));
+      share_.enter();
+      return;
+    }
+    log::info("a micro-batch needs {} of working memory, more than planned", human_bytes(wanted));
     share_ = {};
-    stream_.synchronize();
-    arena_ = Arena(0, weights_.device());  // the old one goes first
-    arena_ = Arena(wanted + wanted / 8, weights_.device());
+    lanes_.clear();
   }
-  if (share_.defined()) share_.enter();
+  if (lanes_.size() >= lanes && lanes_.front()->arena.capacity() >= wanted) return;
+  stream_.synchronize();
+  lanes_.clear();  // the old ones go first
+  for (size_t i = 0; i < lanes; i++)
+    lanes_.push_back(std::make_unique<Lane>(Arena(wanted + wanted / 8, weights_.device())));
+}
+
+size_t TrainStep::working_bytes() const {
+  size_t bytes = 0;
+  for (const auto& lane : lanes_) bytes += lane->arena.capacity();
+  return share_.defined() ? share_.bytes() : bytes;
 }
 
 void MicroBatch::mtp_loss(Exec& exec, Flight& f, Weights& grads, Sums& sums) {
@@ -118,10 +151,11 @@ void MicroBatch::mtp_loss(Exec& exec, Flight& f, Weights& grads, Sums& sums) {
   MtpSaved saved;
   const Tensor next = on_device(exec.stream, exec.arena, "mtp.next_tokens",
                                 Tensor(pack.next_tokens.data(), DType::i32, {f.batch.rows()}));
-  const Tensor m = mtp_forward(exec, config_, weights_, f.hidden, next, f.batch, {}, &saved);
+  const Tensor m = mtp_forward(exec, config_, weights_, f.output, next, f.batch, {}, &saved);
   const Tensor dm = exec.arena.make("mtp.dm", weights_.dtype(), {m.rows(), config_.hidden_size});
   const double factor = options_.mtp_factor / static_cast<double>(config_.mtp_num_layers);
-  loss_head(exec, weights_, m, head_rows(pack.mtp_rows), {.temperature = 1, .chunk_rows = options_.head_chunk},
+  loss_head(exec, weights_, m, head_rows(pack.mtp_rows),
+            {.temperature = 1, .chunk_rows = options_.head_chunk, .batch_rows = f.batch.rows()},
             [&](size_t i, double log_prob, double) {
               const double weight = pack.mtp_rows[i].weight;
               sums.mtp -= weight * log_prob;
@@ -148,7 +182,7 @@ void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weig
   const Pack& pack = *f.pack;
   const auto& [trajectories, targets, sums] = samples;
   loss_head(
-      exec, weights_, f.hidden, head_rows(pack.rows), head_options(options_),
+      exec, weights_, f.output, head_rows(pack.rows), head_options(options_, f.batch.rows()),
       [&](size_t i, double log_prob, double entropy) {
         const LossRow& row = pack.rows[i];
         const auto sample = static_cast<size_t>(row.sample), offset = static_cast<size_t>(row.offset);
@@ -183,15 +217,16 @@ void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weig
         return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
       },
-      f.dhidden, grads.lm_head);
+      f.d_output, grads.lm_head);
 }
 
 void MicroBatch::forward(Exec& exec, Flight& f, const Samples& samples) {
   Weights& grads = accumulated();
   f.batch = placed(exec, f.pack->batch.batch());
   f.saved.recompute = options_.recompute;
-  f.hidden = model_forward(exec, config_, weights_, f.batch, &f.saved);
-  f.dhidden = exec.arena.make("train.dhidden", weights_.dtype(), {f.hidden.rows(), config_.hidden_size});
+  f.output = stage_forward(exec, config_, weights_, f.batch, f.input, &f.saved);
+  if (!is_last_stage()) return;
+  f.d_output = exec.arena.make("train.dhidden", weights_.dtype(), {f.output.rows(), config_.hidden_size});
   policy_loss(exec, f, samples, grads);
   part_done(exec.stream, head_part(config_), f.told);
   if (!options_.mtp) return;
@@ -199,14 +234,30 @@ void MicroBatch::forward(Exec& exec, Flight& f, const Samples& samples) {
   part_done(exec.stream, mtp_part(config_), f.told);
 }
 
-void MicroBatch::backward(Exec& exec, Flight& f) {
-  model_backward(exec, config_, weights_, f.saved, f.dhidden, f.batch, accumulated(),
-                 [&](int part) { part_done(exec.stream, part, f.told); });
+void MicroBatch::start(Arena& arena, Flight& f, int64_t rows) const {
+  const int64_t here = rows_here(mesh_, f.pack->batch.rows()).size();
+  const auto edge = [&](const char* name) {
+    return arena.make(name, weights_.dtype(), {rows, config_.hidden_size}).rows(0, here);
+  };
+  if (!is_last_stage()) f.d_output = edge("pipeline.d_output");
+  if (is_first_stage()) return;
+  f.d_input = edge("pipeline.d_input");
+  f.input = edge("pipeline.input");
 }
 
-std::vector<Pack> TrainStep::packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const {
-  return packs_of_rank(pack_step(trajectories, options_.pack, options_.per_token, mtp), options_.pack,
-                       mesh_.place().data);
+void MicroBatch::backward(Exec& exec, Flight& f) {
+  const Tensor d = stage_backward(exec, config_, weights_, f.saved, f.d_output, f.batch, accumulated(),
+                                  [&](int part) { part_done(exec.stream, part, f.told); });
+  if (!is_first_stage()) convert(exec.stream, f.d_input, d);
+}
+
+TrainStep::Packs TrainStep::packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const {
+  auto all = pack_step(trajectories, options_.pack, options_.per_token, mtp);
+  Packs packs;
+  // Rows of any pack may come to the experts of this rank.
+  if (mesh_.experts().size() > 1) packs.measured = all;
+  packs.mine = packs_of_rank(std::move(all), options_.pack, mesh_.place().data);
+  return packs;
 }
 
 // Each row is counted once, by the first tensor parallel rank that has it.
@@ -224,22 +275,52 @@ MicroBatch::Sums TrainStep::over_ranks(const Sums& mine) const {
   return all;
 }
 
-Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
-  auto packs = packs_of(trajectories, options_.mtp);
-  Sums mine, unused;
-  const auto micro_batch = [&](Exec& exec, Pack& pack, Sums& sums, Optimizer* told) {
-    const Arena::Scope scope(exec.arena);
-    Flight flight{.pack = &pack, .told = told};
-    forward(exec, flight, {trajectories, targets, sums});
-    backward(exec, flight);
+// All micro-batches of this rank, forward and backward.
+double TrainStep::learn(Packs& packs_of_step, const Samples& samples) {
+  auto& packs = packs_of_step.mine;
+  int64_t rows = 0;
+  for (const auto* some : {&packs, &packs_of_step.measured})
+    for (const auto& pack : *some) rows = std::max(rows, rows_here(mesh_, pack.batch.rows()).size());
+  const size_t lanes = in_flight(mesh_.place(), packs.size());
+  Sums unused;
+  fit(lanes, packs_of_step, [&](Lane& lane, Stream& dry, Pack& pack) {
+    Exec exec{dry, lane.arena, mesh_};
+    lane.begin(*this, pack, rows);
+    forward(exec, lane.flight, {samples.trajectories, samples.targets, unused});
+    backward(exec, lane.flight);
+  });
+  const auto lane_of = [&](size_t i) -> Lane& { return *lanes_[i % lanes]; };
+  const auto exec_of = [&](size_t i) { return Exec{stream_, lane_of(i).arena, mesh_}; };
+  StageWork work;
+  work.input = [&](size_t i) {
+    lane_of(i).begin(*this, packs[i], rows);
+    if (i + 1 == packs.size()) lane_of(i).flight.told = &optimizer_;
+    return lane_of(i).flight.input;
   };
-  fit(packs, [&](Exec& exec, Pack& pack) { micro_batch(exec, pack, unused, nullptr); });
+  work.forward = [&](size_t i) {
+    Exec exec = exec_of(i);
+    forward(exec, lane_of(i).flight, samples);
+  };
+  work.backward = [&](size_t i) {
+    Exec exec = exec_of(i);
+    backward(exec, lane_of(i).flight);
+  };
+  work.output = [&](size_t i) { return lane_of(i).flight.output; };
+  work.d_output = [&](size_t i) { return lane_of(i).flight.d_output; };
+  work.d_input = [&](size_t i) { return lane_of(i).flight.d_input; };
   grads_.zero(stream_);
-  Exec exec{stream_, arena_, mesh_};
   const auto begun = Clock::now();
-  for (auto& pack : packs) micro_batch(exec, pack, mine, &pack == &packs.back() ? &optimizer_ : nullptr);
+  run_stage(stream_, mesh_, packs.size(), work);
+  for (const auto& lane : lanes_) lane->scope.reset();
   optimizer_.reduce(stream_, grads_);
   stream_.synchronize();
+  return std::chrono::duration<double>(Clock::now() - begun).count();
+}
+
+Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
+  auto packs = packs_of(trajectories, options_.mtp);
+  Sums mine;
+  const double gradients = learn(packs, {trajectories, targets, mine});
   const auto learnt = Clock::now();
   const Sums sums = over_ranks(mine);
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
@@ -266,9 +347,9 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
     log::warn("a training step was skipped: {} is not finite; weights and optimizer are as before",
               std::isfinite(loss) ? "the gradient norm" : "the loss");
   }
-  const std::chrono::duration<double> gradients = learnt - begun, update = Clock::now() - learnt;
+  const std::chrono::duration<double> update = Clock::now() - learnt;
   Metrics m = metrics_of(sums, loss, result);
-  m.emplace_back("perf/gradients_time", gradients.count());
+  m.emplace_back("perf/gradients_time", gradients);
   m.emplace_back("perf/optimizer_time", update.count());
   m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
   return m;
@@ -299,15 +380,16 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
     scores[i].assign(static_cast<size_t>(trajectories[i]->response_length), 0.0f);
   auto packs = packs_of(trajectories, false);
   std::vector<TokenScore> mine;
-  const auto body = [&](Exec& exec, Pack& pack) {
-    const Arena::Scope scope(exec.arena);
+  const auto body = [&](Lane& lane, Stream& stream, Pack& pack) {
+    Exec exec{stream, lane.arena, mesh_};
+    const Arena::Scope scope(lane.arena);
     const Tensor hidden = model_forward(exec, config_, weights, placed(exec, pack.batch.batch()), nullptr);
     if (!is_last_stage()) return;
     std::vector<double> log_probs(pack.rows.size());
-    HeadOptions head = head_options(options_);
+    HeadOptions head = head_options(options_, pack.batch.rows());
     head.entropy = false;
     score_rows(exec, weights, hidden, head_rows(pack.rows), head, log_probs, {});
-    if (exec.stream.is_dry() || mesh_.place().tensor != 0) return;
+    if (stream.is_dry() || mesh_.place().tensor != 0) return;
     const Range here = block_of(pack.batch.rows(), mesh_.place().context, mesh_.place().sizes.context);
     for (size_t i = 0; i < pack.rows.size(); i++) {
       const LossRow& row = pack.rows[i];
@@ -315,9 +397,8 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
         mine.push_back({row.sample, row.offset, static_cast<float>(log_probs[i])});
     }
   };
-  fit(packs, body);
-  Exec exec{stream_, arena_, mesh_};
-  for (auto& pack : packs) body(exec, pack);
+  fit(1, packs, body);
+  for (auto& pack : packs.mine) body(*lanes_.front(), stream_, pack);
   const std::string_view bytes(reinterpret_cast<const char*>(mine.data()), mine.size() * sizeof(TokenScore));
   for (const auto& message : mesh_.world().gather_bytes(bytes)) {
     std::vector<TokenScore> theirs(message.size() / sizeof(TokenScore));
@@ -347,9 +428,10 @@ void TrainStep::dump_gradients() {
 }
 
 WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weights, ThreadPool& threads,
-                                        const TrainOptions& options, int64_t tokens, int64_t segments) {
+                                        const TrainOptions& options, int64_t tokens, int64_t segments,
+                                        Dispatcher dispatcher) {
   struct Measured : MicroBatch {
-    using MicroBatch::backward, MicroBatch::Flight, MicroBatch::forward, MicroBatch::Sums;
+    using MicroBatch::backward, MicroBatch::Flight, MicroBatch::forward, MicroBatch::start, MicroBatch::Sums;
     Measured(const ModelConfig& c, Weights& w, const TrainOptions& o, const Mesh& mesh)
         : MicroBatch(c, w, o, mesh, Weights::outline(c, o.optim.main_grads, gradients_at(w.rank(), w, trained_part(o))),
                      o.optim.main_grads == DType::f32
@@ -371,18 +453,26 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
     picked.push_back(&t);
   }
   auto packs = pack_step(picked, {.micro_batch_size = segments}, false, options.mtp);
-  const Mesh mesh(weights.rank());
+  const Mesh mesh(weights.rank(), dispatcher);
   Measured batch(config, weights, options, mesh);
   Arena measure = Arena::measuring(weights.device());
   Stream dry = Stream::dry(threads, weights.device());
   Exec exec{dry, measure, mesh};
   Measured::Sums unused;
   Measured::Flight flight{.pack = &packs.front()};
+  batch.start(measure, flight, most_rows_here(mesh, packs.front().batch.rows()));
   batch.forward(exec, flight, {picked, std::vector<TokenTargets>(picked.size()), unused});
   batch.backward(exec, flight);
+  // A pipeline stage holds several micro-batches at a time.
+  const size_t lanes = in_flight(mesh.place(), std::numeric_limits<size_t>::max());
   std::map<std::string, uint64_t> parts;
-  for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
-  return {{parts.begin(), parts.end()}, measure.high_mark()};
+  for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += lanes * bytes;
+  uint64_t all = lanes * measure.high_mark();
+  if (lanes > 1) {
+    parts["boundaries"] = lanes * lane_boundary;
+    all += parts["boundaries"];
+  }
+  return {{parts.begin(), parts.end()}, all};
 }
 
 }  // namespace furlong

@@ -1,6 +1,7 @@
 // One optimizer step from trajectories: pack, forward, losses, backward, update.
 #pragma once
 #include <functional>
+#include <memory>
 #include <optional>
 
 #include "data/trajectory.h"
@@ -50,15 +51,19 @@ class MicroBatch {
     const std::vector<TokenTargets>& targets;
     Sums& sums;
   };
-  // A micro-batch between its forward and its backward pass.
+  // A micro-batch between its forward and its backward pass. Tensors are those of this rank's rows.
   struct Flight {
     Pack* pack = nullptr;
     Optimizer* told = nullptr;  // what gets the gradients, of the last micro-batch of a step
     Batch batch;
     ModelSaved saved;
-    Tensor hidden, dhidden;  // this rank's rows
+    // At the edges of the stage: of the first one no input, on the last one the losses' own d_output.
+    Tensor input, d_input, output, d_output;
   };
-  // Forward and losses, and their derivatives with respect to the trunk's output.
+  // Makes what crosses the edges of the stage, with room for `rows` rows. It lies before everything else, at the same
+  // place for every micro-batch of so many, because the gradient of one leaves while the next one's rows arrive.
+  void start(Arena&, Flight&, int64_t rows) const;
+  // Forward, on the last stage with the losses and their derivatives with respect to the trunk's output.
   void forward(Exec&, Flight&, const Samples&);
   void backward(Exec&, Flight&);
   void policy_loss(Exec&, Flight&, const Samples&, Weights& grads);
@@ -69,6 +74,7 @@ class MicroBatch {
   MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, const Mesh& mesh, Weights grads,
              Weights partial);
   Weights& accumulated() { return partial_.tensors().empty() ? grads_ : partial_; }
+  bool is_first_stage() const { return mesh_.place().stage == 0; }
   bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
 
   ModelConfig config_;
@@ -92,11 +98,12 @@ class TrainStep : private MicroBatch {
   // same functions with the same arguments, and get the same results.
   TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options, Share memory = {},
             const Mesh& mesh = Mesh::alone());
+  ~TrainStep();
 
   // The working memory of a micro-batch of `tokens` tokens in `segments` sequences whose lengths need most of it, by
   // part of the model, at the weights' place in their mesh. Found by a dry run; the weights may be an outline.
   static WorkingMemory working_memory(const ModelConfig&, Weights& weights, ThreadPool&, const TrainOptions& options,
-                                      int64_t tokens, int64_t segments);
+                                      int64_t tokens, int64_t segments, Dispatcher dispatcher = Dispatcher::alltoall);
 
   // One step over all of `trajectories`, which the data parallel ranks share out. The metrics are train/...; the first
   // of them are loss and grad_norm. A loss or gradient that is not finite skips the update (skipped() counts) and
@@ -107,7 +114,7 @@ class TrainStep : private MicroBatch {
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
-  size_t working_bytes() const { return arena_.capacity(); }
+  size_t working_bytes() const;
   uint64_t gradient_bytes() const { return grads_.bytes() + partial_.bytes(); }
   // After weights and optimizer were filled from a checkpoint.
   void weights_loaded() { optimizer_.weights_loaded(stream_); }
@@ -119,10 +126,16 @@ class TrainStep : private MicroBatch {
   }
 
  private:
-  // Makes the arena large enough for these packs by running them dry.
-  template <class F>
-  void fit(std::vector<Pack>& packs, F&& body);
-  std::vector<Pack> packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const;
+  struct Lane;
+  struct Packs {
+    std::vector<Pack> mine;      // of this data parallel rank
+    std::vector<Pack> measured;  // that its working memory must be enough for; none: its own
+  };
+  // As many lanes as micro-batches are held at a time, large enough for what `body` needs of a lane.
+  void fit(size_t lanes, Packs&, const std::function<void(Lane&, Stream&, Pack&)>& body);
+  // Forward and backward of all micro-batches of this rank; returns their seconds.
+  double learn(Packs&, const Samples&);
+  Packs packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const;
   // What this rank counts and what the others do.
   Sums over_ranks(const Sums& mine) const;
   Metrics metrics_of(const Sums&, double loss, const StepResult&) const;
@@ -131,7 +144,7 @@ class TrainStep : private MicroBatch {
   Stream stream_, dry_;
   Optimizer optimizer_;
   Share share_;
-  Arena arena_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
 };
 
