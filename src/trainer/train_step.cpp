@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
 #include <limits>
 
 #include "base/error.h"
@@ -412,7 +413,7 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
 void TrainStep::dump_gradients() {
   const bool writes = mesh_.world().rank() == 0;
   std::vector<std::pair<std::string, Tensor>> named;
-  std::vector<std::string> whole;
+  std::deque<std::string> whole;  // whose texts stay where they are
   for (size_t i = 0; i < grads_.specs().size(); i++) {
     const TensorSpec& spec = grads_.specs()[i];
     if (spec.mtp && !options_.mtp) continue;

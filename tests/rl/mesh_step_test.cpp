@@ -10,6 +10,7 @@
 #include "golden.h"
 #include "model/support.h"
 #include "parallel/threads.h"
+#include "rl/golden_step.h"
 #include "shards.h"
 #include "trainer/train_step.h"
 
@@ -39,21 +40,11 @@ ModelConfig lively_config() {
   return c;
 }
 
-struct Samples {
-  std::vector<Trajectory> trajectories;
-  std::vector<TokenTargets> targets;
-  std::vector<const Trajectory*> pointers() const {
-    std::vector<const Trajectory*> out;
-    for (const auto& t : trajectories) out.push_back(&t);
-    return out;
-  }
-};
-
 // Samples of these lengths with holes in their masks, old and reference log-probs that are somewhat off.
-Samples lively_samples(const std::vector<int64_t>& lengths, int64_t vocab, uint32_t seed) {
+Step lively_samples(const std::vector<int64_t>& lengths, int64_t vocab, uint32_t seed) {
   std::mt19937 engine(seed);
   std::uniform_real_distribution<float> noise(-0.4f, 0.4f);
-  Samples step;
+  Step step;
   for (const int64_t length : lengths) {
     Trajectory t;
     for (int64_t i = 0; i < length; i++)
@@ -120,9 +111,8 @@ std::map<std::string, double> without_times(const Metrics& metrics) {
   return out;
 }
 
-Outcome trained(const ModelConfig& config, const Weights& start, const std::vector<Samples>& steps,
-                TrainOptions options, const RankLayout& layout,
-                const std::function<void(int, const Outcome&)>& look = {}) {
+Outcome trained(const ModelConfig& config, const Weights& start, const std::vector<Step>& steps, TrainOptions options,
+                const RankLayout& layout, const std::function<void(int, const Outcome&)>& look = {}) {
   const std::string folder = fmt::format("{}furlong_mesh_{}_{}", ::testing::TempDir(), getpid(), layout.name());
   std::filesystem::remove_all(folder);
   options.dump_grads = folder;
@@ -135,7 +125,7 @@ Outcome trained(const ModelConfig& config, const Weights& start, const std::vect
     TrainStep train(config, mine, threads, options, {}, mesh);
     Outcome out;
     out.scores = train.score(mine, steps.front().pointers());
-    for (const Samples& step : steps) out.metrics.push_back(without_times(train.run(step.pointers(), step.targets)));
+    for (const Step& step : steps) out.metrics.push_back(without_times(train.run(step.pointers(), step.targets)));
     weights.add(mine, mesh.place());
     if (look) look(world.rank(), out);
     if (world.rank() == 0) first = std::move(out);
@@ -184,7 +174,7 @@ class MeshStep : public ::testing::TestWithParam<RankLayout> {
 };
 
 TEST_P(MeshStep, EqualsOneProcess) {
-  const std::vector<Samples> steps = {lively_samples(uneven, config_.vocab_size, 3)};
+  const std::vector<Step> steps = {lively_samples(uneven, config_.vocab_size, 3)};
   const Outcome one = trained(config_, start_, steps, lively_options(), {});
   EXPECT_GT(one.metrics[0].at("train/mtp_loss"), 0);
   const Outcome mesh = trained(config_, start_, steps, lively_options(), GetParam(), [&](int rank, const Outcome& o) {
@@ -194,15 +184,21 @@ TEST_P(MeshStep, EqualsOneProcess) {
   expect_same(mesh, one);
 }
 
-// Fewer samples than data parallel ranks: some have nothing to do but take part.
+// Fewer samples than data parallel ranks: some have nothing to do but take part, and some experts get no token.
 TEST_P(MeshStep, RanksWithoutSamples) {
-  const std::vector<Samples> steps = {lively_samples({5}, config_.vocab_size, 4)};
-  expect_same(trained(config_, start_, steps, lively_options(), GetParam()),
-              trained(config_, start_, steps, lively_options(), {}));
+  const std::vector<Step> steps = {lively_samples({5}, config_.vocab_size, 4)};
+  const Outcome one = trained(config_, start_, steps, lively_options(), {});
+  const auto& down = one.grads.at("model.language_model.layers.0.mlp.experts.down_proj");
+  const auto each = static_cast<std::ptrdiff_t>(down.size()) / config_.num_experts;
+  int64_t without = 0;
+  for (auto expert = down.begin(); expert != down.end(); expert += each)
+    without += std::all_of(expert, expert + each, [](float g) { return g == 0; });
+  EXPECT_GT(without, 0);
+  expect_same(trained(config_, start_, steps, lively_options(), GetParam()), one);
 }
 
 TEST_P(MeshStep, RepeatsItsBits) {
-  std::vector<Samples> steps;
+  std::vector<Step> steps;
   for (uint32_t i = 0; i < 2; i++) steps.push_back(lively_samples(uneven, config_.vocab_size, 5 + i));
   const Outcome a = trained(config_, start_, steps, lively_options(), GetParam()),
                 b = trained(config_, start_, steps, lively_options(), GetParam());
@@ -212,6 +208,84 @@ TEST_P(MeshStep, RepeatsItsBits) {
 }
 
 constexpr auto flex = Dispatcher::flex;
+
+// Recompute, fixed micro-batches and gradients kept in bf16: the figures of one process, for the last within bf16's
+// rounding of each micro-batch's share.
+TEST(MeshOptions, DoNotMatter) {
+  const ModelConfig config = lively_config();
+  Weights start(config, DType::f32);
+  fill_random(start, 11);
+  const std::vector<Step> steps = {lively_samples(uneven, config.vocab_size, 3)};
+  for (const RankLayout& layout : {RankLayout{{.tensor = 2, .context = 2, .expert = 4}, 4, Dispatcher::flex},
+                                   RankLayout{{.pipeline = 2, .expert = 2}, 8}}) {
+    TrainOptions options = lively_options();
+    options.recompute = Recompute::full;
+    options.pack = {.micro_batch_size = 2, .balance = true};
+    options.per_token = true;
+    options.head_chunk = 5;
+    const Outcome one = trained(config, start, steps, options, {});
+    expect_same(trained(config, start, steps, options, layout), one);
+    options.optim.main_grads = DType::bf16;
+    const Outcome rounded = trained(config, start, steps, options, layout);
+    const double micro_batches = static_cast<double>(uneven.size());
+    for (const auto& [name, grad] : one.grads)
+      EXPECT_LT(relative_error(rounded.grads.at(name), grad), std::ldexp(micro_batches, -8)) << name;
+  }
+}
+
+// The reference's step on eight ranks.
+TEST(MeshGolden, GrpoStepOnEightRanks) {
+  const Golden golden("golden_grpo.safetensors");
+  const ModelConfig config = tiny_config();
+  const Weights start = tiny_weights(config, DType::f32);
+  const std::vector<Step> steps = {golden_step(golden)};
+  TrainOptions options = golden_options();
+  options.pack = {.micro_batch_size = 1};
+  for (const RankLayout& layout :
+       {RankLayout{{.tensor = 2, .context = 2, .expert = 8}, 8}, RankLayout{{.expert = 8}, 8, Dispatcher::flex},
+        RankLayout{{.tensor = 2, .pipeline = 2, .expert = 2}, 8}, RankLayout{{.pipeline = 4, .expert_tensor = 2}, 8}}) {
+    SCOPED_TRACE(layout.name());
+    const Outcome got = trained(config, start, steps, options, layout);
+    for (const auto& [metric, name] :
+         {std::pair("train/loss", "loss"), std::pair("train/pg_loss", "pg_loss"), std::pair("train/kl_loss", "kl_loss"),
+          std::pair("train/pg_clipfrac", "pg_clipfrac"), std::pair("train/grad_norm", "grad_norm")}) {
+      const double want = golden.number(name);
+      EXPECT_NEAR(got.metrics[0].at(metric), want, 1e-4 * std::abs(want)) << metric;
+    }
+    int64_t near = 0, all = 0;
+    for (const auto& [name, weight] : got.weights) {
+      if (!golden.has("adam." + name)) continue;
+      const auto want = golden.floats("adam." + name);
+      for (size_t i = 0; i < want.size(); i++) near += std::abs(weight[i] - want[i]) <= 1e-5f;
+      all += std::ssize(want);
+    }
+    EXPECT_GT(all, 100000);
+    EXPECT_GE(static_cast<double>(near), 0.999 * static_cast<double>(all));
+  }
+}
+
+// Ten steps of the same trajectories on every layout.
+TEST(MeshSteps, StayTogether) {
+  const ModelConfig config = lively_config();
+  Weights start(config, DType::f32);
+  fill_random(start, 11);
+  std::vector<Step> steps;
+  for (uint32_t i = 0; i < 10; i++) steps.push_back(lively_samples(uneven, config.vocab_size, 30 + i));
+  const Outcome one = trained(config, start, steps, lively_options(), {});
+  EXPECT_GT(std::abs(one.metrics.back().at("train/mtp_loss") - one.metrics.front().at("train/mtp_loss")), 1e-2);
+  for (const RankLayout& layout :
+       {RankLayout{{}, 8}, RankLayout{{.tensor = 2, .context = 2, .expert = 8}, 8},
+        RankLayout{{.tensor = 2, .pipeline = 2, .expert = 2}, 8}, RankLayout{{.expert = 4}, 4, Dispatcher::flex}}) {
+    SCOPED_TRACE(layout.name());
+    const Outcome mesh = trained(config, start, steps, lively_options(), layout);
+    for (size_t i = 0; i < steps.size(); i++) {
+      for (const char* name : {"train/loss", "train/mtp_loss", "train/grad_norm"}) {
+        const double want = one.metrics[i].at(name);
+        EXPECT_NEAR(mesh.metrics[i].at(name), want, 1e-4 * std::abs(want)) << name << " of step " << i;
+      }
+    }
+  }
+}
 
 INSTANTIATE_TEST_SUITE_P(
     Layouts, MeshStep,
