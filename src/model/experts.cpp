@@ -167,10 +167,11 @@ void sort_arrived(Exec& exec, const Sizes& s, const Arrivals& a) {
   sort_by_expert(exec.stream, a.routing);
 }
 
-// A routing by which gather_rows takes rows (T,C) to where the choices of `routing` say that they lie.
-Routing to_choices(const Routing& routing) {
+// A routing by which gather_rows takes rows by expert back to the order in which they arrived.
+Routing back_again(const Routing& routing) {
   Routing r = routing;
   r.token_of = routing.row_of.reshape({routing.row_of.numel()});
+  r.row_of = routing.token_of.reshape({routing.token_of.numel(), 1});
   return r;
 }
 
@@ -197,7 +198,7 @@ void alltoall_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y,
   gather_rows(stream, a.rows, arrived, a.routing);
   const Tensor out = arena.make("experts.out", t, {rows, s.hidden});
   work(exec, w, out, a);
-  gather_rows(stream, arrived, out, to_choices(a.routing));
+  gather_rows(stream, arrived, out, back_again(a.routing));
   to_homes(exec, s, routes, home, arrived);
   combine(stream, y, home, shared, shared_logit, residual, routing);
 }

@@ -89,9 +89,10 @@ TEST_F(CudaReduce, EmbeddingGradientInTokenOrder) {
     const Array index = Array::indices(tokens), dx(DType::f32, {rows, columns}, random.normal(rows * columns));
     const Values before = random.normal(vocabulary * columns);
     const Array expected(DType::f32, {vocabulary, columns}, before), got(DType::f32, {vocabulary, columns}, before);
-    cpu::ops(DType::f32).embed_backward(host, expected, dx, index);
+    cpu::ops(DType::f32).embed_backward(host, expected, dx, index, 0, expected.view().rows());
     const DeviceArray on_device(stream_, got);
-    cuda::ops().embed_backward(stream_, on_device, DeviceArray(stream_, dx), DeviceArray(stream_, index));
+    cuda::ops().embed_backward(stream_, on_device, DeviceArray(stream_, dx), DeviceArray(stream_, index), 0,
+                               on_device.view().rows());
     on_device.fetch(stream_);
     EXPECT_EQ(got.bits(), expected.bits()) << rows << " rows of " << columns;
   }

@@ -7,6 +7,7 @@
 #include "checkpoint/hf.h"
 #include "golden.h"
 #include "ops/linear.h"
+#include "tensor/copy.h"
 
 namespace furlong::test {
 
@@ -16,14 +17,15 @@ Pass::Pass(const ModelConfig& config, const Weights& weights, const Sequences& s
       options_(options),
       threads_(options.threads),
       arena_(0),
-      grads_(config, accumulate_dtype(weights.dtype()), Placement{.rank = weights.rank()}),
+      grads_(config, accumulate_dtype(weights.dtype()), Placement{.device = weights.device(), .rank = weights.rank()}),
       saved_{.recompute = options.recompute} {
   pack(options.plan != nullptr ? *options.plan : sequences);
-  Stream dry = Stream::dry(threads_), stream(threads_);
-  Arena measure = Arena::measuring();
+  const Device device = weights.device();
+  Stream dry = Stream::dry(threads_, device), stream(threads_, device);
+  Arena measure = Arena::measuring(device);
   Exec planned{dry, measure, *options.mesh};
   run(planned);
-  arena_ = Arena(measure.high_mark());
+  arena_ = Arena(measure.high_mark(), device);
   pack(sequences);
   Exec exec{stream, arena_, *options.mesh};
   run(exec);
@@ -51,18 +53,18 @@ void Pass::pack(const Sequences& sequences) {
 }
 
 void Pass::run(Exec& exec) {
-  const Batch batch = builder_.batch();
+  const Batch batch = placed(exec, builder_.batch());
   const bool keep = options_.backward && options_.trunk;
   hidden_ = model_forward(exec, config_, weights_, batch, keep ? &saved_ : nullptr);
   if (options_.mtp && hidden_.defined()) {
-    const Tensor next(next_.data(), DType::i32, {batch.rows()});
+    const Tensor next =
+        on_device(exec.stream, exec.arena, "test.next", Tensor(next_.data(), DType::i32, {batch.rows()}));
     mtp_ = mtp_forward(exec, config_, weights_, hidden_, next, batch, {}, options_.backward ? &mtp_saved_ : nullptr);
   }
-  losses(exec);
+  losses(exec, batch);
 }
 
-void Pass::losses(Exec& exec) {
-  const Batch batch = builder_.batch();
+void Pass::losses(Exec& exec, const Batch& batch) {
   if (!hidden_.defined()) {  // an earlier pipeline stage
     if (options_.trunk && options_.backward) model_backward(exec, config_, weights_, saved_, {}, batch, grads_);
     return;
@@ -71,8 +73,8 @@ void Pass::losses(Exec& exec) {
   const auto weight = [&](const std::vector<HeadRow>& rows) {
     return options_.row_weight > 0 ? options_.row_weight : 1.0 / static_cast<double>(std::max<size_t>(1, rows.size()));
   };
-  const HeadOptions head{.temperature = options_.temperature, .entropy = options_.entropy != 0,
-                         .batch_rows = batch.rows()};
+  const HeadOptions head{
+      .temperature = options_.temperature, .entropy = options_.entropy != 0, .batch_rows = batch.rows()};
   const HeadOptions mtp_head{.batch_rows = batch.rows()};
   if (options_.trunk && !options_.backward) {
     log_probs_.resize(rows_.size());
@@ -130,7 +132,9 @@ std::vector<double> Pass::log_softmax(Tensor hidden) {
   return out;
 }
 
-std::vector<double> values_of(const Tensor& t) {
+std::vector<double> values_of(const Tensor& tensor) {
+  const OnHost host(tensor);
+  const Tensor& t = host;
   std::vector<double> out(static_cast<size_t>(t.numel()));
   for (size_t i = 0; i < out.size(); i++) {
     switch (t.dtype()) {

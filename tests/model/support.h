@@ -55,7 +55,7 @@ class Pass {
  private:
   void pack(const Sequences& sequences);
   void run(Exec& exec);
-  void losses(Exec& exec);
+  void losses(Exec& exec, const Batch& batch);
 
   const ModelConfig& config_;
   const Weights& weights_;

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 
 #include "cases.h"
 
@@ -50,17 +51,24 @@ OpCase linear_many_case(int64_t rows, int64_t k, const std::vector<int64_t>& wid
   return c;
 }
 
-OpCase grouped_case(const std::vector<int32_t>& rows_of, int64_t k, int64_t n) {
+// spare: rows of no expert after the last one's, not numbers on entry and left as they are.
+OpCase grouped_case(const std::vector<int32_t>& rows_of, int64_t k, int64_t n, int64_t spare = 0) {
   Random random(12);
   const Packed packed(rows_of);
-  const int64_t experts = static_cast<int64_t>(rows_of.size()), rows = packed.rows;
+  const int64_t experts = static_cast<int64_t>(rows_of.size()), rows = packed.rows + spare;
   const int64_t most = *std::max_element(rows_of.begin(), rows_of.end());
+  const auto filled = [&](int64_t columns, Values values) {
+    std::fill(values.end() - spare * columns, values.end(), std::numeric_limits<double>::quiet_NaN());
+    return values;
+  };
   OpCase c{fmt::format("grouped_linear {} rows, {} experts, {}x{}", rows, experts, k, n)};
+  if (spare > 0) c.name += fmt::format(", {} rows to spare", spare);
   const int offsets = c.in("offsets", {experts + 1}, packed.starts.values(), Kind::index);
-  const int x = c.in("x", {rows, k}, random.normal(rows * k));
+  const int x = c.in("x", {rows, k}, filled(k, random.normal(rows * k)));
   const int w = c.in("w", {experts, n, k}, random.normal(experts * n * k, 0.3));
-  const int dy = c.in("dy", {rows, n}, random.normal(rows * n));
-  const int y = c.out("y", {rows, n}, k), dx = c.out("dx", {rows, k}, n);
+  const int dy = c.in("dy", {rows, n}, filled(n, random.normal(rows * n)));
+  const int y = c.inout("y", {rows, n}, Values(static_cast<size_t>(rows * n), 1), k);
+  const int dx = c.inout("dx", {rows, k}, Values(static_cast<size_t>(rows * k), 1), n);
   const int dw = c.inout("dw", {experts, n, k}, random.normal(experts * n * k), most, Kind::sum);
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.grouped_linear(stream, t[y], t[x], t[w], t[offsets]);
@@ -87,7 +95,7 @@ OpCase route_case(int64_t rows, int64_t experts, int64_t k) {
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.route(stream, routing, t[logits]);
-    if (t[logits].rows() == t[row_of].rows()) ops.sort_by_expert(stream, routing);
+    if (t[logits].rows() == t[row_of].rows()) ops.sort_by_expert(stream, routing, 0, experts);
     ops.route_backward(stream, t[dlogits], t[dweights], routing);
   };
   return c;
@@ -116,7 +124,7 @@ OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, in
   const int scaled = c.inout("scaled", {rows * k, columns}, random.normal(rows * k * columns), 1);
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
-    ops.sort_by_expert(stream, routing);
+    ops.sort_by_expert(stream, routing, 0, experts);
     ops.gather_rows(stream, t[gathered], t[x], routing);
     ops.combine(stream, t[y], t[a], t[shared], t[logit], {}, routing);
     ops.gather_rows_backward(stream, t[dx], t[da], routing);
@@ -125,6 +133,50 @@ OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, in
     ops.scale_rows(stream, t[scaled], routing);
   };
   return c;
+}
+
+// ids: k of all experts of each token, of which `here` from `first` on are here. There are rows for as many choices as
+// tokens can make of these; a token's sum has no shared part.
+OpCase move_part_case(const std::vector<int32_t>& chosen, int64_t all, int64_t first, int64_t here, int64_t k,
+                      int64_t columns) {
+  Random random(17);
+  const int64_t tokens = static_cast<int64_t>(chosen.size()) / k, rows = tokens * std::min(k, here);
+  OpCase c{fmt::format("moe rows of experts {} to {} of {}: {} tokens, {} each, {} wide", first, first + here, all,
+                       tokens, k, columns)};
+  const int ids = c.index("ids", {tokens, k}, chosen);
+  const int weights = c.in("weights", {tokens, k}, random.uniform(tokens * k, 0, 1), Kind::sum);
+  const int x = c.in("x", {tokens, columns}, random.normal(tokens * columns));
+  const int a = c.in("a", {rows, columns}, random.normal(rows * columns));
+  const int da = c.in("da", {rows, columns}, random.normal(rows * columns));
+  const int offsets = c.out("offsets", {here + 1}, 0, Kind::index);
+  const int row_of = c.out("row_of", {tokens, k}, 0, Kind::index);
+  const int token_of = c.out("token_of", {rows}, 0, Kind::index);
+  const int gathered = c.inout("rows", {rows, columns}, random.normal(rows * columns), 1);
+  const int y = c.out("y", {tokens, columns}, k);
+  const int dx = c.inout("dx", {tokens, columns}, random.normal(tokens * columns), k + 1);
+  const int dweights = c.out("dweights", {tokens, k}, columns, Kind::sum);
+  const int scaled = c.inout("scaled", {rows, columns}, random.normal(rows * columns), 1);
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
+    const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
+    ops.sort_by_expert(stream, routing, first, all);
+    ops.gather_rows(stream, t[gathered], t[x], routing);
+    ops.combine(stream, t[y], t[a], {}, {}, {}, routing);
+    ops.gather_rows_backward(stream, t[dx], t[da], routing);
+    ops.routing_weight_gradient(stream, t[dweights], t[da], t[a], routing);
+    ops.scale_rows(stream, t[scaled], routing);
+  };
+  return c;
+}
+
+// k different experts for each of so many tokens.
+std::vector<int32_t> choices(int64_t tokens, int64_t k, int64_t experts) {
+  Random random(18);
+  std::vector<int32_t> out;
+  for (int64_t t = 0; t < tokens; t++) {
+    const auto start = static_cast<int64_t>(random.uniform(0, static_cast<double>(experts)));
+    for (int64_t c = 0; c < k; c++) out.push_back(static_cast<int32_t>((start + c * (experts / k)) % experts));
+  }
+  return out;
 }
 
 }  // namespace
@@ -152,6 +204,10 @@ std::vector<OpCase> expert_cases() {
   cases.push_back(grouped_case({0, 0, 600, 0, 0}, 64, 64));
   cases.push_back(grouped_case({200, 90, 30, 225}, 448, 128));
   cases.push_back(grouped_case({1100, 37}, 320, 192));
+  cases.push_back(grouped_case({3, 0, 5, 1}, 17, 9, 8));
+  cases.push_back(grouped_case({200, 90, 30, 225}, 448, 128, 130));
+  cases.push_back(grouped_case({1, 0, 8, 17, 33, 0, 129, 2, 64, 0}, 320, 192, 77));
+  cases.push_back(grouped_case({1100, 37}, 320, 192, 600));
   std::vector<int32_t> spread;
   for (int32_t e = 0; e < 130; e++) spread.push_back(e % 7 == 0 ? 0 : e * e % 11);
   cases.push_back(grouped_case(spread, 128, 64));
@@ -169,6 +225,11 @@ std::vector<OpCase> expert_cases() {
     for (const int32_t e : {0, 1, 2}) many.push_back(static_cast<int32_t>(random.uniform(0, 3)) * 3 + e);
   }
   cases.push_back(move_case("wide", many, 10, 3, 300));
+  cases.push_back(move_part_case({0, 2, 1, 0, 2, 1, 0, 1, 1, 2}, 4, 1, 2, 2, 17));
+  cases.push_back(move_part_case({0, 2, 1, 0, 2, 1, 0, 1, 1, 2}, 4, 3, 1, 2, 32));  // nothing to do
+  cases.push_back(move_part_case(choices(130, 8, 16), 16, 8, 8, 8, 64));
+  cases.push_back(move_part_case(choices(700, 8, 128), 128, 96, 32, 8, 300));
+  cases.push_back(move_part_case(choices(1300, 10, 40), 40, 0, 4, 10, 8));
   return cases;
 }
 

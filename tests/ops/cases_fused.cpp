@@ -115,7 +115,7 @@ Fused routed(int64_t rows, int64_t experts, int64_t k, int64_t columns) {
       [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
         const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
         ops.route(stream, routing, t[logits]);
-        ops.sort_by_expert(stream, routing);
+        ops.sort_by_expert(stream, routing, 0, experts);
         ops.gather_rows(stream, t[to], t[x], routing);
       });
 }
@@ -135,7 +135,7 @@ Fused combined(int64_t rows, int64_t experts, int64_t k, int64_t columns) {
   const auto run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t, bool together) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.route(stream, routing, t[logits]);
-    ops.sort_by_expert(stream, routing);
+    ops.sort_by_expert(stream, routing, 0, experts);
     ops.combine(stream, t[y], t[a], t[shared], t[logit], together ? t[residual] : Tensor(), routing);
     if (!together) ops.add(stream, t[y], t[residual]);
   };

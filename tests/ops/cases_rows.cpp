@@ -106,16 +106,16 @@ OpCase swiglu_case(const Size& s) {
   return c;
 }
 
-OpCase embed_case(const Size& s) {
+// The table is `entries` rows of a vocabulary of 11, from row `first` on.
+OpCase embed_case(const Size& s, int64_t first = 0, int64_t entries = 11) {
   Random random(5);
   const int64_t vocabulary = 11;
-  OpCase c{fmt::format("embed {}x{}", s.rows, s.columns)};
+  OpCase c{fmt::format("embed {}x{} from {} of {}", s.rows, s.columns, entries, vocabulary)};
   const int tokens = c.index("tokens", {s.rows}, random.integers(s.rows, vocabulary));
-  const int table = c.in("table", {vocabulary, s.columns}, random.normal(vocabulary * s.columns));
+  const int table = c.in("table", {entries, s.columns}, random.normal(entries * s.columns));
   const int dx = c.in("dx", {s.rows, s.columns}, random.normal(s.rows * s.columns));
   const int x = c.out("x", {s.rows, s.columns}, 1);
-  const int dtable =
-      c.inout("dtable", {vocabulary, s.columns}, random.normal(vocabulary * s.columns), s.rows, Kind::sum);
+  const int dtable = c.inout("dtable", {entries, s.columns}, random.normal(entries * s.columns), s.rows, Kind::sum);
   for (const int i : {dx, x}) c.operands[static_cast<size_t>(i)].pad = s.pad;
   by_row(c, {tokens, dx, x});
   // Every other row of a larger tensor, last first.
@@ -124,19 +124,24 @@ OpCase embed_case(const Size& s) {
   const int index = c.index("index", {s.rows}, places);
   const int spread = c.inout("spread", {2 * s.rows, s.columns}, random.normal(2 * s.rows * s.columns), 1);
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
-    ops.embed(stream, t[x], t[tokens], t[table]);
-    ops.embed_backward(stream, t[dtable], t[dx], t[tokens]);
+    ops.embed(stream, t[x], t[tokens], t[table], first, vocabulary);
+    ops.embed_backward(stream, t[dtable], t[dx], t[tokens], first, vocabulary);
     if (t[dx].rows() == t[index].rows()) ops.scatter_rows(stream, t[spread], t[dx], t[index]);
   };
   return c;
 }
 
-OpCase log_prob_case(int64_t rows, int64_t vocabulary, double temperature, bool entropy, double spread) {
+// part: every other target is not among the logits.
+OpCase log_prob_case(int64_t rows, int64_t vocabulary, double temperature, bool entropy, double spread,
+                     bool part = false) {
   Random random(6);
   OpCase c{fmt::format("log_prob {}x{} at {}{}", rows, vocabulary, temperature, entropy ? " with entropy" : "")};
+  if (part) c.name += ", of a part of the vocabulary";
   const Values l = random.normal(rows * vocabulary, spread);
   const int in = c.in("logits", {rows, vocabulary}, l, Kind::sum);
-  const int targets = c.index("targets", {rows}, random.integers(rows, static_cast<int32_t>(vocabulary)));
+  std::vector<int32_t> at = random.integers(rows, static_cast<int32_t>(vocabulary));
+  for (size_t i = 0; part && i < at.size(); i += 2) at[i] = -1;
+  const int targets = c.index("targets", {rows}, at);
   const int d = c.in("d_log_prob", {rows}, random.normal(rows), Kind::sum);
   const int de = c.in("d_entropy", {rows}, random.normal(rows), Kind::sum);
   // A log-probability is a difference of numbers as large as the logits.
@@ -201,6 +206,8 @@ std::vector<OpCase> row_cases() {
     cases.push_back(gated_norm(s));
     cases.push_back(swiglu_case(s));
     cases.push_back(embed_case(s));
+    cases.push_back(embed_case(s, 4, 5));
+    cases.push_back(embed_case(s, 8, 3));
     cases.push_back(elementwise(s));
   }
   cases.push_back(rope(1, 1, 2, 2, false, 0));
@@ -210,6 +217,8 @@ std::vector<OpCase> row_cases() {
   cases.push_back(rope(70, 4, 64, 16, true, 0));
   cases.push_back(log_prob_case(1, 1, 1, true, 1));
   cases.push_back(log_prob_case(3, 7, 0.5, true, 3));
+  cases.push_back(log_prob_case(3, 7, 0.5, true, 3, true));
+  cases.push_back(log_prob_case(40, 20000, 1.3, true, 2, true));
   cases.push_back(log_prob_case(5, 130, 1, false, 10));
   cases.push_back(log_prob_case(2, 20000, 1.3, true, 4));
   cases.push_back(log_prob_case(40, 513, 1, true, 2));

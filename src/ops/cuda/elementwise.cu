@@ -111,18 +111,33 @@ struct GateBackward {
   }
 };
 
-// Rows out of a table, or into places of one.
-template <class T, bool Scatter>
-struct MoveRows {
+// Rows out of a part of a table, which begins at row `first` of it; zeros for what is in other parts.
+template <class T>
+struct LookUp {
+  Rows<T> to;
+  Rows<const T> part;
+  const int32_t* index;
+  int64_t first, entries, all, n;
+
+  __device__ void operator()(int64_t t, int64_t c) const {
+    const int64_t row = index[t] - first;
+    const bool elsewhere = (row < 0 || row >= entries) && index[t] >= 0 && index[t] < all;
+    Octet<T> numbers{};
+    if (!elsewhere) numbers = load_pack(part.at(row, c), n - c, part.aligned);
+    store_pack(to.at(t, c), numbers, n - c, to.aligned);
+  }
+};
+
+// Rows into places of a table.
+template <class T>
+struct ScatterRows {
   Rows<T> to;
   Rows<const T> from;
   const int32_t* index;
   int64_t n;
 
   __device__ void operator()(int64_t t, int64_t c) const {
-    const int64_t place = index[t];
-    const auto numbers = load_pack(from.at(Scatter ? t : place, c), n - c, from.aligned);
-    store_pack(to.at(Scatter ? place : t, c), numbers, n - c, to.aligned);
+    store_pack(to.at(index[t], c), load_pack(from.at(t, c), n - c, from.aligned), n - c, to.aligned);
   }
 };
 
@@ -199,10 +214,11 @@ void attention_gate_backward(Stream& stream, Tensor do_, Tensor dx, Tensor da, T
   check_launch(stream.queue(), "attention_gate_backward");
 }
 
-void embed(Stream& stream, Tensor x, Tensor tokens, Tensor table) {
+void embed(Stream& stream, Tensor x, Tensor tokens, Tensor table, int64_t first, int64_t vocabulary) {
   dispatch(table.dtype(), [&]<class T>() {
     each_pack(stream, x.rows(), x.dim(1),
-              MoveRows<T, false>{rows_of<T>(x), rows_of<const T>(table), data_of<const int32_t>(tokens), x.dim(1)});
+              LookUp<T>{rows_of<T>(x), rows_of<const T>(table), data_of<const int32_t>(tokens), first, table.rows(),
+                        vocabulary, x.dim(1)});
   });
   check_launch(stream.queue(), "embed");
 }
@@ -210,7 +226,7 @@ void embed(Stream& stream, Tensor x, Tensor tokens, Tensor table) {
 void scatter_rows(Stream& stream, Tensor x, Tensor rows, Tensor index) {
   dispatch(x.dtype(), [&]<class T>() {
     each_pack(stream, rows.rows(), rows.dim(1),
-              MoveRows<T, true>{rows_of<T>(x), rows_of<const T>(rows), data_of<const int32_t>(index), rows.dim(1)});
+              ScatterRows<T>{rows_of<T>(x), rows_of<const T>(rows), data_of<const int32_t>(index), rows.dim(1)});
   });
   check_launch(stream.queue(), "scatter_rows");
 }

@@ -5,6 +5,14 @@
 namespace furlong::cuda {
 namespace {
 
+// The entries of the vocabulary whose gradients are wanted.
+struct Part {
+  int first, entries, all;
+  __device__ bool elsewhere(int token) const {
+    return (token < first || token >= first + entries) && token >= 0 && token < all;
+  }
+};
+
 // Of one entry of the vocabulary, zeros before.
 struct Occurrences {
   uint32_t first;  // rows of the batch less the token's first
@@ -22,20 +30,20 @@ struct Lists {
   uint32_t frequent, others;  // how many are listed
 };
 
-__global__ void find_tokens_kernel(Occurrences* found, const int32_t* tokens, int rows) {
+__global__ void find_tokens_kernel(Occurrences* found, const int32_t* tokens, int rows, Part part) {
   const int t = blockIdx.x * block_threads + threadIdx.x;
-  if (t >= rows) return;
-  Occurrences& at = found[tokens[t]];
+  if (t >= rows || part.elsewhere(tokens[t])) return;
+  Occurrences& at = found[tokens[t] - part.first];
   atomicMax(&at.first, static_cast<uint32_t>(rows - t));
   atomicAdd(&at.count, 1u);
 }
 
 // Lists each token of the batch once. The order within a list is any; every entry is added to by one block alone.
 __global__ void list_tokens_kernel(Token* list, Lists* lists, const Occurrences* found, const int32_t* tokens, int rows,
-                                   int others) {
+                                   int others, Part part) {
   const int t = blockIdx.x * block_threads + threadIdx.x;
-  if (t >= rows) return;
-  const auto [first, count] = found[tokens[t]];
+  if (t >= rows || part.elsewhere(tokens[t])) return;
+  const auto [first, count] = found[tokens[t] - part.first];
   if (static_cast<int>(first) != rows - t) return;
   const uint32_t at = count > frequent ? atomicAdd(&lists->frequent, 1u) : others + atomicAdd(&lists->others, 1u);
   list[at] = {tokens[t], t, static_cast<int>(count), 0};
@@ -111,13 +119,13 @@ __device__ inline void add_rows(float (&sum)[pack], Rows<const T> dx, const int*
 template <class T>
 __global__ void __launch_bounds__(block_threads, 3)
     add_tokens_kernel(Rows<float> dtable, Rows<const T> dx, const int32_t* tokens, const Token* list, int rows,
-                      int64_t n) {
+                      int64_t n, int first_entry) {
   __shared__ Found rows_found;
   const auto [token, t, count, unused] = list[blockIdx.x];
   if (count == 0) return;
   const int64_t c = (blockIdx.y * static_cast<int64_t>(block_threads) + threadIdx.x) * pack, left = c < n ? n - c : 0;
   float sum[pack];
-  load_floats(sum, static_cast<const float*>(dtable.at(token, c)), left, dtable.aligned);
+  load_floats(sum, static_cast<const float*>(dtable.at(token - first_entry, c)), left, dtable.aligned);
   add_rows(sum, dx, &t, 1, c, left);
   int added = 1;
   for (int base = t + 1; added < count; base += tile) {
@@ -125,12 +133,12 @@ __global__ void __launch_bounds__(block_threads, 3)
     add_rows(sum, dx, rows_found.rows, here, c, left);
     added += here;
   }
-  store_floats(dtable.at(token, c), sum, left, dtable.aligned);
+  store_floats(dtable.at(token - first_entry, c), sum, left, dtable.aligned);
 }
 
 }  // namespace
 
-void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
+void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens, int64_t first, int64_t vocabulary) {
   const cudaStream_t at = stream.queue().stream;
   const int rows = static_cast<int>(dx.rows()), most_frequent = rows / frequent + 1, listed = most_frequent + rows;
   const int64_t n = dx.dim(1), entries = dtable.rows();
@@ -142,12 +150,13 @@ void embed_backward(Stream& stream, Tensor dtable, Tensor dx, Tensor tokens) {
   check(cudaMemsetAsync(list, 0, bytes, at), "embed_backward");
   const auto blocks = static_cast<uint32_t>(blocks_for(rows, block_threads));
   const int32_t* ids = data_of<const int32_t>(tokens);
-  find_tokens_kernel<<<blocks, block_threads, 0, at>>>(found, ids, rows);
-  list_tokens_kernel<<<blocks, block_threads, 0, at>>>(list, lists, found, ids, rows, most_frequent);
+  const Part part{static_cast<int>(first), static_cast<int>(entries), static_cast<int>(vocabulary)};
+  find_tokens_kernel<<<blocks, block_threads, 0, at>>>(found, ids, rows, part);
+  list_tokens_kernel<<<blocks, block_threads, 0, at>>>(list, lists, found, ids, rows, most_frequent, part);
   dispatch(dx.dtype(), [&]<class T>() {
     const dim3 grid(static_cast<uint32_t>(listed), static_cast<uint32_t>(blocks_for(n, block_threads * pack)));
     add_tokens_kernel<T>
-        <<<grid, block_threads, 0, at>>>(rows_of<float>(dtable), rows_of<const T>(dx), ids, list, rows, n);
+        <<<grid, block_threads, 0, at>>>(rows_of<float>(dtable), rows_of<const T>(dx), ids, list, rows, n, part.first);
   });
   check_launch(stream.queue(), "embed_backward");
 }

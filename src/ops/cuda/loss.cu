@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(block_threads)
   if (row >= rows) return;
   const RowSoftmax softmax = join_parts(parts + row * count, count);
   if (threadIdx.x % warp != 0) return;
-  log_prob[row] = softmax.log_prob(*logits.at(row, targets[row]), inverse);
+  log_prob[row] = softmax.log_prob(targets[row] < 0 ? 0.0f : *logits.at(row, targets[row]), inverse);
   lse[row] = softmax.lse();
   if (entropy != nullptr) entropy[row] = softmax.entropy;
 }

@@ -117,6 +117,7 @@ __device__ void each_token(const int32_t* row_of, const float* weights, int64_t 
 }
 
 // Calls f(pack, weight, row) for the rows of token t's choices in order, `together` of them on their way at once.
+// Choices without a row are passed over.
 template <class T, int V, class F>
 __device__ void each_row(const Rows<T>& rows, const int32_t* row_of, const float* weights, int64_t t, int k,
                          int64_t column, Choices choices, F&& f) {
@@ -126,12 +127,17 @@ __device__ void each_row(const Rows<T>& rows, const int32_t* row_of, const float
     if (c > 0) choices = Choices(row_of + t * k + c, weights == nullptr ? weights : weights + t * k + c);
     Pack<E, V> in[together];
 #pragma unroll
-    for (int i = 0; i < together; i++) in[i] = load<E, V>(rows.at(choices.row[i], column));
+    for (int i = 0; i < together; i++) {
+      if (choices.row[i] >= 0) in[i] = load<E, V>(rows.at(choices.row[i], column));
+    }
 #pragma unroll
-    for (int i = 0; i < together; i++) f(in[i], choices.weight[i], choices.row[i]);
+    for (int i = 0; i < together; i++) {
+      if (choices.row[i] >= 0) f(in[i], choices.weight[i], choices.row[i]);
+    }
   }
   for (; c < k; c++) {
     const int row = row_of[t * k + c];
+    if (row < 0) continue;
     f(load<E, V>(rows.at(row, column)), weights == nullptr ? 1.0f : weights[t * k + c], row);
   }
 }
@@ -147,7 +153,10 @@ __global__ __launch_bounds__(most_threads) void gather_kernel(Rows<T> rows, Rows
   for (int64_t t = blockIdx.x; t < tokens; t += gridDim.x) {
     const auto in = load<T, V>(x.at(t, column));
 #pragma unroll 8
-    for (int c = 0; c < k; c++) *reinterpret_cast<Pack<T, V>*>(rows.at(row_of[t * k + c], column)) = in;
+    for (int c = 0; c < k; c++) {
+      const int row = row_of[t * k + c];
+      if (row >= 0) *reinterpret_cast<Pack<T, V>*>(rows.at(row, column)) = in;
+    }
   }
 }
 
@@ -182,15 +191,19 @@ __global__ __launch_bounds__(most_threads, 2) void combine_kernel(Rows<T> y, Row
   const int64_t column = my_column<V>();
   if (column >= columns) return;
   each_token(row_of, weights, tokens, k, [&](int64_t t, const Choices& choices) {
-    const auto sh = load<T, V>(shared.at(t, column));
-    const float gate = sigmoid(logit.get(t));
+    const bool joined = shared.data != nullptr;
+    Pack<T, V> sh{};
+    if (joined) sh = load<T, V>(shared.at(t, column));
+    const float gate = joined ? sigmoid(logit.get(t)) : 0.0f;
     float sum[V] = {};
     each_row<const T, V>(rows, row_of, weights, t, k, column, choices, [&](const Pack<T, V>& in, float weight, int) {
 #pragma unroll
       for (int j = 0; j < V; j++) sum[j] = fmaf(weight, widen(in.x[j]), sum[j]);
     });
+    if (joined) {
 #pragma unroll
-    for (int j = 0; j < V; j++) sum[j] = fmaf(gate, widen(sh.x[j]), sum[j]);
+      for (int j = 0; j < V; j++) sum[j] = fmaf(gate, widen(sh.x[j]), sum[j]);
+    }
     if (residual.data != nullptr) {
       const auto before = load<T, V>(residual.at(t, column));
 #pragma unroll
@@ -233,6 +246,10 @@ __global__ __launch_bounds__(dot_warps* warp) void dot_kernel(float* dweights, R
   const int lane = threadIdx.x % warp;
   if (i >= choices) return;
   const int64_t row = row_of[i];
+  if (row < 0) {
+    if (lane == 0) dweights[i] = 0;
+    return;
+  }
   float sum = 0;
 #pragma unroll 2
   for (int64_t c = lane * V; c < columns; c += warp * V) {
@@ -290,10 +307,10 @@ void gather_rows_backward(Stream& stream, Tensor dx, Tensor drows, const Routing
 void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
              const Routing& routing) {
   Queue& queue = stream.queue();
-  in_packs({y, rows, shared, residual.defined() ? residual : y}, [&]<class T, int V>() {
+  in_packs({y, rows, shared.defined() ? shared : y, residual.defined() ? residual : y}, [&]<class T, int V>() {
     const Launch l(y.rows(), y.dim(1), V, walkers_of(queue));
     launch_early(stream, combine_kernel<T, V>, l.grid, static_cast<int>(l.threads), 0, rows_of<T>(y),
-                 rows_of<const T>(rows), rows_of<const T>(shared),
+                 rows_of<const T>(rows), shared.defined() ? rows_of<const T>(shared) : Rows<const T>{},
                  residual.defined() ? rows_of<const T>(residual) : Rows<const T>{}, Column(shared_logit),
                  data_of<int32_t>(routing.row_of), data_of<float>(routing.weights), y.rows(), choices_of(routing),
                  y.dim(1));

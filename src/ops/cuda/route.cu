@@ -111,19 +111,21 @@ struct Sort {
   int32_t* counts;  // (blocks, experts): choices of an expert in a block; null where there is one block
   int64_t choices;
   int experts, k;
+  int first, all;  // of these, `experts` from `first` on are sorted
 };
+
+// -1: past the end, or an expert that is not sorted
+__device__ int expert_at(const Sort& s, int64_t i) {
+  if (i >= s.choices) return -1;
+  const int e = s.ids[i];
+  if (static_cast<unsigned>(e) >= static_cast<unsigned>(s.all)) __trap();
+  return e >= s.first && e < s.first + s.experts ? e - s.first : -1;
+}
 
 // A warp takes 32 · Rounds choices.
 template <int Rounds>
 __device__ int64_t begin_of(int warp_index) {
   return (static_cast<int64_t>(blockIdx.x) * (blockDim.x / warp) + warp_index) * warp * Rounds;
-}
-
-__device__ int expert_at(const Sort& s, int64_t i) {
-  if (i >= s.choices) return -1;
-  const int e = s.ids[i];
-  if (static_cast<unsigned>(e) >= static_cast<unsigned>(s.experts)) __trap();
-  return e;
 }
 
 // The exclusive sum over a block of one number a thread; `total` is the sum of all. `sums` holds 33 numbers.
@@ -254,8 +256,11 @@ __global__ void place_kernel(Sort s) {
 
 #pragma unroll
   for (int r = 0; r < Rounds; r++) {
-    if (e[r] < 0) continue;
     const int64_t i = begin + r * warp;
+    if (e[r] < 0) {
+      if (i < s.choices) s.row_of[i] = -1;
+      continue;
+    }
     const int row = first[e[r]] + seen[wi * run + e[r]] + rank[r];
     s.row_of[i] = row;
     s.token_of[row] = static_cast<int32_t>(static_cast<uint32_t>(i) / static_cast<uint32_t>(s.k));
@@ -380,7 +385,7 @@ void route(Stream& stream, const Routing& routing, Tensor logits) {
   check_launch(queue, "route");
 }
 
-void sort_by_expert(Stream& stream, const Routing& routing) {
+void sort_by_expert(Stream& stream, const Routing& routing, int64_t first, int64_t all) {
   Queue& queue = stream.queue();
   const int64_t experts = routing.offsets.rows() - 1, choices = routing.ids.numel();
   CHECK(experts <= most_experts && choices < INT32_MAX, "{} choices of {} experts", choices, experts);
@@ -391,7 +396,12 @@ void sort_by_expert(Stream& stream, const Routing& routing) {
                nullptr,
                choices,
                static_cast<int>(experts),
-               static_cast<int>(routing.ids.dim(1))};
+               static_cast<int>(routing.ids.dim(1)),
+               static_cast<int>(first),
+               static_cast<int>(all)};
+  if (experts < all && routing.token_of.numel() > 0) {
+    check(cudaMemsetAsync(routing.token_of.data(), 0xff, routing.token_of.bytes(), queue.stream), "sort_by_expert");
+  }
   // Few choices: one block. More: a block for each 1024, and larger ones once their number weighs.
   const int threads = experts <= 1024 && choices > 512 ? 1024 : 256;
   if (choices <= threads || (choices > 4096 && choices <= 1024 * 128)) {
@@ -414,7 +424,7 @@ void route_rows(Stream& stream, const Routing& routing, Tensor rows, Tensor x, T
     return;
   }
   cuda::route(stream, routing, logits);
-  cuda::sort_by_expert(stream, routing);
+  cuda::sort_by_expert(stream, routing, 0, routing.offsets.rows() - 1);
   cuda::gather_rows(stream, rows, x, routing);
 }
 
