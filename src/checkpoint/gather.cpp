@@ -33,7 +33,7 @@ WholeTensors::WholeTensors(const Mesh& mesh, const Weights& weights)
       if (line.empty()) {
         share.own = {0, 0};
       } else {
-        share = shard_from_text(line, share.full_shape, "a rank's share");
+        share = shard_from_text(line, "a rank's share");
       }
     }
   }

@@ -1,17 +1,21 @@
 #include "checkpoint/resume.h"
 
 #include <algorithm>
-#include <charconv>
+#include <cctype>
 #include <cstring>
 #include <filesystem>
+#include <set>
 
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
 #include "checkpoint/digest.h"
 #include "checkpoint/folder.h"
+#include "checkpoint/manifest.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/shards.h"
 #include "checkpoint/values.h"
+#include "parallel/agree.h"
 #include "tensor/copy.h"
 
 namespace furlong {
@@ -19,43 +23,14 @@ namespace {
 
 namespace fs = std::filesystem;
 
-constexpr const char* prefix = "iter_";
-constexpr const char* manifest_name = "manifest.json";
-constexpr const char* state_name = "state.json";
-constexpr const char* format_name = "furlong.checkpoint";
-constexpr int format_version = 1;
-
-std::string folder_of(const std::string& directory, int64_t iteration) {
-  return fmt::format("{}/{}{:07}", directory, prefix, iteration);
-}
-
-std::optional<int64_t> iteration_of(const std::string& name) {
-  const std::string digits = name.substr(std::min(name.size(), std::strlen(prefix)));
-  int64_t iteration = 0;
-  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), iteration);
-  const bool whole = error == std::errc() && end == digits.data() + digits.size() && iteration >= 0;
-  // Only the very name that a save gives, so that iter_7 and iter_0000007 cannot both stand for 7.
-  return whole && name == fmt::format("{}{:07}", prefix, iteration) ? std::optional(iteration) : std::nullopt;
-}
-
-// The iterations of which a folder exists, newest first.
-std::vector<int64_t> list_iterations(const std::string& directory) {
-  std::vector<int64_t> found;
-  std::error_code code;
-  for (const auto& entry : fs::directory_iterator(directory, code)) {
-    const auto iteration = iteration_of(entry.path().filename().string());
-    if (iteration && entry.is_directory(code)) found.push_back(*iteration);
-  }
-  std::sort(found.rbegin(), found.rend());
-  return found;
-}
+constexpr const char* shard_key = "shard ";  // of a file's metadata, before a tensor's name: text_of(its Shard)
 
 void remove_stale(const std::string& directory) {
   std::vector<fs::path> stale;
   std::error_code code;
   for (const auto& entry : fs::directory_iterator(directory, code)) {
     const std::string name = entry.path().filename().string();
-    if (name.starts_with(prefix) && name.find(".tmp-") != std::string::npos) stale.push_back(entry.path());
+    if (name.starts_with(checkpoint_prefix) && name.find(".tmp-") != std::string::npos) stale.push_back(entry.path());
   }
   for (const auto& path : stale) {
     log::info("removing {}, left by a save that was cut off", path.string());
@@ -63,184 +38,361 @@ void remove_stale(const std::string& directory) {
   }
 }
 
-std::string file_of(const NamedWeights& set) { return set.name + ".safetensors"; }
+// A rank's file of a set.
+std::string file_of(const NamedWeights& set, int rank, int ranks) {
+  return ranks == 1 ? set.name + ".safetensors"
+                    : fmt::format("{}.{:05}-of-{:05}.safetensors", set.name, rank + 1, ranks);
+}
 
-void check_set_name(const NamedWeights& set) {
+// Whether a file is one of a set's, whatever the number of ranks that wrote it.
+bool is_of_set(const std::string& file, const NamedWeights& set) {
+  return file.starts_with(set.name + ".") && file.ends_with(".safetensors");
+}
+
+void check_sets(const std::vector<NamedWeights>& sets, const Mesh& mesh) {
   const auto plain = [](char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_' || c == '-'; };
-  CHECK(!set.name.empty() && std::all_of(set.name.begin(), set.name.end(), plain), "set \"{}\"", set.name);
-  CHECK(set.weights != nullptr, "set {}", set.name);
+  std::set<std::string> names;
+  for (const auto& set : sets) {
+    CHECK(!set.name.empty() && std::all_of(set.name.begin(), set.name.end(), plain), "set \"{}\"", set.name);
+    CHECK(names.insert(set.name).second, "set {} twice", set.name);
+    CHECK(set.weights != nullptr, "set {}", set.name);
+    CHECK(set.weights->rank().ranks() == mesh.place().ranks() || mesh.is_alone(), "set {} of {} ranks among {}",
+          set.name, set.weights->rank().ranks(), mesh.place().ranks());
+  }
 }
 
-// The manifest's part about one file, with the checksums taken as the file is written.
-Json write_set(const std::string& folder, const NamedWeights& set) {
-  std::vector<TensorSource> sources;
-  for_each_tensor(
-      [&](const TensorSpec& spec, const Tensor& t) {
-        if (!t.defined()) return;
-        CHECK(t.contiguous(), "{} {}", spec.name, t.describe());
-        sources.push_back({.name = spec.name,
-                           .dtype = file_dtype_of(t.dtype()),
-                           .shape = spec.shape,
-                           .emit = [t](const ByteSink& sink) {
-                             const OnHost host(t);
-                             if (t.bytes() > 0) sink(host.view().data(), t.bytes());
-                           }});
-      },
-      *set.weights);
-  Digest whole;
+// --- saving ---
+
+// The numbers of a tensor that this rank gives.
+Tensor given(const TensorSpec& spec, const Tensor& t, const Shard& share) {
+  CHECK(t.contiguous(), "{} {}", spec.name, t.describe());
+  const size_t at = spec.owned ? 0 : static_cast<size_t>(share.own.begin) * size_of(t.dtype());
+  return {static_cast<uint8_t*>(t.data()) + at, t.dtype(), {share.own.size()}, t.device()};
+}
+
+uint64_t bytes_to_write(const std::vector<NamedWeights>& sets) {
   uint64_t bytes = 0;
-  Json tensors = Json::object();
-  write_safetensors(folder + "/" + file_of(set), std::move(sources), {{"format", "pt"}},
-                    [&](const std::string& tensor, const void* data, size_t n) {
-                      whole.update(data, n);
-                      bytes += n;
-                      if (!tensor.empty()) tensors[tensor] = Digest::of(data, n);  // a tensor arrives in one piece
-                    });
-  return {{"bytes", bytes}, {"xxh3", whole.hex()}, {"tensors", std::move(tensors)}};
-}
-
-std::string manifest_text(const Json& body) {
-  const std::string text = body.dump();
-  return Json{{"body", body}, {"xxh3", Digest::of(text.data(), text.size())}}.dump(1) + "\n";
-}
-
-// The manifest's body, its own checksum held against it.
-Json read_manifest(const std::string& path) {
-  const std::string where = path + "/" + manifest_name;
-  const Json manifest = read_json_file(where);
-  if (!manifest.is_object() || !manifest.contains("body") || !manifest.contains("xxh3") || manifest.size() != 2) {
-    fail(Exit::input, "{}: not a checkpoint's manifest", where);
-  }
-  const std::string text = manifest["body"].dump();
-  if (manifest["xxh3"] != Digest::of(text.data(), text.size()))
-    fail(Exit::input, "{}: its own checksum does not match", where);
-  const Json& body = manifest["body"];
-  if (!body.is_object() || body.value("format", Json()) != format_name ||
-      body.value("version", Json()) != format_version) {
-    fail(Exit::input, "{}: another format or version than {} {}", where, format_name, format_version);
-  }
-  if (iteration_of(fs::path(path).filename().string()) != body.at("iteration").get<int64_t>()) {
-    fail(Exit::input, "{}: it belongs to iteration {}", where, body.at("iteration").get<int64_t>());
-  }
-  return body;
-}
-
-// The first tensor whose checksum differs, for the message.
-std::string differing_tensor(const std::string& path, const Json& record) {
-  if (!record.contains("tensors")) return "its content differs";
-  const SafetensorsFile file(path);
-  for (const auto& entry : file.entries()) {
-    if (record["tensors"].value(entry.name, "") != Digest::of(entry.bytes.data(), entry.bytes.size()))
-      return "tensor " + entry.name + " differs";
-  }
-  return "its header differs";
-}
-
-void verify_file(const std::string& path, const Json& record, bool checksums) {
-  const MappedFile file(path);
-  const auto bytes = record.at("bytes").get<uint64_t>();
-  if (file.bytes().size() != bytes)
-    fail(Exit::input, "{}: it has {} bytes, the manifest says {}", path, file.bytes().size(), bytes);
-  if (!checksums) return;
-  const std::string digest = Digest::of(file.bytes().data(), file.bytes().size());
-  if (record.at("xxh3") != digest) {
-    fail(Exit::input, "{}: its checksum is {}, the manifest says {}: {}", path, digest,
-         record.at("xxh3").get<std::string>(), differing_tensor(path, record));
-  }
-}
-
-void verify_or_throw(const std::string& path, bool checksums) {
-  const Json body = read_manifest(path);
-  try {
-    for (const auto& [name, record] : body.at("files").items()) {
-      check_plain_file_name(name, path + "/" + manifest_name);
-      verify_file(path + "/" + name, record, checksums);
+  for (const auto& set : sets) {
+    const auto shares = shares_of(*set.weights);
+    for (size_t i = 0; i < shares.size(); i++) {
+      bytes += static_cast<uint64_t>(shares[i].own.size()) * size_of(set.weights->tensors()[i].dtype());
     }
-  } catch (const Json::exception& e) {
-    fail(Exit::input, "{}/{}: {}", path, manifest_name, e.what());
+  }
+  return bytes;
+}
+
+// How many numbers of a tensor were written, and how many there are.
+struct Count {
+  int64_t written = 0, all = 0;
+};
+using Counts = std::map<std::string, Count>;  // by set and tensor
+
+// Writes a rank's file of a set; its record has the checksums taken as it is written.
+FileRecord write_set(const std::string& folder, const std::string& file, const NamedWeights& set, Counts& counts) {
+  const std::vector<Shard> shares = shares_of(*set.weights);
+  std::vector<TensorSource> sources;
+  std::map<std::string, std::string> metadata = {{"format", "pt"}};
+  for (size_t i = 0; i < shares.size(); i++) {
+    const TensorSpec& spec = set.weights->specs()[i];
+    if (shares[i].own.size() == 0) continue;
+    const Tensor part = given(spec, set.weights->tensors()[i], shares[i]);
+    const bool whole = shares[i].is_whole();
+    if (!whole) metadata[shard_key + spec.name] = text_of(shares[i]);
+    counts[set.name + " " + spec.name] = {part.numel(), spec.full_numel()};
+    sources.push_back({.name = spec.name,
+                       .dtype = file_dtype_of(part.dtype()),
+                       .shape = whole ? spec.full_shape : std::vector<int64_t>{part.numel()},
+                       .emit = [part](const ByteSink& sink) {
+                         const OnHost host(part);
+                         sink(host.view().data(), part.bytes());
+                       }});
+  }
+  FileRecord record{.name = file, .bytes = 0, .xxh3 = {}, .tensors = {}};
+  Digest all;
+  write_safetensors(folder + "/" + file, std::move(sources), metadata,
+                    [&](const std::string& tensor, const void* data, size_t n) {
+                      all.update(data, n);
+                      record.bytes += n;
+                      if (!tensor.empty()) record.tensors[tensor] = Digest::of(data, n);  // it arrives in one piece
+                    });
+  record.xxh3 = all.hex();
+  return record;
+}
+
+// Every number of a tensor was written once by some rank, or an owner rule is wrong.
+void check_counts(Group& ranks, const Counts& own) {
+  Json told = Json::object();
+  for (const auto& [tensor, count] : own) told[tensor] = {count.written, count.all};
+  Counts counts;
+  for (const auto& of_rank : ranks.gather_bytes(told.dump())) {
+    const Json json = Json::parse(of_rank);
+    for (const auto& [tensor, count] : json.items()) {
+      counts[tensor].written += count.at(0).get<int64_t>();
+      counts[tensor].all = count.at(1).get<int64_t>();
+    }
+  }
+  for (const auto& [tensor, count] : counts) {
+    CHECK(count.written == count.all, "{}: {} of {} numbers were given", tensor, count.written, count.all);
   }
 }
 
-void fill_set(const std::string& path, const NamedWeights& set) {
-  const std::string where = path + "/" + file_of(set);
+void remove_old(const std::string& old) {
+  // Renamed first, so that a removal that is cut off never leaves a folder that looks complete.
+  const std::string doomed = old + ".tmp-old";
   std::error_code code;
-  if (!fs::exists(where, code)) {
-    fail(Exit::input, "{}: it holds no {}; it was saved by a run with other settings (--dtype, --main-params-dtype)",
-         path, set.name);
-  }
-  const SafetensorsFile file(where);
-  for_each_tensor(
-      [&](const TensorSpec& spec, const Tensor& t) {
-        if (!t.defined()) return;
-        const TensorEntry* entry = file.find(spec.name);
-        if (entry == nullptr)
-          fail(Exit::input, "{}: tensor {} is not in it; was it saved for another model?", where, spec.name);
-        if (entry->shape != spec.shape || entry->dtype != file_dtype_of(t.dtype())) {
-          fail(Exit::input,
-               "{}: tensor {} is {}, but this run needs {}; was it saved for another model or with another --dtype, "
-               "--exp-avg-dtype or --exp-avg-sq-dtype?",
-               where, spec.name, entry->describe(), t.describe());
-        }
-        write_numbers(t, 0, t.numel(), entry->bytes.data());
-      },
-      *set.weights);
+  fs::rename(old, doomed, code);
+  if (!code) fs::remove_all(doomed, code);
+  if (code) log::warn("cannot remove the old checkpoint {}: {}", old, code.message());
 }
 
-void prune(const std::string& directory, int64_t iteration, int keep) {
-  std::vector<int64_t> older;
-  for (const int64_t i : list_iterations(directory)) {
-    if (i < iteration) older.push_back(i);
+// The first problem that a rank found, on every rank; empty when none did.
+std::string first_problem(Group& ranks, const std::function<void()>& body) {
+  std::string problem;
+  try {
+    body();
+  } catch (const std::exception& e) {
+    problem = e.what();
   }
-  const auto kept = static_cast<size_t>(std::max(keep, 2) - 1);
-  if (older.size() <= kept) return;
-  const std::string path = folder_of(directory, iteration);
-  if (const std::string wrong = verify_checkpoint(path); !wrong.empty()) {
+  for (const auto& of_rank : ranks.gather_bytes(problem)) {
+    if (!of_rank.empty()) return of_rank;
+  }
+  return "";
+}
+
+void prune(const std::string& directory, int64_t iteration, int keep, Group& ranks) {
+  std::vector<int64_t> older;
+  if (ranks.rank() == 0) {
+    older = list_iterations(directory);
+    std::erase_if(older, [&](int64_t i) { return i >= iteration; });
+    older.erase(older.begin(), older.begin() + std::min(std::ssize(older), std::ptrdiff_t{std::max(keep, 2) - 1}));
+  }
+  if (from_first(ranks, older.empty() ? "" : "some").empty()) return;
+  const std::string path = checkpoint_folder(directory, iteration);
+  const std::string wrong =
+      first_problem(ranks, [&] { verify_files(path, read_manifest(path), true, ranks.rank(), ranks.size()); });
+  if (!wrong.empty()) {
     fail(Exit::resources,
          "{}: the checkpoint just written does not read back: {}. Older checkpoints were kept; check the disk.", path,
          wrong);
   }
-  for (size_t i = kept; i < older.size(); i++) {
-    // Renamed first, so that a removal that is cut off never leaves a folder that looks complete.
-    const std::string old = folder_of(directory, older[i]), doomed = old + ".tmp-old";
-    std::error_code code;
-    fs::rename(old, doomed, code);
-    if (!code) fs::remove_all(doomed, code);
-    if (code) log::warn("cannot remove the old checkpoint {}: {}", old, code.message());
+  for (const int64_t i : older) remove_old(checkpoint_folder(directory, i));
+}
+
+// --- loading ---
+
+// A file of a set, with the manifest's part about it.
+struct SetFile {
+  SafetensorsFile file;
+  const FileRecord* record;
+  bool verified;  // by this rank
+};
+
+// Numbers [to, to + count) of a tensor here, from number `from` of an entry.
+struct Piece {
+  const SetFile* file;
+  const TensorEntry* entry;
+  int64_t from, to, count;
+};
+
+std::vector<SetFile> open_set(const std::string& path, const std::vector<FileRecord>& files, const NamedWeights& set,
+                              Group& ranks) {
+  std::vector<SetFile> found;
+  for (size_t i = 0; i < files.size(); i++) {
+    if (!is_of_set(files[i].name, set)) continue;
+    found.push_back({SafetensorsFile(path + "/" + files[i].name), &files[i],
+                     i % static_cast<size_t>(ranks.size()) == static_cast<size_t>(ranks.rank())});
   }
+  if (found.empty()) {
+    fail(Exit::input, "{}: it holds no {}; it was saved by a run with other settings (--dtype, --main-params-dtype)",
+         path, set.name);
+  }
+  return found;
+}
+
+// What a file has of a tensor.
+Shard shard_in(const SetFile& in, const TensorEntry& entry, const TensorSpec& spec, DType dtype) {
+  const auto& metadata = in.file.metadata();
+  const auto text = metadata.find(shard_key + spec.name);
+  Shard shard{.full_shape = entry.shape, .held = {}, .own = {0, entry.numel()}};
+  if (text != metadata.end()) shard = shard_from_text(text->second, in.file.path() + ": tensor " + spec.name);
+  if (shard.full_shape != spec.full_shape || entry.dtype != file_dtype_of(dtype)) {
+    fail(Exit::input,
+         "{}: tensor {} is {}[{}], but this run needs {}[{}]; was it saved for another model or with another --dtype, "
+         "--exp-avg-dtype or --exp-avg-sq-dtype?",
+         in.file.path(), spec.name, entry.dtype, fmt::join(shard.full_shape, ","), name_of(dtype),
+         fmt::join(spec.full_shape, ","));
+  }
+  if (shard.own.size() != entry.numel())
+    fail(Exit::input, "{}: tensor {} has {} numbers, its metadata says {}", in.file.path(), spec.name, entry.numel(),
+         shard.own.size());
+  return shard;
+}
+
+// Adds what the shards `mine` and `theirs` have in common; both are sorted by their places in the whole tensor.
+void add_common(const std::vector<Run>& mine, const std::vector<Run>& theirs, Piece piece, std::vector<Piece>& pieces) {
+  size_t i = 0, j = 0;
+  while (i < mine.size() && j < theirs.size()) {
+    const Run &a = mine[i], &b = theirs[j];
+    const int64_t begin = std::max(a.full_first, b.full_first);
+    const int64_t a_end = a.full_first + a.count, b_end = b.full_first + b.count;
+    piece.count = std::min(a_end, b_end) - begin;
+    if (piece.count > 0) {
+      piece.to = a.first + begin - a.full_first;
+      piece.from = b.first + begin - b.full_first;
+      pieces.push_back(piece);
+    }
+    (a_end < b_end ? i : j)++;
+  }
+}
+
+// Where the files have the numbers of a tensor here, in its order. Throws Error(Exit::input) unless each of them is
+// there once.
+std::vector<Piece> pieces_in(const std::vector<SetFile>& files, const TensorSpec& spec, DType dtype) {
+  const std::vector<Run> mine = runs_of(shard_of(spec));
+  std::vector<Piece> pieces;
+  bool found = false;
+  for (const auto& in : files) {
+    const TensorEntry* entry = in.file.find(spec.name);
+    if (entry == nullptr) continue;
+    found = true;
+    add_common(mine, runs_of(shard_in(in, *entry, spec, dtype)), {&in, entry, 0, 0, 0}, pieces);
+  }
+  const std::string& where = files[0].file.path();
+  if (!found) fail(Exit::input, "{}: tensor {} is not in it; was it saved for another model?", where, spec.name);
+  std::sort(pieces.begin(), pieces.end(), [](const Piece& a, const Piece& b) { return a.to < b.to; });
+  int64_t end = 0;
+  for (const Piece& piece : pieces) {
+    if (piece.to != end) break;
+    end += piece.count;
+  }
+  int64_t count = 0;
+  for (const Piece& piece : pieces) count += piece.count;
+  const int64_t numel = shard_of(spec).own.size();
+  if (end != numel || count != numel) {
+    fail(Exit::input, "{} and its like: of {} numbers of tensor {} they hold {}, the first {} in order", where, numel,
+         spec.name, count, end);
+  }
+  return pieces;
+}
+
+// Calls f(tensor, pieces) for every tensor of a set that this rank needs.
+template <class F>
+void for_each_needed(const std::vector<SetFile>& files, const NamedWeights& set, F&& f) {
+  for_each_tensor(
+      [&](const TensorSpec& spec, const Tensor& t) {
+        if (t.numel() > 0) f(t, pieces_in(files, spec, t.dtype()));
+      },
+      *set.weights);
+}
+
+// Holds the tensors that this rank reads of files that another one verifies against their checksums. Returns what is
+// wrong.
+std::string damage_in(const std::vector<SetFile>& files, const NamedWeights& set) {
+  std::string wrong;
+  for_each_needed(files, set, [&](const Tensor&, const std::vector<Piece>& pieces) {
+    std::set<const TensorEntry*> seen;
+    for (const Piece& piece : pieces) {
+      if (piece.file->verified || !seen.insert(piece.entry).second || !wrong.empty()) continue;
+      const TensorEntry& entry = *piece.entry;
+      const auto& known = piece.file->record->tensors;
+      const auto digest = known.find(entry.name);
+      if (digest == known.end() || digest->second != Digest::of(entry.bytes.data(), entry.bytes.size()))
+        wrong = fmt::format("{}: tensor {} differs", piece.file->file.path(), entry.name);
+    }
+  });
+  return wrong;
+}
+
+void fill_set(const std::vector<SetFile>& files, const NamedWeights& set) {
+  for_each_needed(files, set, [&](const Tensor& t, const std::vector<Piece>& pieces) {
+    CHECK(t.contiguous(), "{}", t.describe());
+    const size_t width = size_of(t.dtype());
+    const bool direct = t.device() == Device::cpu;
+    std::vector<uint8_t> staged(direct ? 0 : t.bytes());
+    auto* to = direct ? static_cast<uint8_t*>(t.data()) : staged.data();
+    for (const Piece& piece : pieces) {
+      std::memcpy(to + static_cast<size_t>(piece.to) * width,
+                  piece.entry->bytes.data() + static_cast<size_t>(piece.from) * width,
+                  static_cast<size_t>(piece.count) * width);
+    }
+    if (!direct) write_numbers(t, 0, t.numel(), staged.data());
+  });
+}
+
+// Fills the sets from one checkpoint, or returns what is wrong with it, on all ranks alike.
+std::string load_one(const std::string& path, const std::vector<NamedWeights>& sets, bool checksums, Group& ranks) {
+  std::vector<FileRecord> files;
+  std::string wrong = first_problem(ranks, [&] {
+    if (ranks.rank() == 0) files = read_manifest(path);
+  });
+  if (!wrong.empty()) return wrong;
+  // All go by the manifest that rank 0 read.
+  if (ranks.size() > 1) files = records_from_text(from_first(ranks, text_of(files)), path);
+  wrong = first_problem(ranks, [&] { verify_files(path, files, checksums, ranks.rank(), ranks.size()); });
+  if (!wrong.empty()) return wrong;
+  std::vector<std::vector<SetFile>> opened;
+  all_or_none(ranks, [&] {
+    for (const auto& set : sets) {
+      opened.push_back(open_set(path, files, set, ranks));
+      if (checksums && wrong.empty()) wrong = damage_in(opened.back(), set);
+    }
+  });
+  wrong = first_problem(ranks, [&] {
+    if (!wrong.empty()) fail(Exit::input, "{}", wrong);
+  });
+  if (!wrong.empty()) return wrong;
+  all_or_none(ranks, [&] {
+    for (size_t i = 0; i < sets.size(); i++) fill_set(opened[i], sets[i]);
+  });
+  return "";
 }
 
 }  // namespace
 
 void save_checkpoint(const std::string& directory, int64_t iteration, const std::vector<NamedWeights>& sets,
-                     const std::string& state, const SaveCheckpointOptions& options) {
+                     const std::string& state, const SaveCheckpointOptions& options, const Mesh& mesh) {
   CHECK(iteration >= 0, "iteration {}", iteration);
+  check_sets(sets, mesh);
+  Group& ranks = mesh.world();
+  const bool first = ranks.rank() == 0;
   uint64_t bytes = state.size();
-  for (const auto& set : sets) {
-    check_set_name(set);
-    for (const auto& t : set.weights->tensors()) bytes += t.bytes();
-  }
-  make_directories(directory);
-  sync_directory(parent_folder(without_trailing_slash(directory)));
-  remove_stale(directory);
-  check_free_space(directory, bytes, fmt::format("the checkpoint of iteration {}", iteration));
-  TemporaryFolder folder(folder_of(directory, iteration));
-  Json files = Json::object();
-  for (const auto& set : sets) {
-    CHECK(!files.contains(file_of(set)), "set {} twice", set.name);
-    files[file_of(set)] = write_set(folder.path(), set);
-  }
-  write_file_atomic(folder.path() + "/" + state_name, state);
-  files[state_name] = {{"bytes", state.size()}, {"xxh3", Digest::of(state.data(), state.size())}};
-  const Json body = {{"format", format_name}, {"version", format_version}, {"iteration", iteration}, {"files", files}};
-  write_file_atomic(folder.path() + "/" + manifest_name, manifest_text(body));
-  folder.commit();
-  write_file_atomic(directory + "/latest_checkpointed_iteration.txt", std::to_string(iteration) + "\n");
-  prune(directory, iteration, options.keep);
+  for (const auto& of_rank : ranks.gather_bytes(std::to_string(bytes_to_write(sets)))) bytes += std::stoull(of_rank);
+  std::optional<TemporaryFolder> folder;
+  all_or_none(ranks, [&] {
+    if (!first) return;
+    make_directories(directory);
+    sync_directory(parent_folder(without_trailing_slash(directory)));
+    remove_stale(directory);
+    check_free_space(directory, bytes, fmt::format("the checkpoint of iteration {}", iteration));
+    folder.emplace(checkpoint_folder(directory, iteration));
+  });
+  const std::string temporary = from_first(ranks, first ? folder->path() : "");
+  std::vector<FileRecord> files;
+  Counts counts;
+  all_or_none(ranks, [&] {
+    for (const auto& set : sets) {
+      files.push_back(write_set(temporary, file_of(set, ranks.rank(), ranks.size()), set, counts));
+    }
+  });
+  check_counts(ranks, counts);
+  const auto of_ranks = ranks.gather_bytes(text_of(files));
+  all_or_none(ranks, [&] {
+    if (!first) return;
+    files = {{checkpoint_state_name, state.size(), Digest::of(state.data(), state.size()), {}}};
+    for (const auto& text : of_ranks) {
+      for (auto& file : records_from_text(text, "a rank's files")) files.push_back(std::move(file));
+    }
+    write_file_atomic(temporary + "/" + checkpoint_state_name, state);
+    write_manifest(temporary, iteration, files);
+    folder->commit();
+    write_file_atomic(directory + "/latest_checkpointed_iteration.txt", std::to_string(iteration) + "\n");
+  });
+  prune(directory, iteration, options.keep, ranks);
 }
 
 std::string verify_checkpoint(const std::string& path, bool checksums) {
   try {
-    verify_or_throw(path, checksums);
+    verify_files(path, read_manifest(path), checksums);
   } catch (const std::exception& e) {
     return e.what();
   }
@@ -248,19 +400,24 @@ std::string verify_checkpoint(const std::string& path, bool checksums) {
 }
 
 std::optional<LoadedCheckpoint> load_latest(const std::string& directory, const std::vector<NamedWeights>& sets,
-                                            const LoadCheckpointOptions& options) {
-  for (const auto& set : sets) check_set_name(set);
-  const auto iterations = list_iterations(directory);
+                                            const LoadCheckpointOptions& options, const Mesh& mesh) {
+  check_sets(sets, mesh);
+  Group& ranks = mesh.world();
+  const bool first = ranks.rank() == 0;
+  const Json iterations = Json::parse(from_first(ranks, Json(list_iterations(directory)).dump()));
   std::string wrong;
-  for (const int64_t iteration : iterations) {
-    const std::string path = folder_of(directory, iteration);
-    if (const std::string why = verify_checkpoint(path, options.checksums); !why.empty()) {
-      log::warn("skipping the checkpoint {}: {}", path, why);
-      wrong += "\n  " + why;
-      continue;
+  for (const Json& iteration : iterations) {
+    const std::string path = checkpoint_folder(directory, iteration.get<int64_t>());
+    const std::string why = load_one(path, sets, options.checksums, ranks);
+    if (why.empty()) {
+      std::string state;
+      all_or_none(ranks, [&] {
+        if (first) state = read_file(path + "/" + checkpoint_state_name);
+      });
+      return LoadedCheckpoint{iteration.get<int64_t>(), path, from_first(ranks, state)};
     }
-    for (const auto& set : sets) fill_set(path, set);
-    return LoadedCheckpoint{iteration, path, read_file(path + "/" + state_name)};
+    if (first) log::warn("skipping the checkpoint {}: {}", path, why);
+    wrong += "\n  " + why;
   }
   if (iterations.empty()) return std::nullopt;
   fail(Exit::input,

@@ -177,22 +177,30 @@ std::string text_of(const Shard& shard) {
     held.push_back(Json::array());
     for (const Range& r : shard.held[d]) held.back().push_back(json_of(r));
   }
-  return Json{{"held", held}, {"own", json_of(shard.own)}}.dump();
+  return Json{{"held", held}, {"of", shard.full_shape}, {"own", json_of(shard.own)}}.dump();
 }
 
-Shard shard_from_text(const std::string& text, const std::vector<int64_t>& full_shape, const std::string& where) {
-  Shard shard{.full_shape = full_shape, .held = {}, .own = {}};
+Shard shard_from_text(const std::string& text, const std::string& where) {
+  constexpr int64_t most = int64_t{1} << 62;
+  Shard shard;
   bool good = true;
   try {
     const Json json = parse_json(text, where);
+    shard.full_shape = json.at("of").get<std::vector<int64_t>>();
     shard.own = range_from(json.at("own"));
+    int64_t numel = 1;
+    for (const int64_t d : shard.full_shape) {
+      good = good && d > 0 && d <= most / numel;
+      if (good) numel *= d;
+    }
     const Json& held = json.at("held");
-    good = held.size() <= std::min(shard.held.size(), full_shape.size());
+    good = good && !shard.full_shape.empty() && held.is_array() &&
+           held.size() <= std::min(shard.held.size(), shard.full_shape.size());
     for (size_t d = 0; good && d < held.size(); d++) {
       int64_t end = 0;
       for (const Json& range : held[d]) {
         const Range r = range_from(range);
-        good = good && end <= r.begin && r.begin < r.end && r.end <= full_shape[d];
+        good = good && end <= r.begin && r.begin < r.end && r.end <= shard.full_shape[d];
         end = r.end;
         shard.held[d].push_back(r);
       }
@@ -201,7 +209,7 @@ Shard shard_from_text(const std::string& text, const std::vector<int64_t>& full_
     good = false;
   }
   if (!good || shard.own.begin < 0 || shard.own.begin >= shard.own.end || shard.own.end > block_numel(shard)) {
-    fail(Exit::input, "{}: \"{}\" is no part of a tensor of shape [{}]", where, text, fmt::join(full_shape, ","));
+    fail(Exit::input, "{}: \"{}\" is no part of a tensor", where, text);
   }
   return shard;
 }

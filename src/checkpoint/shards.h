@@ -44,9 +44,9 @@ Shard share_of(const TensorSpec& spec, const MeshRank& place);
 // By tensor of the registry what a rank gives; empty (own.size() == 0) for those that are undefined.
 std::vector<Shard> shares_of(const Weights& weights);
 
-// A shard as a line of JSON without its full shape ({"held":[[[0,4]],[]],"own":[0,64]}), and back. Throws
-// Error(Exit::input) naming `where` unless it is one of a tensor of this shape.
+// A shard as a line of JSON, {"held":[[[0,4]],[]],"of":[8,6],"own":[0,24]}, and back. Throws Error(Exit::input) naming
+// `where` unless these are numbers of a tensor.
 std::string text_of(const Shard& shard);
-Shard shard_from_text(const std::string& text, const std::vector<int64_t>& full_shape, const std::string& where);
+Shard shard_from_text(const std::string& text, const std::string& where);
 
 }  // namespace furlong

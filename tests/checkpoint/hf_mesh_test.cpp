@@ -98,6 +98,7 @@ TEST(SaveHfOnRanks, TheFilesAreThoseOfOneRank) {
         single(dtype, ExpertPacking::per_expert, scratch / "single");
     for (const auto& layout : layouts()) {
       for (const bool flat : {false, true}) {
+        if (flat && dtype == DType::bf16) continue;  // flat are masters in fp32
         const std::string out = scratch / "out", from = scratch / "from";
         run_ranks(layout.ranks, [&](World& world) {
           const Mesh mesh(world, layout.sizes);

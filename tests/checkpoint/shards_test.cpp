@@ -84,17 +84,36 @@ TEST(Shards, OverAllRanksEachNumberIsGivenOnce) {
 
 TEST(Shards, TextRoundTripAndWhatItRefuses) {
   const Shard shard{.full_shape = {8, 6, 2}, .held = {{{{2, 4}, {5, 8}}, {{0, 3}}}}, .own = {4, 30}};
-  EXPECT_EQ(text_of(shard), R"({"held":[[[2,4],[5,8]],[[0,3]],[]],"own":[4,30]})");
-  const Shard back = shard_from_text(text_of(shard), {8, 6, 2}, "file");
+  EXPECT_EQ(text_of(shard), R"({"held":[[[2,4],[5,8]],[[0,3]],[]],"of":[8,6,2],"own":[4,30]})");
+  const Shard back = shard_from_text(text_of(shard), "file");
+  EXPECT_EQ(back.full_shape, shard.full_shape);
   EXPECT_EQ(back.held, shard.held);
   EXPECT_EQ(back.own, shard.own);
-  for (const char* bad :
-       {"", "7", "[]", R"({"own":[0,4]})", R"({"held":[],"own":[0]})", R"({"held":[],"own":[0,97]})",
-        R"({"held":[],"own":[4,4]})", R"({"held":[],"own":[-1,4]})", R"({"held":[[[0,9]]],"own":[0,4]})",
-        R"({"held":[[[0,4],[3,5]]],"own":[0,4]})", R"({"held":[[[0,2]]],"own":[0,25]})",
-        R"({"held":[[],[],[],[]],"own":[0,4]})", R"({"held":[[[0,9223372036854775807]]],"own":[0,4]})",
-        R"({"held":[["a"]],"own":[0,4]})", R"({"held":{"0":[[0,1]]},"own":[0,4]})"}) {
-    EXPECT_TRUE(contains(error_of([&] { shard_from_text(bad, {8, 6, 2}, "file"); }), "file")) << bad;
+  EXPECT_EQ(shard_from_text(R"({"held":[],"of":[8,6,2],"own":[0,96]})", "file").own.size(), 96);
+  for (const char* bad : {"",
+                          "7",
+                          "[]",
+                          R"({"of":[8],"own":[0,4]})",
+                          R"({"held":[],"own":[0,4]})",
+                          R"({"held":[],"of":[],"own":[0,1]})",
+                          R"({"held":[],"of":[8],"own":[0]})",
+                          R"({"held":[],"of":[8],"own":[0,9]})",
+                          R"({"held":[],"of":[8],"own":[4,4]})",
+                          R"({"held":[],"of":[8],"own":[-1,4]})",
+                          R"({"held":[[[0,9]]],"of":[8],"own":[0,4]})",
+                          R"({"held":[[[0,4],[3,5]]],"of":[8],"own":[0,4]})",
+                          R"({"held":[[[4,5],[0,2]]],"of":[8],"own":[0,3]})",
+                          R"({"held":[[[2,2]]],"of":[8],"own":[0,1]})",
+                          R"({"held":[[[0,2]]],"of":[8,6],"own":[0,13]})",
+                          R"({"held":[[],[]],"of":[8],"own":[0,4]})",
+                          R"({"held":[[],[],[],[]],"of":[2,2,2,2],"own":[0,4]})",
+                          R"({"held":[[[0,9223372036854775807]]],"of":[8],"own":[0,4]})",
+                          R"({"held":[],"of":[4294967296,4294967296],"own":[0,4]})",
+                          R"({"held":[],"of":[0,4],"own":[0,4]})",
+                          R"({"held":[],"of":[-8,-1],"own":[0,4]})",
+                          R"({"held":[["a"]],"of":[8],"own":[0,4]})",
+                          R"({"held":{"0":[[0,1]]},"of":[8],"own":[0,1]})"}) {
+    EXPECT_TRUE(contains(error_of([&] { shard_from_text(bad, "file"); }), "file")) << bad;
   }
 }
 
