@@ -109,8 +109,8 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
 
 }  // namespace
 
-int run_score(const Settings& settings) {
-  Session session = open_session(settings);
+int run_score(const Settings& settings, World& world) {
+  Session session = open_session(settings, world);
   std::vector<std::vector<int32_t>> sequences;
   read_rows(settings.input, [&](const Json& row, const std::string& where) {
     sequences.push_back(row_tokens(session, row, where));
@@ -134,8 +134,8 @@ int run_score(const Settings& settings) {
   return 0;
 }
 
-int run_generate(const Settings& settings) {
-  Session session = open_session(settings);
+int run_generate(const Settings& settings, World& world) {
+  Session session = open_session(settings, world);
   std::vector<Request> requests;
   int64_t longest = 0;
   const int64_t context =

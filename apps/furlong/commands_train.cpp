@@ -14,18 +14,18 @@
 
 namespace furlong {
 
-int run_train(const Settings& settings) {
-  train(settings, isatty(STDERR_FILENO) == 1);
+int run_train(const Settings& settings, World& world) {
+  train(settings, world, isatty(STDERR_FILENO) == 1);
   return 0;
 }
 
-int run_sft(const Settings& settings) {
-  supervised(settings, isatty(STDERR_FILENO) == 1);
+int run_sft(const Settings& settings, World& world) {
+  supervised(settings, world, isatty(STDERR_FILENO) == 1);
   return 0;
 }
 
-int run_eval(const Settings& settings) {
-  Session session = open_session(settings);
+int run_eval(const Settings& settings, World& world) {
+  Session session = open_session(settings, world);
   if (settings.rm_type.empty())
     fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
   const auto scorer = make_scorer(settings.rm_type);

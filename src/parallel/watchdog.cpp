@@ -7,7 +7,6 @@
 
 #include <csignal>
 #include <cstdlib>
-#include <map>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -102,10 +101,16 @@ bool Watchdog::end_with(int code, std::string_view message) noexcept {
     Frame frame = word(Kind::failed);
     frame.code = static_cast<uint8_t>(code);
     watch::put(frame.text, message);
-    failing_ = true;
+    bool too_late;
     {
       const std::lock_guard lock(mutex_);
+      too_late = finishing_;
+      failing_ = !too_late;
       requests_.push_back(frame);
+    }
+    // The run is ending already, and its end (an aborted exchange) is what this error comes from.
+    for (; too_late; sleep_for(0.01)) {
+      if (ended_) return true;
     }
     eventfd_write(wake_, 1);
     for (const auto begun = Clock::now(); seconds_since(begun) < answer_seconds;) {
@@ -346,8 +351,13 @@ std::string Watchdog::describe(int rank) {
 }
 
 std::string Watchdog::what_all_do() {
-  std::map<std::string, std::vector<int>> by_phase;
-  for (size_t i = 0; i < peers_.size(); i++) by_phase[watch::get(peers_[i].last.phase)].push_back(static_cast<int>(i));
+  std::vector<std::pair<std::string, std::vector<int>>> by_phase;  // in the order of their first ranks
+  for (size_t i = 0; i < peers_.size(); i++) {
+    const std::string phase = watch::get(peers_[i].last.phase);
+    auto known = std::find_if(by_phase.begin(), by_phase.end(), [&](const auto& one) { return one.first == phase; });
+    if (known == by_phase.end()) known = by_phase.insert(known, {phase, {}});
+    known->second.push_back(static_cast<int>(i));
+  }
   std::string text;
   for (const auto& [phase, ranks] : by_phase) {
     text += fmt::format("{}rank{} {}{} in `{}`", text.empty() ? "" : ", ", ranks.size() == 1 ? "" : "s",
@@ -454,14 +464,15 @@ void Watchdog::pause_for_the_one_at_fault() {
 
 void Watchdog::finish(int code, const std::string& line) {
   if (ended_) return;
-  // The rank's own thread is about to end the process with a code of its own.
-  for (const auto begun = Clock::now(); failing_ && seconds_since(begun) < own_end_seconds; sleep_for(0.02)) {
-    if (stop_) return;
-  }
   std::vector<Watched*> watched;
-  {
+  for (const auto begun = Clock::now();; sleep_for(0.02)) {
+    // A rank whose own thread has failed is ended by that, with a code of its own.
+    if (stop_) return;
     const std::lock_guard lock(mutex_);
+    if (failing_ && seconds_since(begun) < own_end_seconds) continue;
+    finishing_ = true;
     watched = watched_;
+    break;
   }
   if (!line.empty()) ending_.say(line);
   if (!watched.empty()) {

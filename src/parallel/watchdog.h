@@ -120,6 +120,7 @@ class Watchdog {
   std::vector<Watched*> watched_;
   std::string verdict_;       // why the run ends
   bool has_verdict_ = false;  //
+  bool finishing_ = false;    // this thread is ending the process
   std::atomic<int> waits_for_{watch::no_rank};
   std::atomic<uint64_t> exchanges_{0};
   std::atomic<bool> failing_{false}, leaving_{false}, stop_{false}, ended_{false};

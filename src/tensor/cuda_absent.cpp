@@ -2,6 +2,7 @@
 #ifndef FURLONG_CUDA
 #include "base/error.h"
 #include "tensor/cuda.h"
+#include "tensor/cuda_devices.h"
 
 namespace furlong::cuda {
 namespace {
@@ -15,6 +16,7 @@ namespace {
 }  // namespace
 
 bool built() { return false; }
+int device_count() { return 0; }
 void open(int) { absent(); }
 DeviceInfo device_info() { absent(); }
 Memory memory() { absent(); }

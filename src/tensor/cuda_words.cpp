@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include "tensor/cuda.h"
+#include "tensor/cuda_devices.h"
 
 namespace furlong::cuda {
 namespace {
@@ -10,13 +11,15 @@ constexpr int built_major = 9;  // sm_90a
 
 }  // namespace
 
+int device_of(int local_rank, int count) { return count == 1 ? 0 : local_rank; }
+
 std::string why_not(int count, int index, const std::string& error) {
   if (count <= 0) {
     return fmt::format("--device cuda: no CUDA device was found ({}). Check nvidia-smi, or use --device cpu.",
                        error.empty() ? "none is visible" : error);
   }
   if (index < 0 || index >= count) {
-    return fmt::format("--device cuda: device {} was asked for, {} found", index, count);
+    return fmt::format("--device cuda: device {} was asked for, {} found; start one rank a GPU", index, count);
   }
   return "";
 }

@@ -10,6 +10,7 @@
 #include "base/log.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
+#include "tensor/cuda_devices.h"
 
 namespace furlong {
 namespace {
@@ -67,15 +68,18 @@ Device parse_device(const std::string& name) {
   fail(Exit::usage, "--device {}: cpu or cuda wanted", name);
 }
 
-Session open_session(const Settings& settings) {
+Session open_session(const Settings& settings) { return open_session(settings, *solo_world()); }
+
+Session open_session(const Settings& settings, const World& world) {
   if (settings.hf_checkpoint.empty()) fail(Exit::usage, "--hf-checkpoint DIR is needed: the model to start from");
   Session session;
   session.directory = settings.hf_checkpoint;
   session.config = read_model_config(session.directory);
-  session.threads = std::make_unique<ThreadPool>(static_cast<int>(settings.threads));
+  session.threads =
+      std::make_unique<ThreadPool>(settings.threads > 0 ? static_cast<int>(settings.threads) : world.cores());
   session.device = parse_device(settings.device);
   if (session.device == Device::cuda) {
-    cuda::open();
+    cuda::open(cuda::device_of(world.local_rank(), cuda::device_count()));
     const auto device = cuda::device_info();
     log::info("{}: {} multiprocessors, {:.1f} of {:.1f} GiB free", device.name, device.multiprocessors,
               static_cast<double>(device.free_bytes) / 1073741824.0,

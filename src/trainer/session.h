@@ -8,6 +8,7 @@
 
 #include "data/prompts.h"
 #include "model/weights.h"
+#include "parallel/group.h"
 #include "reward/scorer.h"
 #include "rollout/engine.h"
 #include "tokenizer/chat.h"
@@ -35,9 +36,10 @@ Dispatcher parse_dispatcher(const std::string& name);
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 
-// Opens the device and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws Error(Exit::input)
-// or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
-Session open_session(const Settings& settings);
+// Opens the device of this rank and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws
+// Error(Exit::input) or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
+Session open_session(const Settings& settings, const World& world);
+Session open_session(const Settings& settings);  // of a process alone
 // Lays the ranks of a run out in the mesh of --tensor-model-parallel-size and its like; all of them call. Throws
 // Error(Exit::usage) with everything that keeps them or the model from being laid out so.
 void join_mesh(Session& session, const Settings& settings, World& world);

@@ -65,7 +65,6 @@ constexpr NotHere not_here[] = {
     {"bf16", "use --dtype bf16"},
     {"fp16", "use --dtype fp32 or bf16"},
     {"micro_batch", "use --micro-batch-size or --use-dynamic-batch-size"},
-    {"nproc", "this build runs one process"},
 };
 
 // "--eps-clip_high", "sglang-ep-size" -> "eps_clip_high", "rollout_ep_size".

@@ -162,6 +162,8 @@ struct Settings {
   std::string exp_avg_sq_dtype = "fp32";
 
   // Parallelism
+  std::optional<int64_t> nproc;              // ranks that mpirun starts on this host
+  int64_t distributed_timeout_minutes = 10;  // of a wait for another rank
   int64_t tensor_model_parallel_size = 1;
   int64_t pipeline_model_parallel_size = 1;
   int64_t context_parallel_size = 1;

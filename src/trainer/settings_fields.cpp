@@ -468,6 +468,20 @@ void add_optimizer(Table& t) {
 
 void add_parallel(Table& t) {
   const auto row = [](auto... a) { return Row(Topic::parallel, a...); };
+  t.insert(t.end(), {
+                        row("nproc", &Settings::nproc, model_commands,
+                            "processes on this host, which mpirun starts; with mpirun or srun of your own leave it out")
+                            .unit("ranks")
+                            .from(1)
+                            .to(1024)
+                            .differs("not in miles"),
+                        row("distributed_timeout_minutes", &Settings::distributed_timeout_minutes, model_commands,
+                            "how long a rank waits for another before the run ends with that one's name")
+                            .unit("minutes")
+                            .from(1)
+                            .to(1e6)
+                            .differs("a rank that dies or hangs is noticed within half a minute in any case"),
+                    });
   for (const auto& [name, member, help] : {
            std::tuple("tensor_model_parallel_size", &Settings::tensor_model_parallel_size,
                       "ranks that split a layer's matrices"),

@@ -55,7 +55,7 @@ void add_without_effect(std::vector<Field>& t) {
        "rollout_mamba_scheduler_strategy"});
   add("the ranks of a run are those that were started, and it does these things its own way",
       {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router", "use_fault_tolerance",
-       "overlap_grad_reduce", "overlap_param_gather", "distributed_timeout_minutes"});
+       "overlap_grad_reduce", "overlap_param_gather"});
   add("the trainer's weights are the rollout's",
       {"offload", "offload_train", "offload_rollout", "update_weight_buffer_size", "megatron_to_hf_mode"});
   add("metrics go to the run directory",

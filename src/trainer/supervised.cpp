@@ -61,7 +61,7 @@ void supervised(const Settings& settings, bool terminal) { supervised(settings, 
 
 void supervised(const Settings& s, World& world, bool) {
   RunFiles files(s, Command::sft, world.rank());
-  Session session = open_session(s);
+  Session session = open_session(s, world);
   join_mesh(session, s, world);
   TrainOptions options = train_options(s, session.config);
   options.objective = Objective::supervised;

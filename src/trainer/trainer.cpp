@@ -46,7 +46,7 @@ struct Inputs {
 
   // Loads the weights at its end.
   Inputs(const Settings& s, World& world)
-      : settings(s), files(s, Command::train, world.rank()), session(open_session(s)) {
+      : settings(s), files(s, Command::train, world.rank()), session(open_session(s, world)) {
     join_mesh(session, s, world);
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.ranks = world.size();

@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include "tensor/cuda.h"
+#include "tensor/cuda_devices.h"
 
 namespace furlong {
 namespace {
@@ -17,8 +18,16 @@ TEST(CudaWords, NoDriverOrNoDevice) {
   expect_contains(none, "--device cpu");
   expect_contains(cuda::why_not(0, 0, ""), "none is visible");
   EXPECT_EQ(cuda::why_not(1, 0, ""), "");
-  expect_contains(cuda::why_not(2, 2, ""), "device 2 was asked for, 2 found");
+  expect_contains(cuda::why_not(2, 2, ""), "device 2 was asked for, 2 found; start one rank a GPU");
   expect_contains(cuda::why_not(2, -1, ""), "-1");
+}
+
+TEST(CudaWords, ARankUsesTheDeviceOfItsNumberOrTheOneItSees) {
+  for (int rank = 0; rank < 8; rank++) {
+    EXPECT_EQ(cuda::device_of(rank, 8), rank);
+    EXPECT_EQ(cuda::device_of(rank, 1), 0);
+  }
+  expect_contains(cuda::why_not(4, cuda::device_of(5, 4), ""), "device 5 was asked for, 4 found");
 }
 
 TEST(CudaWords, OnlyHopper) {

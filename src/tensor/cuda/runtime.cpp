@@ -1,8 +1,10 @@
+#include <atomic>
 #include <cstring>
 
 #include "base/check.h"
 #include "base/threads.h"
 #include "tensor/cuda/queue.h"
+#include "tensor/cuda_devices.h"
 
 namespace furlong::cuda {
 namespace {
@@ -21,6 +23,20 @@ void each_run(const void* memory, size_t bytes, F&& f) {
     f(done, part);
     done += part;
   }
+}
+
+// The device that open() chose. CUDA keeps the current device by thread, 0 at first.
+std::atomic<int>& opened() {
+  static std::atomic<int> index{0};
+  return index;
+}
+// Before a call that depends on the current device, in whichever thread it is.
+void on_opened_device() {
+  thread_local int current = 0;
+  const int index = opened();
+  if (index == current) return;
+  check(cudaSetDevice(index), "cudaSetDevice");
+  current = index;
 }
 
 double gibibytes(size_t bytes) { return static_cast<double>(bytes) / 1073741824.0; }
@@ -42,6 +58,11 @@ void check(const Queue& queue, cudaError_t status, const char* what) {
 
 bool built() { return true; }
 
+int device_count() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess ? count : 0;
+}
+
 void open(int index) {
   int count = 0;
   const cudaError_t status = cudaGetDeviceCount(&count);
@@ -52,11 +73,13 @@ void open(int index) {
   check(cudaGetDeviceProperties(&properties, index), "cudaGetDeviceProperties");
   const std::string refused = why_not({.name = properties.name, .major = properties.major, .minor = properties.minor});
   if (!refused.empty()) throw Error(Exit::resources, refused);
-  check(cudaSetDevice(index), "cudaSetDevice");
+  opened() = index;
+  on_opened_device();
   check(cudaFree(nullptr), "opening the device");
 }
 
 DeviceInfo device_info() {
+  on_opened_device();
   int index = 0;
   check(cudaGetDevice(&index), "cudaGetDevice");
   cudaDeviceProp properties;
@@ -70,12 +93,14 @@ DeviceInfo device_info() {
 }
 
 Memory memory() {
+  on_opened_device();
   Memory found;
   check(cudaMemGetInfo(&found.free, &found.total), "cudaMemGetInfo");
   return found;
 }
 
 void* allocate(size_t bytes) {
+  on_opened_device();
   void* memory = nullptr;
   const cudaError_t status = cudaMalloc(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -99,6 +124,7 @@ void release(void* memory) noexcept {
 }
 
 void* allocate_pinned(size_t bytes) {
+  on_opened_device();
   void* memory = nullptr;
   const cudaError_t status = cudaMallocHost(&memory, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -114,6 +140,7 @@ void release_pinned(void* memory) noexcept {
 }
 
 void lock_pages(void* memory, size_t bytes, ThreadPool& threads) {
+  on_opened_device();
   std::vector<std::pair<char*, size_t>> runs;
   each_run(memory, bytes, [&](size_t at, size_t part) { runs.emplace_back(static_cast<char*>(memory) + at, part); });
   int device = 0;
@@ -186,7 +213,10 @@ void* Queue::stage(size_t bytes) {
   return place;
 }
 
-std::shared_ptr<Queue> make_queue() { return std::make_shared<Queue>(); }
+std::shared_ptr<Queue> make_queue() {
+  on_opened_device();
+  return std::make_shared<Queue>();
+}
 
 void synchronize(Queue& queue) { check(queue, cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
 
@@ -228,6 +258,7 @@ void check_launch(Queue& queue, const char* op) {
 void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* from, size_t from_stride,
           bool from_device, size_t width, size_t rows) {
   if (width == 0 || rows == 0) return;
+  on_opened_device();
   // Small uploads go through page-locked memory, so that they need not wait for the stream.
   if (!from_device && width * rows <= Queue::stage_limit) {
     auto* staged = static_cast<char*>(queue.stage(width * rows));
@@ -249,6 +280,7 @@ void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* 
 }
 
 void copy_async(Queue& queue, void* to, const void* from, size_t bytes, bool to_device) {
+  on_opened_device();
   const cudaMemcpyKind kind = to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost;
   each_run(to_device ? from : to, bytes, [&](size_t at, size_t part) {
     check(cudaMemcpyAsync(static_cast<char*>(to) + at, static_cast<const char*>(from) + at, part, kind, queue.stream),
@@ -256,7 +288,10 @@ void copy_async(Queue& queue, void* to, const void* from, size_t bytes, bool to_
   });
 }
 
-std::shared_ptr<Event> make_event() { return std::make_shared<Event>(); }
+std::shared_ptr<Event> make_event() {
+  on_opened_device();
+  return std::make_shared<Event>();
+}
 
 void mark(Queue& queue, Event& event) { check(cudaEventRecord(event.event, queue.stream), "cudaEventRecord"); }
 
@@ -267,6 +302,7 @@ void wait_for(Queue& queue, const Event& event) {
 void wait_for(const Event& event) { check(cudaEventSynchronize(event.event), "cudaEventSynchronize"); }
 
 void copy_now(void* to, const void* from, size_t bytes, bool to_device) {
+  on_opened_device();
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   check(cudaMemcpy(to, from, bytes, to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost), "cudaMemcpy");
 }
