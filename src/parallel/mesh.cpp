@@ -5,14 +5,14 @@
 namespace furlong {
 namespace {
 
-class DryGroup : public Group {
+class PlannedGroup : public Group {
  public:
   using Group::Group;
   void exchange(Stream& stream, std::span<const Tensor>, std::span<const Tensor>) override {
-    CHECK(stream.is_dry(), "an exchange among {} ranks of a dry run", size());
+    CHECK(stream.is_dry(), "an exchange among ranks that are only planned");
   }
   std::vector<std::string> gather_bytes(std::string_view) override {
-    CHECK(false, "messages among {} ranks of a dry run", size());
+    CHECK(false, "messages among ranks that are only planned");
     return {};
   }
 };
@@ -85,19 +85,24 @@ Mesh::Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher) : di
   experts_ = like_me([](M m) { return std::tuple(m.stage, m.expert_data); });
 }
 
-Mesh::Mesh(const MeshRank& place, Dispatcher dispatcher) : place_(place), dispatcher_(dispatcher) {
+Mesh Mesh::planned(const MeshRank& m, Dispatcher dispatcher) {
+  Mesh mesh;
+  mesh.dispatcher_ = dispatcher;
+  if (m.ranks() == 1) return mesh;
+  mesh.place_ = m;
   const auto group = [](int64_t rank, int64_t size) {
-    return std::make_unique<DryGroup>(static_cast<int>(rank), static_cast<int>(size));
+    return std::make_unique<PlannedGroup>(static_cast<int>(rank), static_cast<int>(size));
   };
-  const auto& s = place.sizes;
-  world_ = group(place.stage * place.stage_ranks() + place.stage_rank(), place.ranks());
-  stage_ = group(place.stage_rank(), place.stage_ranks());
-  tensor_ = group(place.tensor, s.tensor);
-  context_ = group(place.context, s.context);
-  rows_ = group(place.row_part(), place.row_parts());
-  data_ = group(place.data, place.data_size);
-  pipeline_ = group(place.stage, s.pipeline);
-  experts_ = group(place.expert * s.expert_tensor + place.expert_tensor, s.expert * s.expert_tensor);
+  const ParallelSizes& s = m.sizes;
+  mesh.world_ = group(m.stage * m.stage_ranks() + m.stage_rank(), m.ranks());
+  mesh.stage_ = group(m.stage_rank(), m.stage_ranks());
+  mesh.tensor_ = group(m.tensor, s.tensor);
+  mesh.context_ = group(m.context, s.context);
+  mesh.rows_ = group(m.row_part(), m.row_parts());
+  mesh.data_ = group(m.data, m.data_size);
+  mesh.pipeline_ = group(m.stage, s.pipeline);
+  mesh.experts_ = group(m.expert * s.expert_tensor + m.expert_tensor, s.expert * s.expert_tensor);
+  return mesh;
 }
 
 const Mesh& Mesh::alone() {

@@ -57,10 +57,10 @@ class Mesh {
   Mesh();
   // Throws Error(Exit::usage) when the sizes do not fit the number of ranks.
   Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher = Dispatcher::alltoall);
-  // Of a rank that is not there, for dry runs: nothing can be exchanged.
-  explicit Mesh(const MeshRank& place, Dispatcher dispatcher = Dispatcher::alltoall);
   // A mesh of one, for whoever computes alone.
   static const Mesh& alone();
+  // A place among ranks that are not there, for dry runs: its groups know their sizes and move nothing.
+  static Mesh planned(const MeshRank& place, Dispatcher dispatcher = Dispatcher::alltoall);
 
   const MeshRank& place() const { return place_; }
   Dispatcher dispatcher() const { return dispatcher_; }

@@ -1,7 +1,10 @@
 #include "rollout/engine.h"
 
 #include <algorithm>
+#include <cinttypes>
 #include <cmath>
+#include <cstdio>
+#include <cstring>
 
 #include "model/model.h"
 #include "model/mtp.h"
@@ -22,7 +25,8 @@ constexpr int64_t least_slots = 3;
 int64_t pages_of_longest(const EngineOptions& o) { return (o.max_tokens + o.drafts + o.page - 1) / o.page + 1; }
 
 // As many pages and slots as memory_bytes hold, at most what the requests can use.
-MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const EngineOptions& o) {
+MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
+  const ModelConfig c = remembered_model(whole, w.rank());
   MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
   // Every running sample and the prompts that wait for one.
   const int64_t per_sequence = pages_of_longest(o);
@@ -51,17 +55,25 @@ MemoryOptions memory_options(const ModelConfig& c, const Weights& w, const Engin
 size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
   Arena measure = Arena::measuring(w.device());
   Stream dry = Stream::dry(threads, w.device());
-  Exec exec{dry, measure};
+  const Mesh mesh = Mesh::planned(w.rank());
+  Exec exec{dry, measure, mesh};
   BatchBuilder builder;
   const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
   builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
   const Batch batch = placed(exec, builder.batch());
   Tensor hidden = model_forward(exec, c, w, batch, nullptr);
-  if (o.drafts > 0) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
+  if (o.drafts > 0 && hidden.defined()) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
   for (const char* name : {"sample.rows", "mtp.hidden", "mtp.rows"}) {
     measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
   }
-  measure.make("sample.logits", DType::f32, {sample_chunk(w.device()), c.vocab_size});
+  if (w.rank().row_parts() > 1) {
+    for (const char* name : {"rollout.hidden", "mtp.all"}) {
+      measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+    }
+  }
+  const int64_t tensor = w.rank().sizes.tensor, chunk = sample_chunk(w.device());
+  measure.make("sample.logits", DType::f32, {chunk, (c.vocab_size + tensor - 1) / tensor});
+  if (tensor > 1) measure.make("sample.columns", DType::f32, {2 * (chunk / tensor + 1), c.vocab_size});
   measure.make("sample.slack", DType::u8, {1 << 20});
   return measure.high_mark();
 }
@@ -70,15 +82,69 @@ size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOption
 
 EngineNeeds engine_needs(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
   EngineNeeds needs{.memory = memory_options(c, w, o)};
-  const auto bytes = RolloutMemory::bytes_of(c, w.dtype(), needs.memory, w.device());
+  const ModelConfig kept = remembered_model(c, w.rank());
+  const auto bytes = RolloutMemory::bytes_of(kept, w.dtype(), needs.memory, w.device());
   needs.pages = bytes.pages;
   needs.slots = bytes.slots;
   needs.arena = arena_bytes_of(c, w, o, threads);
-  needs.least = static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(c, w.dtype(), needs.memory, w.device()) +
-                static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(c, w.dtype(), needs.memory);
-  needs.block = RolloutMemory::block_bytes(c, w.dtype(), needs.memory, w.device()) + needs.arena;
+  needs.least =
+      static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(kept, w.dtype(), needs.memory, w.device()) +
+      static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(kept, w.dtype(), needs.memory);
+  needs.block = RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena;
   return needs;
 }
+
+namespace {
+
+std::string bytes_of_pools(const MemoryOptions& o) { return fmt::format("{} {}", o.pages, o.slots); }
+
+MemoryOptions smaller_pools(MemoryOptions mine, const std::string& theirs) {
+  int64_t pages = 0, slots = 0;
+  CHECK(std::sscanf(theirs.c_str(), "%" SCNd64 " %" SCNd64, &pages, &slots) == 2, "pools of \"{}\"", theirs);
+  mine.pages = std::min(mine.pages, pages);
+  mine.slots = std::min(mine.slots, slots);
+  return mine;
+}
+
+// One row's draw as it travels.
+struct Draw {
+  int32_t row = 0, token = 0;
+  float log_prob = 0;
+};
+
+// Fills in the rows that others have drawn: ranks with the same batch, then the other stages of the pipeline.
+void share_draws(const Mesh& mesh, const std::vector<Range>& here, std::vector<int32_t>& tokens,
+                 std::vector<float>& log_probs) {
+  std::string mine;
+  const auto append = [&](int64_t row) {
+    const auto i = static_cast<size_t>(row);
+    const Draw draw{static_cast<int32_t>(row), tokens[i], log_probs.empty() ? 0 : log_probs[i]};
+    mine.append(reinterpret_cast<const char*>(&draw), sizeof(draw));
+  };
+  for (const Range& range : here) {
+    for (int64_t row = range.begin; row < range.end; row++) append(row);
+  }
+  const auto take = [&](const std::string& bytes) {
+    for (size_t at = 0; at + sizeof(Draw) <= bytes.size(); at += sizeof(Draw)) {
+      Draw draw;
+      std::memcpy(&draw, bytes.data() + at, sizeof(draw));
+      tokens[static_cast<size_t>(draw.row)] = draw.token;
+      if (!log_probs.empty()) log_probs[static_cast<size_t>(draw.row)] = draw.log_prob;
+    }
+  };
+  if (mesh.rows().size() > 1) {
+    for (const std::string& bytes : mesh.rows().gather_bytes(mine)) take(bytes);
+  }
+  if (mesh.pipeline().size() > 1) {
+    mine.clear();
+    if (mesh.pipeline().rank() + 1 == mesh.pipeline().size()) {
+      for (size_t row = 0; row < tokens.size(); row++) append(static_cast<int64_t>(row));
+    }
+    for (const std::string& bytes : mesh.pipeline().gather_bytes(mine)) take(bytes);
+  }
+}
+
+}  // namespace
 
 // One segment per working sequence: chunks of prompts first, then running samples.
 struct Engine::Round {
@@ -95,27 +161,37 @@ struct Engine::Round {
 };
 
 Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads,
-               Share memory)
+               Share memory, const Mesh& mesh)
     : config_(config),
       weights_(weights),
+      mesh_(mesh),
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
       arena_(0) {
-  const EngineNeeds needs = engine_needs(config, weights, options, threads);
+  const ModelConfig kept = remembered_model(config, weights.rank());
+  EngineNeeds needs = engine_needs(config, weights, options, threads);
+  if (in_lockstep()) {
+    for (const std::string& theirs : mesh.world().gather_bytes(bytes_of_pools(needs.memory))) {
+      needs.memory = smaller_pools(needs.memory, theirs);
+    }
+  }
+  const size_t pools = RolloutMemory::block_bytes(kept, weights.dtype(), needs.memory, weights.device());
   if (share_.defined()) {
-    const size_t pools = needs.block - needs.arena;
-    share_ = share_.part(0, needs.block);
-    memory_ = std::make_unique<RolloutMemory>(config, weights.dtype(), needs.memory, &stream_, share_.part(0, pools));
+    share_ = share_.part(0, pools + needs.arena);
+    memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_, share_.part(0, pools));
     arena_ = Arena(share_.part(pools, needs.arena));
   } else {
-    memory_ = std::make_unique<RolloutMemory>(config, weights.dtype(), needs.memory, &stream_);
+    memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
-  if (weights.device() == Device::cuda && !options.graph_batches.empty()) {
+  CHECK(weights.rank().ranks() == mesh.place().ranks(), "weights for {} ranks on {}", weights.rank().ranks(),
+        mesh.place().ranks());
+  // A recorded step cannot change the number of rows that other ranks send.
+  if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
   }
@@ -127,7 +203,7 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   if (share_.defined() && share_.enter()) memory_->reset();
   Scheduler scheduler(requests, *memory_, options_.max_running, options_.drafts);
   std::vector<Completion> done;
-  for (scheduler.admit(); !scheduler.finished(); scheduler.admit()) {
+  for (scheduler.admit(); any_left(!scheduler.finished()); scheduler.admit()) {
     step(scheduler);
     for (Sample* sample : scheduler.ended) done.push_back(std::move(sample->out));
     scheduler.retire();
@@ -140,12 +216,31 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   return done;
 }
 
+bool Engine::any_left(bool here) {
+  if (!in_lockstep()) return here;
+  const auto all = mesh_.world().gather_bytes(here ? "1" : "");
+  return std::any_of(all.begin(), all.end(), [](const std::string& rank) { return !rank.empty(); });
+}
+
+Tensor Engine::all_rows(Tensor here, int64_t rows) {
+  const int64_t parts = mesh_.place().row_parts();
+  if (parts == 1 || !here.defined()) return here;
+  const Tensor all = arena_.make("rollout.hidden", here.dtype(), {rows, here.dim(1)});
+  std::vector<Tensor> to;
+  for (int64_t r = 0; r < parts; r++) {
+    const Range block = block_of(rows, r, parts);
+    to.push_back(all.rows(block.begin, block.end));
+  }
+  mesh_.rows().exchange(stream_, to, std::vector<Tensor>(to.size(), here));
+  return all;
+}
+
 void Engine::step(Scheduler& scheduler) {
   const Arena::Scope scope(arena_);
   Round round;
   build(scheduler, round);
   stats_.steps++;
-  const Tensor hidden = round.batch.rows() > 0 ? forward(round) : Tensor();
+  const Tensor hidden = round.batch.rows() > 0 || in_lockstep() ? forward(round) : Tensor();
   draw(scheduler, round, hidden);
   if (options_.drafts > 0) extend_drafts(scheduler, round, hidden);
   for (Sample* s : round.fresh) s->fresh = nullptr;
@@ -157,6 +252,7 @@ void Engine::step(Scheduler& scheduler) {
     prefix.done += round.chunks[i];
     prefix.memory.length = prefix.done;
     if (prefix.done == static_cast<int64_t>(scheduler.request(prefix.request).prompt.size())) {
+      if (!is_last_stage()) continue;
       prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
       convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
     }
@@ -164,7 +260,7 @@ void Engine::step(Scheduler& scheduler) {
 }
 
 Tensor Engine::forward(Round& round) {
-  Exec exec{stream_, arena_};
+  Exec exec{stream_, arena_, mesh_};
   const int64_t rows = 1 + options_.drafts;
   const auto running = static_cast<int64_t>(round.decoding.size());
   if (graphs_ != nullptr && round.prefixes.empty() && round.batch.rows() == running * rows) {
@@ -175,7 +271,16 @@ Tensor Engine::forward(Round& round) {
     if (hidden.defined()) return hidden;
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
-  return model_forward(exec, config_, weights_, batch, nullptr);
+  return all_rows(model_forward(exec, config_, weights_, batch, nullptr), batch.rows());
+}
+
+// The MTP head's rows for hidden rows that every rank has.
+Tensor Engine::mtp_rows(Tensor hidden, Tensor next_tokens, const Batch& batch, const MemoryView& view) {
+  Exec exec{stream_, arena_, mesh_};
+  const Range here = rows_here(mesh_, batch.rows());
+  const Tensor m =
+      mtp_forward(exec, config_, weights_, hidden.rows(here.begin, here.end), next_tokens, batch, view.mtp, nullptr);
+  return all_rows(m, batch.rows());
 }
 
 void Engine::build(Scheduler& scheduler, Round& round) {
@@ -210,27 +315,60 @@ void Engine::build(Scheduler& scheduler, Round& round) {
   }
 }
 
+// Logits over the whole vocabulary of the rows [mine) of `rows`: tensor parallel ranks have columns of them all, and
+// trade these for rows.
+Tensor Engine::logits_of(Tensor rows, Range& mine) {
+  const int64_t n = rows.rows(), ranks = mesh_.place().sizes.tensor;
+  const Tensor columns = arena_.make("sample.logits", DType::f32, {n, weights_.lm_head.rows()});
+  linear(stream_, columns, rows, weights_.lm_head);
+  mine = block_of(n, mesh_.place().tensor, ranks);
+  if (ranks == 1) return columns;
+  std::vector<Tensor> to, from;
+  for (int64_t r = 0; r < ranks; r++) {
+    const Range theirs = block_of(n, r, ranks), words = block_of(config_.vocab_size, r, ranks);
+    from.push_back(columns.rows(theirs.begin, theirs.end));
+    to.push_back(arena_.make("sample.columns", DType::f32, {mine.size(), words.size()}));
+  }
+  mesh_.tensor().exchange(stream_, to, from);
+  const Tensor logits = arena_.make("sample.logits", DType::f32, {mine.size(), config_.vocab_size});
+  for (int64_t r = 0; r < ranks; r++) {
+    const Range words = block_of(config_.vocab_size, r, ranks);
+    convert(stream_, logits.columns(words.begin, words.end), to[static_cast<size_t>(r)]);
+  }
+  return logits;
+}
+
 void Engine::sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
                          std::vector<float>* log_probs) {
-  tokens.resize(keys.size());
-  if (log_probs != nullptr) log_probs->resize(keys.size());
+  const auto count = static_cast<int64_t>(keys.size());
+  tokens.assign(keys.size(), 0);
+  std::vector<float> found(log_probs == nullptr ? 0 : keys.size());
   const int64_t chunk = sample_chunk(weights_.device());
-  for (int64_t begin = 0; begin < rows.rows(); begin += chunk) {
+  std::vector<Range> drawn_here;
+  // Each context parallel rank draws for a part of the rows, with its tensor parallel ones.
+  const Range part = block_of(count, mesh_.place().context, mesh_.place().sizes.context);
+  for (int64_t begin = part.begin; begin < part.end && is_last_stage(); begin += chunk) {
     const Arena::Scope scope(arena_);
-    const int64_t end = std::min(rows.rows(), begin + chunk), n = end - begin;
-    Tensor logits = arena_.make("sample.logits", DType::f32, {end - begin, config_.vocab_size});
-    linear(stream_, logits, rows.rows(begin, end), weights_.lm_head);
+    const int64_t end = std::min(part.end, begin + chunk);
+    Range mine;
+    const Tensor logits = logits_of(rows.rows(begin, end), mine);
+    mine = {begin + mine.begin, begin + mine.end};
+    const int64_t n = mine.size();
+    if (n == 0) continue;
     const Tensor drawn = arena_.make("sample.tokens", DType::i32, {n});
-    const Tensor found = log_probs == nullptr ? Tensor() : arena_.make("sample.log_probs", DType::f32, {n});
-    sample(stream_, drawn, found, logits, {keys.begin() + begin, keys.begin() + end});
-    copy(stream_, Tensor(tokens.data() + begin, DType::i32, {n}), drawn);
-    if (log_probs != nullptr) copy(stream_, Tensor(log_probs->data() + begin, DType::f32, {n}), found);
+    const Tensor by = log_probs == nullptr ? Tensor() : arena_.make("sample.log_probs", DType::f32, {n});
+    sample(stream_, drawn, by, logits, {keys.begin() + mine.begin, keys.begin() + mine.end});
+    copy(stream_, Tensor(tokens.data() + mine.begin, DType::i32, {n}), drawn);
+    if (by.defined()) copy(stream_, Tensor(found.data() + mine.begin, DType::f32, {n}), by);
+    drawn_here.push_back(mine);
   }
+  if (in_lockstep()) share_draws(mesh_, drawn_here, tokens, found);
+  if (log_probs != nullptr) *log_probs = std::move(found);
 }
 
 // to[r] = from[index[r]]; rows whose index is negative hold anything.
 void Engine::gather(Tensor to, Tensor from, const std::vector<int32_t>& index) {
-  if (!from.defined()) return;
+  if (from.numel() == 0) return;
   std::vector<int32_t> rows(index);
   for (int32_t& row : rows) row = std::max(row, 0);
   const Arena::Scope scope(arena_);
@@ -263,6 +401,7 @@ void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
   for (const Sample* s : round.decoding) count += 1 + static_cast<int64_t>(s->drafts.size());
   if (count == 0) return;
   Tensor rows = arena_.make("sample.rows", weights_.dtype(), {count, config_.hidden_size});
+  const bool has_hidden = is_last_stage();
   int64_t row = 0;
   for (size_t i = 0; i < round.decoding.size(); i++) {
     const Sample& s = *round.decoding[i];
@@ -271,9 +410,11 @@ void Engine::draw(Scheduler& scheduler, Round& round, Tensor hidden) {
     row += n;
   }
   // The decoding samples' rows stand at the end of the batch, one after another.
-  if (row > 0) convert(stream_, rows.rows(0, row), hidden.rows(round.first_row[0], round.first_row[0] + row));
+  if (row > 0 && has_hidden) {
+    convert(stream_, rows.rows(0, row), hidden.rows(round.first_row[0], round.first_row[0] + row));
+  }
   for (const Sample* s : round.fresh) {
-    convert(stream_, rows.rows(row, row + 1), s->fresh->hidden);
+    if (has_hidden) convert(stream_, rows.rows(row, row + 1), s->fresh->hidden);
     add_key(*s, s->memory.length);
     row++;
   }
@@ -363,29 +504,29 @@ void Engine::extend_drafts(Scheduler& scheduler, Round& round, Tensor hidden) {
     proposing.push_back(&s);
     last_row.push_back(static_cast<int32_t>(batch.rows() - 1));
   }
-  if (batch.rows() == 0) return;
-  CHECK(hidden.defined() || std::all_of(source.begin(), source.end(), [](int32_t row) { return row < 0; }),
+  if (batch.rows() == 0 && !in_lockstep()) return;
+  CHECK(!is_last_stage() || hidden.defined() ||
+            std::all_of(source.begin(), source.end(), [](int32_t row) { return row < 0; }),
         "rows of a step that ran none");
-  Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
-  gather(inputs, hidden, source);
-  for (int64_t r = 0; r < batch.rows(); r++) {
-    const int32_t from = source[static_cast<size_t>(r)];
-    if (from < 0) convert(stream_, inputs.rows(r, r + 1), round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden);
-  }
   Tensor rows =
       arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
-  {
+  if (is_last_stage()) {
+    Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+    gather(inputs, hidden, source);
+    for (int64_t r = 0; r < batch.rows(); r++) {
+      const int32_t from = source[static_cast<size_t>(r)];
+      if (from < 0) convert(stream_, inputs.rows(r, r + 1), round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden);
+    }
     const Arena::Scope scope(arena_);
     const std::vector<uint8_t> speculative(sequences.size(), 1);
     const MemoryView& view = memory_->view(sequences, speculative);
-    Exec exec{stream_, arena_};
+    Exec exec{stream_, arena_, mesh_};
     const Batch extended = placed(exec, batch.batch(&view));
     const Tensor next_tokens =
         on_device(stream_, arena_, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
-    const Tensor m = mtp_forward(exec, config_, weights_, inputs, next_tokens, extended, view.mtp, nullptr);
-    gather(rows, m, last_row);
+    gather(rows, mtp_rows(inputs, next_tokens, extended, view), last_row);
   }
-  if (!proposing.empty()) propose(proposing, rows);
+  if (!proposing.empty() || in_lockstep()) propose(proposing, rows);
 }
 
 // Draws the drafts of each sample: the first from the MTP head's rows (R,H), every further one after running the head
@@ -403,6 +544,7 @@ void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
     sample_rows(rows, keys, tokens, nullptr);
     for (size_t i = 0; i < samples.size(); i++) samples[i]->drafts.push_back(tokens[i]);
     if (ahead == options_.drafts) return;
+    if (!is_last_stage()) continue;
     const Arena::Scope scope(arena_);
     BatchBuilder batch;
     std::vector<const SequenceMemory*> sequences;
@@ -412,9 +554,9 @@ void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
     }
     const std::vector<uint8_t> speculative(sequences.size(), 1);
     const MemoryView& view = memory_->view(sequences, speculative);
-    Exec exec{stream_, arena_};
+    Exec exec{stream_, arena_, mesh_};
     const Batch drafted = placed(exec, batch.batch(&view));
-    convert(stream_, rows, mtp_forward(exec, config_, weights_, rows, drafted.tokens, drafted, view.mtp, nullptr));
+    convert(stream_, rows, mtp_rows(rows, drafted.tokens, drafted, view));
   }
 }
 

@@ -40,14 +40,18 @@ struct EngineNeeds {
   size_t block = 0;  // of one block for all of it
   size_t least = 0;  // pages and slots for one longest request
 };
-// Found by a dry run; the weights may be an outline.
+// Of the rank that the weights are for. Found by a dry run; the weights may be an outline.
 EngineNeeds engine_needs(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&);
 
+// On several ranks each has an engine and all of them step together. Ranks with the same batch (Mesh::rows, and the
+// stages of a pipeline) are given the same requests and decide alike; data parallel ranks have requests of their own,
+// and take part in the others' steps with batches of no rows once theirs are done.
 class Engine {
  public:
   // Borrows the weights; they may change between calls of generate. memory: a block of engine_needs that others may use
-  // between those calls; undefined: the engine's own.
-  Engine(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&, Share memory = {});
+  // between those calls; undefined: the engine's own. The smallest pools of any rank are everyone's.
+  Engine(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&, Share memory = {},
+         const Mesh& mesh = Mesh::alone());
   ~Engine();
 
   using Progress = std::function<void(size_t finished, int64_t tokens)>;
@@ -63,17 +67,26 @@ class Engine {
   struct Round;  // what one step works on
   void step(Scheduler&);
   void build(Scheduler&, Round&);
+  // Whether other ranks may have work where this one has none.
+  bool in_lockstep() const { return mesh_.place().ranks() > 1; }
+  bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
+  bool any_left(bool here);
+  // All rows of a batch of `rows`, of which this rank has computed its own. Undefined where `here` is.
+  Tensor all_rows(Tensor here, int64_t rows);
   Tensor forward(Round&);
   void draw(Scheduler&, Round&, Tensor hidden);
   void extend_drafts(Scheduler&, Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
+  Tensor mtp_rows(Tensor hidden, Tensor next_tokens, const Batch&, const MemoryView&);
   void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
                    std::vector<float>* log_probs);
+  Tensor logits_of(Tensor rows, Range& mine);
   void gather(Tensor to, Tensor from, const std::vector<int32_t>& index);
   bool append(const Request&, Sample&, int32_t token, float log_prob);
 
   ModelConfig config_;
   const Weights& weights_;
+  const Mesh& mesh_;
   EngineOptions options_;
   Stream stream_;
   Share share_;

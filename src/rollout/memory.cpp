@@ -17,6 +17,20 @@ size_t on_boundary(size_t bytes) { return (bytes + boundary - 1) / boundary * bo
 
 }  // namespace
 
+ModelConfig remembered_model(const ModelConfig& c, const MeshRank& rank) {
+  ModelConfig r = c;
+  const Range layers = stage_layers(c, rank);
+  r.full_attention.assign(c.full_attention.begin() + layers.begin, c.full_attention.begin() + layers.end);
+  r.num_layers = layers.size();
+  if (rank.stage + 1 != rank.sizes.pipeline) r.mtp_num_layers = 0;
+  const HeadRanges heads = mixer_heads(c, rank);
+  r.num_heads = heads.query.size();
+  r.num_kv_heads = heads.kv.size();
+  r.linear_num_key_heads = heads.delta_key.size();
+  r.linear_num_value_heads = heads.delta_value.size();
+  return r;
+}
+
 size_t RolloutMemory::page_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o) {
   const int64_t layers = c.num_attention_layers() + (o.mtp ? c.mtp_num_layers : 0);
   return static_cast<size_t>(2 * layers * o.page * c.num_kv_heads * c.head_dim) * size_of(dtype);
@@ -40,7 +54,7 @@ RolloutMemory::Bytes RolloutMemory::bytes_of(const ModelConfig& c, DType dtype, 
 
 size_t RolloutMemory::block_bytes(const ModelConfig& c, DType dtype, const MemoryOptions& o, Device device) {
   const auto bytes = bytes_of(c, dtype, o, device);
-  const int64_t tensors = 2 * c.num_attention_layers() + 6 * c.num_delta_layers() + (o.mtp ? 2 : 0);
+  const int64_t tensors = 2 * (c.num_attention_layers() + (o.mtp ? c.mtp_num_layers : 0)) + 6 * c.num_delta_layers();
   return on_boundary(bytes.pages + bytes.slots) + static_cast<size_t>(tensors) * boundary;
 }
 
@@ -83,7 +97,7 @@ RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOpti
       if (rings == DType::bf16) d.ring_beta = make(DType::f32, {o.slots, ring, vh});
     }
   }
-  if (o.mtp) view_.mtp = make_pages();
+  if (o.mtp && c.mtp_num_layers > 0) view_.mtp = make_pages();
   for (int64_t i = 1; i < o.pages; i++) free_pages_.insert(static_cast<int32_t>(i));
   for (int64_t i = 1; i < o.slots; i++) free_slots_.insert(static_cast<int32_t>(i));
   references_.assign(static_cast<size_t>(o.pages), 0);

@@ -8,6 +8,7 @@
 
 #include "model/batch.h"
 #include "model/config.h"
+#include "parallel/mesh.h"
 
 namespace furlong {
 
@@ -26,6 +27,10 @@ struct SequenceMemory {
   int64_t length = 0;  // committed rows
 };
 
+// What one rank keeps of a sequence: the layers of its stage, with the heads that its mixers compute.
+ModelConfig remembered_model(const ModelConfig&, const MeshRank&);
+
+// For the model that is given, which on several ranks is a remembered_model.
 class RolloutMemory {
  public:
   // stream: where the memory lies and is copied; null: the host. place: the memory, of block_bytes; undefined: its own.

@@ -60,7 +60,7 @@ Weights outline_at(const PlanInputs& in, const MeshRank& place) {
 // A forward pass over one packed batch, log-probs and entropies of every row, then the MTP head's.
 WorkingBytes scoring(const PlanInputs& in, Dispatcher dispatcher, ThreadPool& threads) {
   const Device device = in.cuda ? Device::cuda : Device::cpu;
-  const Mesh mesh(last_of_stage(in.layout, in.layout.pipeline - 1), dispatcher);
+  const Mesh mesh = Mesh::planned(last_of_stage(in.layout, in.layout.pipeline - 1), dispatcher);
   const Weights outline = outline_at(in, mesh.place());
   const std::vector<int32_t> tokens(static_cast<size_t>(in.micro_tokens), 0);
   const std::vector<HeadRow> rows(tokens.size());

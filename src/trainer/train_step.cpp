@@ -454,7 +454,7 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
     picked.push_back(&t);
   }
   auto packs = pack_step(picked, {.micro_batch_size = segments}, false, options.mtp);
-  const Mesh mesh(weights.rank(), dispatcher);
+  const Mesh mesh = Mesh::planned(weights.rank(), dispatcher);
   Measured batch(config, weights, options, mesh);
   Arena measure = Arena::measuring(weights.device());
   Stream dry = Stream::dry(threads, weights.device());

@@ -41,6 +41,21 @@ TEST(Mesh, SizesThatDoNotFitAreNamed) {
   EXPECT_EQ(mesh_problem({.tensor = 2, .context = 2, .expert = 8}, 8), "");
 }
 
+TEST(Mesh, APlannedMeshHasTheGroupsOfARealOne) {
+  const ParallelSizes sizes{.tensor = 2, .pipeline = 2, .context = 2, .expert = 4, .expert_tensor = 2};
+  run_ranks(16, [&](World& world) {
+    const Mesh real(world, sizes), planned = Mesh::planned(mesh_rank(sizes, world.rank(), 16));
+    for (const auto group : {&Mesh::world, &Mesh::stage, &Mesh::tensor, &Mesh::context, &Mesh::rows, &Mesh::data,
+                             &Mesh::pipeline, &Mesh::experts}) {
+      EXPECT_EQ((real.*group)().size(), (planned.*group)().size());
+      EXPECT_EQ((real.*group)().rank(), (planned.*group)().rank());
+    }
+    ThreadPool threads(1);
+    Stream dry = Stream::dry(threads);
+    planned.world().exchange(dry, {}, {});
+  });
+}
+
 TEST(Ranks, ExchangeAndGather) {
   std::vector<int> sums(4, 0);
   run_ranks(4, [&](World& world) {
