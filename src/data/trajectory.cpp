@@ -276,6 +276,8 @@ std::string trajectory_row(const Trajectory& t) {
   return out + "," + t.extra_json.substr(1);
 }
 
+Trajectory parse_trajectory(std::string_view row, const std::string& where) { return read_row(JsonRow(row, where, 1)); }
+
 void write_trajectories(const std::string& path, std::span<const Trajectory> trajectories) {
   FileWriter file(path);
   const auto write = [&](const std::string& line) { file.write((line + "\n").data(), line.size() + 1); };

@@ -52,6 +52,8 @@ std::vector<Trajectory> read_trajectories(const std::string& spec);
 // throws Error(Exit::numerics).
 std::string trajectory_header();
 std::string trajectory_row(const Trajectory& trajectory);
+// The trajectory of such a row; `where` stands for the file in errors.
+Trajectory parse_trajectory(std::string_view row, const std::string& where);
 
 // Writes a whole file, complete or not at all. Throws Error(Exit::resources).
 void write_trajectories(const std::string& path, std::span<const Trajectory> trajectories);

@@ -295,8 +295,8 @@ void Weights::bind(const ModelConfig& config, DType dtype, const Placement& plac
   const std::vector<Tensor*> slots = declare(config, dtype, placement);
   const auto on_host = [&](size_t i) { return !placement.on_host.empty() && placement.on_host[i]; };
   const auto wanted = [&](size_t i) {
-    return specs_[i].here && (!placement.only_mtp || *placement.only_mtp == specs_[i].mtp) &&
-           (on_host(i) || !placement.only_on_host);
+    return specs_[i].here && (placement.copies || !specs_[i].copied) &&
+           (!placement.only_mtp || *placement.only_mtp == specs_[i].mtp) && (on_host(i) || !placement.only_on_host);
   };
   size_t total = 0, host_total = 0;
   for (size_t i = 0; i < specs_.size(); i++) {
@@ -326,7 +326,7 @@ Weights Weights::one_part_at_a_time(const ModelConfig& config, DType dtype, cons
   const std::vector<Tensor*> slots = w.declare(config, dtype, placement);
   std::map<int, size_t> bytes;
   for (const auto& spec : w.specs_) {
-    if (spec.here) bytes[spec.part] += memory_of(spec, dtype);
+    if (spec.here && (placement.copies || !spec.copied)) bytes[spec.part] += memory_of(spec, dtype);
   }
   size_t largest = 0;
   for (const auto& [part, size] : bytes) largest = std::max(largest, size);
@@ -334,7 +334,7 @@ Weights Weights::one_part_at_a_time(const ModelConfig& config, DType dtype, cons
   w.bytes_ = w.storage_.bytes();
   std::map<int, size_t> offset;
   for (size_t i = 0; i < slots.size(); i++) {
-    if (w.specs_[i].here) {
+    if (w.specs_[i].here && (placement.copies || !w.specs_[i].copied)) {
       size_t& at = offset[w.specs_[i].part];
       *slots[i] = placed_at(w.specs_[i], dtype, static_cast<uint8_t*>(w.storage_.data()) + at, placement.device);
       at += memory_of(w.specs_[i], dtype);

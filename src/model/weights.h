@@ -103,6 +103,7 @@ struct Placement {
   // Only some of the numbers of each tensor, which is then flat: those of the range that this gives.
   std::function<Range(const TensorSpec&)> owned = {};
   std::optional<bool> only_mtp = std::nullopt;  // allocate that part of the model only
+  bool copies = true;                           // false: leave copied tensors undefined
   // Tensors (by place in the registry) in page-locked host memory instead; none where empty. Needs `threads`.
   std::vector<bool> on_host = {};
   bool only_on_host = false;  // leave the others undefined

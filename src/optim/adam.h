@@ -1,5 +1,5 @@
-// AdamW over a model's Weights: masters and moments are further Weights of the same layout, on the weights' device or
-// in page-locked host memory.
+// AdamW over a model's Weights: masters and moments are further Weights, on the weights' device or in page-locked host
+// memory. Each rank of a mesh keeps and updates the numbers that it owns (owners.h).
 #pragma once
 #include <memory>
 #include <vector>
@@ -7,6 +7,7 @@
 #include "model/weights.h"
 #include "ops/adamw.h"
 #include "optim/offload.h"
+#include "optim/owners.h"
 #include "optim/schedule.h"
 #include "tensor/stream.h"
 
@@ -26,7 +27,8 @@ struct OptimOptions {
   // are the host's. The bits are the same.
   double offload = 0;
   bool overlap = false;  // with offload: gradients go down part by part as gradients_done() tells of them
-  int64_t offload_block = int64_t{8} << 20;  // numbers that move and are updated together
+  int64_t offload_block = int64_t{8} << 20;    // numbers that move and are updated together
+  int64_t exchange_block = int64_t{16} << 20;  // gradients on their way to one owner at a time
 };
 
 struct StepResult {
@@ -38,23 +40,29 @@ struct StepResult {
 class Optimizer {
  public:
   // fp32 (and f64) weights are their own masters; bf16 weights get fp32 ones, copied from them, unless main_params is
-  // bf16. The moments begin at zero. stream: where weights on a device are worked on. Throws Error(Exit::resources)
-  // when the memory cannot be had.
-  Optimizer(const ModelConfig&, Weights& weights, OptimOptions options, Stream* stream = nullptr);
+  // bf16. The moments begin at zero. stream: where weights on a device are worked on. On a mesh all ranks make one, and
+  // call the same functions; masters and moments are flat. Throws Error(Exit::resources) when the memory cannot be had.
+  Optimizer(const ModelConfig&, Weights& weights, OptimOptions options, Stream* stream = nullptr,
+            const Mesh& mesh = Mesh::alone());
 
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
   // One step in place from gradients (same layout; main_grads, or f64 for f64 weights). Every gradient is checked
-  // before anything is written. The new weights are there for what the stream is given afterwards.
+  // before anything is written. The new weights are there for what the stream is given afterwards. On a mesh the owned
+  // numbers of the gradients are the sums over their holders then; the norm is that of the whole model.
   StepResult step(Stream&, const Weights& grads);
-  // The stream has been given all that this step adds to the gradients of a part (TensorSpec::part).
+  // The stream has been given all that this step adds to the gradients of a part (TensorSpec::part): they begin to be
+  // summed over ranks, and travel to the host.
   void gradients_done(Stream&, const Weights& grads, int part);
+  // Sums over ranks what gradients_done() was not told of. What the stream is given afterwards finds all sums.
+  void reduce(Stream& stream, const Weights& grads) { owners_.reduce_rest(stream, grads); }
   // The gradients told of are not wanted any more: there will be no step with them.
   void drop_gradients();
   int64_t steps() const { return steps_; }
   void set_steps(int64_t steps) { steps_ = steps; }
-  // What the exported checkpoint is made of.
+  const Owners& owners() const { return owners_; }
+  // What the exported checkpoint is made of: the owned numbers, flat, where there are masters on a mesh.
   const Weights& masters() const { return has_masters_ ? masters_ : *weights_; }
   Weights& mutable_masters() { return masters_; }
   bool has_masters() const { return has_masters_; }
@@ -75,6 +83,7 @@ class Optimizer {
   Weights* weights_;
   OptimOptions options_;
   bool has_masters_;
+  Owners owners_;
   std::vector<bool> on_host_;  // by tensor; empty without offload
   Weights masters_, exp_avg_, exp_avg_sq_;
   std::unique_ptr<Offload> offload_;

@@ -6,12 +6,9 @@
 #include <set>
 #include <vector>
 
-#include "model/weights.h"
+#include "optim/owners.h"
 
 namespace furlong {
-
-// Numbers [first, first + count) of the contiguous tensor, as one row.
-Tensor flat(const Tensor& tensor, int64_t first, int64_t count);
 
 class Offload {
  public:
@@ -22,19 +19,20 @@ class Offload {
   // Updates the numbers of a piece in host memory: gradients in, new weights out. Returns when it is done.
   using Update = std::function<void(Stream& host, const Piece&, Tensor weight, Tensor grad)>;
 
-  // weights: on a device. masters: of the tensors on_host, in page-locked memory; in the weights' own dtypes they are
-  // copies of the weights and travel themselves, else weights are rounded from them on their way. main_grads, overlap
-  // and block (numbers) as in OptimOptions.
-  Offload(const ModelConfig&, const Weights& weights, const Weights& masters, const std::vector<bool>& on_host,
-          DType main_grads, bool overlap, bool train_mtp, int64_t block, ThreadPool& threads);
+  // weights: on a device, those that this rank updates (Owners::views), in `dtype`. masters: of the tensors of
+  // place.on_host, in page-locked memory; in the weights' own dtypes they are copies of the weights and travel
+  // themselves, else weights are rounded from them on their way. main_grads, overlap and block (numbers) as in
+  // OptimOptions. Gradients come as views like the weights'.
+  Offload(const ModelConfig&, std::vector<Tensor> weights, DType dtype, const Weights& masters, Placement place,
+          DType main_grads, bool overlap, bool train_mtp, int64_t block);
 
   // With overlap: the gradients of a part go down as soon as the stream has computed them.
-  void send(Stream&, const Weights& grads, int part);
+  void send(Stream&, const std::vector<Tensor>& grads, int part);
   // Waits for what is on its way.
   void settle();
   // Updates every trained piece; without overlap the gradients go down now. What the stream is given afterwards finds
   // the new weights.
-  void step(Stream&, const Weights& grads, const Update& update);
+  void step(Stream&, const std::vector<Tensor>& grads, const Update& update);
   // masters = weights, and weights = masters rounded.
   void fetch_masters(Stream&);
   void push_weights(Stream&);
@@ -47,15 +45,15 @@ class Offload {
     int part;
     bool trained;
   };
-  void cut(const std::vector<bool>& on_host, bool train_mtp, int64_t numbers);
+  void cut(const std::vector<bool>& on_host, bool together, bool train_mtp, int64_t numbers);
   const Block& trained(size_t i) const { return blocks_[trained_[i]]; }
-  void copy_block(cuda::Queue&, const Weights& device, char* host, const Block&, bool up) const;
+  void copy_block(cuda::Queue&, const std::vector<Tensor>& device, char* host, const Block&, bool up) const;
   char* grad_slot(size_t i) const;
   char* weight_slot(size_t i) const;
   // The tensor of a piece within a copy of its block's memory in `like`.
-  static Tensor within(const Weights& like, const Block&, const Piece&, char* copy);
+  static Tensor within(const std::vector<Tensor>& like, const Block&, const Piece&, char* copy);
 
-  const Weights& weights_;
+  std::vector<Tensor> weights_;
   const Weights& masters_;
   bool overlap_, masters_travel_;
   DType main_grads_;

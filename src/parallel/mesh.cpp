@@ -85,8 +85,9 @@ Mesh::Mesh(World& world, const ParallelSizes& sizes, Dispatcher dispatcher) : di
   experts_ = like_me([](M m) { return std::tuple(m.stage, m.expert_data); });
 }
 
-Mesh Mesh::planned(const MeshRank& m) {
+Mesh Mesh::planned(const MeshRank& m, Dispatcher dispatcher) {
   Mesh mesh;
+  mesh.dispatcher_ = dispatcher;
   if (m.ranks() == 1) return mesh;
   mesh.place_ = m;
   const auto group = [](int64_t rank, int64_t size) {

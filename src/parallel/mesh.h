@@ -60,7 +60,7 @@ class Mesh {
   // A mesh of one, for whoever computes alone.
   static const Mesh& alone();
   // A place among ranks that are not there, for dry runs: its groups know their sizes and move nothing.
-  static Mesh planned(const MeshRank& place);
+  static Mesh planned(const MeshRank& place, Dispatcher dispatcher = Dispatcher::alltoall);
 
   const MeshRank& place() const { return place_; }
   Dispatcher dispatcher() const { return dispatcher_; }

@@ -17,6 +17,9 @@ constexpr uint64_t library_bytes = 20 * mib;
 constexpr uint64_t staging_bytes = 32 * mib;
 // Of an offloaded update: numbers of the blocks on their way, three each way (optim/offload.cpp).
 constexpr uint64_t block_numbers = 3 * 8 * mib;
+// Of gradients that are summed over ranks: numbers that arrive at one rank at a time, cut at multiples of a unit
+// (OptimOptions::exchange_block, optim/owners.cpp).
+constexpr uint64_t exchanged_numbers = 16 * mib, exchange_unit = 64;
 // The program itself, tokenizer, prompts and trajectories.
 constexpr uint64_t program_bytes = 64 * mib;
 // Of what resident data leaves free, for the rollout, when no fraction is given. A CPU's memory serves others too.
@@ -75,6 +78,13 @@ class Planner {
     // Gradients kept in bf16 are summed in fp32 a part of the model at a time.
     if (in_.main_grads != DType::f32) {
       resident("gradients of a micro-batch", whole.largest_part * size_of(DType::f32));
+    }
+    if (const int64_t ranks = l.gpus / l.pipeline; ranks > 1) {
+      const uint64_t numbers =
+          std::min(exchanged_numbers, whole.largest) + exchange_unit * static_cast<uint64_t>(ranks);
+      resident("gradients on their way between ranks",
+               (numbers + (in_.main_grads != DType::f32 ? numbers / static_cast<uint64_t>(ranks) : 0)) *
+                   size_of(DType::f32));
     }
     // Optimizer state is spread over the ranks that hold the same weights.
     const auto spread = [&](RankSize size) {
@@ -248,24 +258,25 @@ std::vector<std::string> nearest_that_fits(const PlanInputs& in, const DryRuns& 
     append(kept.flags, flag);
     return try_one(flag, alone);
   };
-  const auto shrink = [&](const char* flag, int64_t PlanInputs::*size, int64_t least, auto&& after) {
+  // shares: how many of what the flag counts make up the size.
+  const auto shrink = [&](const char* flag, int64_t PlanInputs::*size, int64_t least, int64_t shares, auto&& after) {
     if (in.*size / 2 < least) return;
     PlanInputs alone = in;
     while (alone.*size / 2 >= least) {
       alone.*size /= 2;
       after(alone);
-      if (try_one(fmt::format("{} {}", flag, alone.*size), alone)) break;
+      if (try_one(fmt::format("{} {}", flag, alone.*size / shares), alone)) break;
     }
     kept.inputs.*size = alone.*size;
     after(kept.inputs);
-    append(kept.flags, fmt::format("{} {}", flag, alone.*size));
+    append(kept.flags, fmt::format("{} {}", flag, alone.*size / shares));
   };
   if (in.trains && in.cuda && in.offload < 1 && in.may_offload) {
     once("--optimizer-cpu-offload", [](PlanInputs& i) { i.offload = 1; });
   }
   if (in.trains && !in.recompute) once("--recompute-granularity full", [](PlanInputs& i) { i.recompute = true; });
   if (in.trains && in.packs) {
-    shrink("--max-tokens-per-gpu", &PlanInputs::micro_tokens, std::max<int64_t>(in.longest, 64),
+    shrink("--max-tokens-per-gpu", &PlanInputs::micro_tokens, std::max<int64_t>(in.longest, 64), in.layout.context,
            [](PlanInputs& i) { i.micro_segments = std::min(i.micro_segments, i.micro_tokens / 2); });
   }
   if (in.rolls && in.fraction) {
@@ -277,7 +288,7 @@ std::vector<std::string> nearest_that_fits(const PlanInputs& in, const DryRuns& 
     kept.inputs.fraction.reset();
     append(kept.flags, "no --rollout-mem-fraction-static");
   }
-  if (in.rolls) shrink("--rollout-max-running-requests", &PlanInputs::max_running, 1, [](PlanInputs&) {});
+  if (in.rolls) shrink("--rollout-max-running-requests", &PlanInputs::max_running, 1, 1, [](PlanInputs&) {});
   if (found.empty() && !kept.flags.empty()) try_one(kept.flags, kept.inputs);
   if (found.empty() && in.cuda && in.may_spread) {
     // Experts over more GPUs, with everything else that helps.

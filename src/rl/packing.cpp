@@ -12,6 +12,32 @@ void sort_bins(std::vector<std::vector<size_t>>& bins) {
   std::sort(bins.begin(), bins.end(), [](const auto& a, const auto& b) { return a.front() < b.front(); });
 }
 
+int64_t sum_of(std::span<const int64_t> lengths, const std::vector<size_t>& bin) {
+  int64_t sum = 0;
+  for (const size_t i : bin) sum += lengths[i];
+  return sum;
+}
+
+// Halves the heaviest bins that can be, longest samples first to the lighter half, until `ranks` divides their number.
+void split_for(int64_t ranks, std::span<const int64_t> lengths, std::vector<std::vector<size_t>>& bins) {
+  while (std::ssize(bins) % ranks != 0) {
+    size_t heaviest = bins.size();
+    for (size_t b = 0; b < bins.size(); b++) {
+      if (bins[b].size() < 2) continue;
+      if (heaviest == bins.size() || sum_of(lengths, bins[b]) > sum_of(lengths, bins[heaviest])) heaviest = b;
+    }
+    if (heaviest == bins.size()) return;
+    std::vector<size_t> order = std::move(bins[heaviest]), halves[2];
+    std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return lengths[a] > lengths[b]; });
+    for (const size_t i : order) {
+      halves[sum_of(lengths, halves[1]) < sum_of(lengths, halves[0]) ? 1 : 0].push_back(i);
+    }
+    bins[heaviest] = std::move(halves[0]);
+    bins.push_back(std::move(halves[1]));
+    sort_bins(bins);
+  }
+}
+
 int64_t mask_sum(const Trajectory& t) { return std::accumulate(t.loss_mask.begin(), t.loss_mask.end(), int64_t{0}); }
 
 }  // namespace
@@ -63,6 +89,7 @@ std::vector<std::vector<size_t>> make_bins(std::span<const int64_t> lengths, con
       if (i % static_cast<size_t>(options.micro_batch_size) == 0) bins.emplace_back();
       bins.back().push_back(i);
     }
+    split_for(options.ranks, lengths, bins);
     return bins;
   }
   std::vector<size_t> order(lengths.size());
@@ -80,16 +107,49 @@ std::vector<std::vector<size_t>> make_bins(std::span<const int64_t> lengths, con
     sums[b] += lengths[i];
   }
   sort_bins(bins);
+  split_for(options.ranks, lengths, bins);
   if (options.balance && bins.size() > 1) {
     auto balanced = karmarkar_karp(lengths, bins.size());
     const bool fits = std::all_of(balanced.begin(), balanced.end(), [&](const auto& bin) {
-      int64_t sum = 0;
-      for (const size_t i : bin) sum += lengths[i];
-      return sum <= options.max_tokens || bin.size() == 1;
+      return sum_of(lengths, bin) <= options.max_tokens || bin.size() == 1;
     });
-    if (fits) return balanced;
+    if (fits && balanced.size() == bins.size()) return balanced;
   }
   return bins;
+}
+
+std::vector<std::vector<size_t>> deal(std::span<const int64_t> sizes, int64_t ranks, bool balance) {
+  std::vector<std::vector<size_t>> dealt(static_cast<size_t>(ranks));
+  const size_t each = (sizes.size() + dealt.size() - 1) / dealt.size();
+  std::vector<size_t> order(sizes.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  if (balance) std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return sizes[a] > sizes[b]; });
+  std::vector<int64_t> sums(dealt.size());
+  for (size_t i = 0; i < order.size(); i++) {
+    size_t rank = i % dealt.size();
+    for (size_t r = 0; balance && r < dealt.size(); r++) {
+      const bool room = dealt[r].size() < each, lighter = sums[r] < sums[rank];
+      if (room && (lighter || dealt[rank].size() == each)) rank = r;
+    }
+    dealt[rank].push_back(order[i]);
+    sums[rank] += sizes[order[i]];
+  }
+  for (auto& mine : dealt) {
+    std::sort(mine.begin(), mine.end());
+    mine.resize(each, sizes.size());
+  }
+  return dealt;
+}
+
+std::vector<Pack> packs_of_rank(std::vector<Pack> packs, const PackOptions& options, int64_t rank) {
+  if (options.ranks == 1) return packs;
+  std::vector<int64_t> sizes;
+  for (const auto& pack : packs) sizes.push_back(pack.batch.rows());
+  std::vector<Pack> mine;
+  const auto dealt = deal(sizes, options.ranks, options.balance);
+  for (const size_t i : dealt[static_cast<size_t>(rank)])
+    mine.push_back(i < packs.size() ? std::move(packs[i]) : Pack());
+  return mine;
 }
 
 std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,

@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 
 #include "base/error.h"
@@ -24,41 +25,74 @@ bool offered(const char* name) {
   return at != all.end() && !at->later;
 }
 
-PlanLayout layout_of(const Settings& s) {
-  const PlanLayout l{.tensor = s.tensor_model_parallel_size,
-                     .pipeline = s.pipeline_model_parallel_size,
-                     .context = s.context_parallel_size,
-                     .expert = s.expert_model_parallel_size,
-                     .expert_tensor = s.expert_tensor_parallel_size};
-  PlanLayout out = l;
-  // This build runs one process; `inspect` plans for --gpus, or for as many as the sizes ask for.
-  out.gpus = s.gpus.value_or(std::max(l.tensor * l.pipeline * l.context, l.pipeline * l.expert * l.expert_tensor));
-  return out;
+PlanLayout layout_of(const Settings& s, int64_t ranks) {
+  const ParallelSizes p = parallel_sizes(s);
+  PlanLayout l{p.tensor, p.pipeline, p.context, p.expert, p.expert_tensor};
+  const int64_t least = std::max(p.tensor * p.pipeline * p.context, p.pipeline * p.expert * p.expert_tensor);
+  l.gpus = ranks > 0 ? ranks : s.gpus.value_or(least);
+  return l;
+}
+
+// The least that any rank has, as all ranks of a mesh agree on it.
+MachineMemory least_of(const Mesh& mesh, const MachineMemory& mine) {
+  MachineMemory least = mine;
+  for (const auto& bytes : mesh.world().gather_bytes({reinterpret_cast<const char*>(&mine), sizeof mine})) {
+    MachineMemory other;
+    std::memcpy(&other, bytes.data(), sizeof other);
+    least.host_available = std::min(least.host_available, other.host_available);
+    if (other.device_total - other.device_taken < least.device_total - least.device_taken) {
+      least.device_total = other.device_total;
+      least.device_taken = other.device_taken;
+    }
+  }
+  return least;
+}
+
+// The last rank of a pipeline stage: it holds the larger share where one does not divide.
+MeshRank last_of_stage(const PlanLayout& l, int64_t stage) {
+  return mesh_rank(l.sizes(), (stage + 1) * (l.gpus / l.pipeline) - 1, l.gpus);
+}
+
+Weights outline_at(const PlanInputs& in, const MeshRank& place) {
+  return Weights::outline(in.model, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu, .rank = place});
 }
 
 // A forward pass over one packed batch, log-probs and entropies of every row, then the MTP head's.
-WorkingBytes scoring(const ModelConfig& config, const PlanInputs& in, ThreadPool& threads) {
+WorkingBytes scoring(const PlanInputs& in, Dispatcher dispatcher, ThreadPool& threads) {
   const Device device = in.cuda ? Device::cuda : Device::cpu;
-  const Weights outline = Weights::outline(config, in.dtype, {.device = device});
+  const Mesh mesh = Mesh::planned(last_of_stage(in.layout, in.layout.pipeline - 1), dispatcher);
+  const Weights outline = outline_at(in, mesh.place());
   const std::vector<int32_t> tokens(static_cast<size_t>(in.micro_tokens), 0);
   const std::vector<HeadRow> rows(tokens.size());
   BatchBuilder builder;
   builder.add(tokens.data(), in.micro_tokens);
   Stream dry = Stream::dry(threads, device);
   Arena measure = Arena::measuring(device);
-  Exec exec{dry, measure};
+  Exec exec{dry, measure, mesh};
   const Batch batch = placed(exec, builder.batch());
-  const Tensor hidden = model_forward(exec, config, outline, batch, nullptr);
-  score_rows(exec, outline, hidden, rows, {.entropy = true}, {}, {});
+  const Tensor hidden = model_forward(exec, in.model, outline, batch, nullptr);
+  score_rows(exec, outline, hidden, rows, {.entropy = true, .batch_rows = batch.rows()}, {}, {});
   if (!outline.mtp.empty()) {
-    const Tensor m = mtp_forward(exec, config, outline, hidden, batch.tokens, batch, {}, nullptr);
-    score_rows(exec, outline, m, rows, {}, {}, {});
+    const Tensor m = mtp_forward(exec, in.model, outline, hidden, batch.tokens, batch, {}, nullptr);
+    score_rows(exec, outline, m, rows, {.batch_rows = batch.rows()}, {}, {});
   }
   WorkingBytes found{.parts = {}, .bytes = measure.high_mark()};
   std::map<std::string, uint64_t> parts;
   for (const auto& [name, bytes] : measure.at_high_mark()) parts[name.substr(0, name.find('.'))] += bytes;
   found.parts.assign(parts.begin(), parts.end());
   return found;
+}
+
+// Of the stage that needs most: the first holds most micro-batches at a time, the last has the heads.
+WorkingBytes training(const PlanInputs& in, const TrainOptions& options, Dispatcher dispatcher, ThreadPool& threads) {
+  WorkingBytes most;
+  for (int64_t stage = 0; stage < in.layout.pipeline; stage++) {
+    Weights outline = outline_at(in, last_of_stage(in.layout, stage));
+    const WorkingMemory found =
+        TrainStep::working_memory(in.model, outline, threads, options, in.micro_tokens, in.micro_segments, dispatcher);
+    if (found.bytes > most.bytes) most = {found.parts, found.bytes};
+  }
+  return most;
 }
 
 }  // namespace
@@ -82,7 +116,7 @@ MachineMemory machine_memory(Device device, const Settings& settings) {
 PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workload& work, const MachineMemory& there) {
   PlanInputs in;
   in.model = config;
-  in.layout = layout_of(s);
+  in.layout = layout_of(s, work.ranks);
   in.dtype = parse_dtype(s.dtype);
   in.cuda = parse_device(s.device) == Device::cuda;
   in.gpus_a_host = std::min<int64_t>(in.layout.gpus, 8);
@@ -108,7 +142,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
     in.micro_segments = s.micro_batch_size;
     if (in.packs) {
       // A longer sample is a micro-batch of its own, and a step may have fewer tokens than a micro-batch takes.
-      const int64_t budget = s.max_tokens_per_gpu.value_or(longest);
+      const int64_t budget = s.max_tokens_per_gpu.value_or(longest) * s.context_parallel_size;
       const bool fewer = samples < budget / longest;
       in.micro_tokens = std::max(longest, fewer ? samples * longest : budget);
       in.micro_segments = std::min(samples, in.micro_tokens / std::max<int64_t>(2, work.shortest) + 1);
@@ -135,15 +169,12 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
 DryRuns dry_runs(const Settings& s, const Workload& work, ThreadPool& threads) {
   DryRuns runs;
   runs.training = [s, work, &threads](const PlanInputs& in) {
-    const ModelConfig rank = rank_model(in.model, in.layout);
-    if (!in.trains) return scoring(rank, in, threads);
+    const Dispatcher dispatcher = parse_dispatcher(s.moe_token_dispatcher_type);
+    if (!in.trains) return scoring(in, dispatcher, threads);
     TrainOptions options = train_options(s, in.model);
     if (work.supervised) options.objective = Objective::supervised;
     options.recompute = in.recompute ? Recompute::full : Recompute::none;
-    Weights outline = Weights::outline(rank, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu});
-    const WorkingMemory found =
-        TrainStep::working_memory(rank, outline, threads, options, in.micro_tokens, in.micro_segments);
-    return WorkingBytes{found.parts, found.bytes};
+    return training(in, options, dispatcher, threads);
   };
   runs.rollout = [s, work, &threads](const PlanInputs& in, uint64_t pool) {
     const ModelConfig rank = rank_model(in.model, in.layout);
@@ -196,7 +227,8 @@ std::string plan_table(const MemoryPlan& plan, const PlanInputs& in) {
 }
 
 CheckedPlan require_memory(const Session& session, const Settings& s, const Workload& work) {
-  const PlanInputs in = plan_inputs(s, session.config, work, machine_memory(session.device, s));
+  const MachineMemory there = least_of(*session.mesh, machine_memory(session.device, s));
+  const PlanInputs in = plan_inputs(s, session.config, work, there);
   const DryRuns runs = dry_runs(s, work, *session.threads);
   CheckedPlan checked{plan_memory(in, runs), {}};
   checked.table = plan_table(checked.plan, in);

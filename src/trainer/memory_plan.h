@@ -16,6 +16,7 @@ struct Workload {
   int64_t shortest = 1;   // tokens of a sample at least
   int64_t requests = 0;   // sequences of a rollout or evaluation at most
   int64_t pack_size = 0;  // tokens of a batch of `score`
+  int64_t ranks = 0;      // of the run; 0: as many as --gpus says or the parallel sizes ask for
 };
 
 // The memory of this machine as a plan counts it; --gpu-memory-gib and --host-memory-gib stand for what is there.
@@ -36,7 +37,8 @@ struct CheckedPlan {
   MemoryPlan plan;
   std::string table;
 };
-// Throws Error(Exit::resources) with the table and the nearest settings that fit, when the plan does not.
+// Throws Error(Exit::resources) with the table and the nearest settings that fit, when the plan does not. All ranks of
+// the session's mesh call, and plan with the memory of the one that has least.
 CheckedPlan require_memory(const Session&, const Settings&, const Workload&);
 
 // What the device really holds beside its plan, in all: perf/device_memory_gib, the most so far, and

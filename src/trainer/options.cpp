@@ -21,7 +21,7 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
             .unbiased_kl = s.use_unbiased_kl,
             .entropy_coef = s.entropy_coef};
   o.pack = {.dynamic = s.use_dynamic_batch_size,
-            .max_tokens = s.max_tokens_per_gpu.value_or(0),
+            .max_tokens = s.max_tokens_per_gpu.value_or(0) * s.context_parallel_size,
             .micro_batch_size = s.micro_batch_size,
             .balance = s.balance_data};
   if (o.pack.dynamic && o.pack.max_tokens <= 0) {

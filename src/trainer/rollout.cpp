@@ -22,6 +22,37 @@ int64_t context_limit(const Session& session, const Settings& settings) {
   return std::min(model, settings.rollout_max_context_len.value_or(model));
 }
 
+// The draws of this rank's data parallel rank: every so manieth group.
+std::vector<PromptCursor::Draw> draws_here(const std::vector<PromptCursor::Draw>& all, const MeshRank& place) {
+  std::vector<PromptCursor::Draw> mine;
+  for (const auto& draw : all) {
+    if (draw.group_index % place.data_size == place.data) mine.push_back(draw);
+  }
+  return mine;
+}
+
+// Everyone's trajectories, in the order of their samples.
+std::vector<Trajectory> gather(std::vector<Trajectory> mine, const Mesh& mesh) {
+  if (mesh.is_alone()) return mine;
+  std::string rows;
+  // The ranks that share a batch have sampled the same.
+  if (mesh.place().stage == 0 && mesh.place().row_part() == 0) {
+    for (const auto& t : mine) rows += trajectory_row(t) + "\n";
+  }
+  std::vector<Trajectory> all;
+  const auto messages = mesh.world().gather_bytes(rows);
+  for (size_t r = 0; r < messages.size(); r++) {
+    const std::string where = fmt::format("trajectories of rank {}", r);
+    for (size_t begin = 0; begin < messages[r].size();) {
+      const size_t end = messages[r].find('\n', begin);
+      all.push_back(parse_trajectory(std::string_view(messages[r]).substr(begin, end - begin), where));
+      begin = end + 1;
+    }
+  }
+  std::sort(all.begin(), all.end(), [](const Trajectory& a, const Trajectory& b) { return a.index < b.index; });
+  return all;
+}
+
 }  // namespace
 
 SamplingLimits rollout_limits(const Session& session, const Settings& s) {
@@ -46,10 +77,11 @@ SamplingLimits eval_limits(const Session& session, const Settings& s) {
 }
 
 std::vector<Trajectory> generate_trajectories(const Session& session, Engine& engine, const PreparedPrompts& prompts,
-                                              const std::vector<PromptCursor::Draw>& draws, int64_t n_samples,
+                                              const std::vector<PromptCursor::Draw>& all_draws, int64_t n_samples,
                                               const SamplingLimits& limits, const Scorer* scorer,
                                               const std::string& reward_key, uint64_t seed, int64_t weight_version,
                                               const Engine::Progress& progress) {
+  const auto draws = draws_here(all_draws, session.mesh->place());
   std::vector<Request> requests;
   for (const auto& draw : draws) {
     const auto& tokens = prompts.tokens[static_cast<size_t>(draw.prompt)];
@@ -90,7 +122,7 @@ std::vector<Trajectory> generate_trajectories(const Session& session, Engine& en
     trajectories.push_back(std::move(t));
   }
   if (!unscored.empty()) log::warn("some responses could not be scored and do not count; the first: {}", unscored);
-  return trajectories;
+  return gather(std::move(trajectories), *session.mesh);
 }
 
 std::vector<EvalSet> load_eval_sets(const Session& session, const Settings& s) {

@@ -22,7 +22,8 @@ SamplingLimits rollout_limits(const Session&, const Settings&);
 SamplingLimits eval_limits(const Session&, const Settings&);
 
 // Samples and scores the drawn prompts: n_samples trajectories each, in order of (draw, sample). A response that no
-// rule could judge has no reward; the first reason is logged.
+// rule could judge has no reward; the first reason is logged. On a mesh the data parallel ranks share out the draws,
+// all ranks call with the same ones, and all get all trajectories.
 std::vector<Trajectory> generate_trajectories(const Session&, Engine&, const PreparedPrompts&,
                                               const std::vector<PromptCursor::Draw>& draws, int64_t n_samples,
                                               const SamplingLimits&, const Scorer*, const std::string& reward_key,

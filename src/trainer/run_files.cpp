@@ -90,7 +90,9 @@ std::string numbered(const std::string& pattern, int64_t rollout_id) {
   return out;
 }
 
-RunFiles::RunFiles(const Settings& settings, Command command) : settings_(settings), directory_(settings.run_dir) {
+RunFiles::RunFiles(const Settings& settings, Command command, int rank)
+    : settings_(settings), directory_(settings.run_dir), rank_(rank) {
+  if (!writes()) return;
   if (const auto kind = checkpoint_kind(settings.save);
       kind == CheckpointKind::hf || kind == CheckpointKind::torch_dist) {
     fail(Exit::usage,
@@ -150,10 +152,12 @@ std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t
       .source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
   if (settings_.save_hf_dtype == "bf16") options.dtype = HfDtype::bf16;
   if (settings_.save_hf_dtype == "fp32") options.dtype = HfDtype::f32;
-  save_hf(options, step.optimizer().masters());
+  save_hf(options, step.optimizer().masters(), *session.mesh);
   return options.output_dir;
 }
 
-void RunFiles::write_plan(const std::string& text) { write_file_atomic(directory_ + "/plan.txt", text); }
+void RunFiles::write_plan(const std::string& text) {
+  if (writes()) write_file_atomic(directory_ + "/plan.txt", text);
+}
 
 }  // namespace furlong

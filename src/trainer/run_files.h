@@ -21,11 +21,13 @@ struct RunState {
 class RunFiles {
  public:
   // Makes the run directory, takes its lock (a second process is refused with Exit::usage), opens log.txt and writes
-  // config.toml.
-  RunFiles(const Settings& settings, Command command);
+  // config.toml. Of several ranks the first does so, and the others write nothing there but what they add to
+  // checkpoints.
+  RunFiles(const Settings& settings, Command command, int rank = 0);
   ~RunFiles();
 
   const std::string& directory() const { return directory_; }
+  bool writes() const { return rank_ == 0; }
   // Fills session and optimizer from the newest checkpoint of --load (default: the run's own) and returns its state;
   // nullopt for a fresh start. Throws Error(Exit::input) when --load names a folder without checkpoints.
   std::optional<RunState> resume(Session&, TrainStep&);
@@ -37,6 +39,7 @@ class RunFiles {
  private:
   const Settings& settings_;
   std::string directory_;
+  int rank_;
   int lock_ = -1;
 };
 

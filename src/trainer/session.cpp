@@ -1,5 +1,7 @@
 #include "trainer/session.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <filesystem>
 
@@ -44,6 +46,18 @@ std::optional<bool> thinking_of(const std::string& kwargs) {
 }
 
 }  // namespace
+
+ParallelSizes parallel_sizes(const Settings& s) {
+  return {.tensor = s.tensor_model_parallel_size,
+          .pipeline = s.pipeline_model_parallel_size,
+          .context = s.context_parallel_size,
+          .expert = s.expert_model_parallel_size,
+          .expert_tensor = s.expert_tensor_parallel_size};
+}
+
+Dispatcher parse_dispatcher(const std::string& name) {
+  return name == "alltoall" ? Dispatcher::alltoall : Dispatcher::flex;
+}
 
 DType parse_dtype(const std::string& name) {
   if (name == "fp32") return DType::f32;
@@ -95,8 +109,16 @@ Session open_session(const Settings& settings, const World& world) {
   return session;
 }
 
+void join_mesh(Session& session, const Settings& settings, World& world) {
+  const ParallelSizes sizes = parallel_sizes(settings);
+  Texts problems = layout_problems(session.config, sizes);
+  if (std::string ranks = mesh_problem(sizes, world.size()); !ranks.empty()) problems.push_back(std::move(ranks));
+  if (!problems.empty()) fail(Exit::usage, "this layout is not possible: {}", fmt::join(problems, "; "));
+  session.mesh = std::make_unique<Mesh>(world, sizes, parse_dispatcher(settings.moe_token_dispatcher_type));
+}
+
 Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag) {
-  const LoadHfOptions options{.threads = session.threads.get(), .device = session.device};
+  const LoadHfOptions options{.threads = session.threads.get(), .device = session.device, .mesh = *session.mesh};
   if (path == session.directory) return load_hf(path, session.config, dtype, options);
   switch (checkpoint_kind(path)) {
     case CheckpointKind::torch_dist:
@@ -104,8 +126,8 @@ Weights read_weights(const Session& session, const std::string& path, DType dtyp
                 session.directory);
       return load_torch_dist(path, session.config, dtype, options);
     case CheckpointKind::furlong: {
-      Weights weights(session.config, dtype, session.device);
-      if (const auto found = load_latest(path, {{"weights", &weights}})) {
+      Weights weights(session.config, dtype, Placement{.device = session.device, .rank = session.mesh->place()});
+      if (const auto found = load_latest(path, {{"weights", &weights}}, {}, *session.mesh)) {
         log::info("{}: weights of iteration {}", path, found->iteration);
         return weights;
       }
@@ -132,7 +154,8 @@ void load_weights(Session& session, const Settings& settings) {
     fail(Exit::usage, "--random-init and the weights of --load {} exclude each other", settings.load);
   }
   if (settings.random_init) {
-    session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
+    session.weights = Weights(session.config, parse_dtype(settings.dtype),
+                              Placement{.device = session.device, .rank = session.mesh->place()});
     Stream stream(*session.threads, session.device);
     init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
                  session.threads.get(), session.device == Device::cuda ? &stream : nullptr);

@@ -22,6 +22,7 @@ struct Session {
   ModelConfig config;
   Device device = Device::cpu;
   std::unique_ptr<ThreadPool> threads;
+  std::unique_ptr<Mesh> mesh = std::make_unique<Mesh>();  // the ranks that compute together, each with its weights
   Weights weights;
   std::optional<Tokenizer> tokenizer;   // absent when the folder has none
   std::optional<ChatTemplate> chat;     // the checkpoint's own or --chat-template; absent when there is neither
@@ -30,6 +31,8 @@ struct Session {
   std::vector<int32_t> stop_ids;        // of generation_config.json, else of config.json
 };
 
+ParallelSizes parallel_sizes(const Settings& settings);
+Dispatcher parse_dispatcher(const std::string& name);
 DType parse_dtype(const std::string& name);
 Device parse_device(const std::string& name);
 
@@ -37,13 +40,16 @@ Device parse_device(const std::string& name);
 // Error(Exit::input) or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
 Session open_session(const Settings& settings, const World& world);
 Session open_session(const Settings& settings);  // of a process alone
-// The weights of a checkpoint folder of any kind that is read (Hugging Face, torch_dist, training checkpoints), in the
-// shape of the session's config and on its device. `flag` names it in errors. Throws Error(Exit::input).
+// Lays the ranks of a run out in the mesh of --tensor-model-parallel-size and its like; all of them call. Throws
+// Error(Exit::usage) with everything that keeps them or the model from being laid out so.
+void join_mesh(Session& session, const Settings& settings, World& world);
+// This rank's weights of a checkpoint folder of any kind that is read (Hugging Face, torch_dist, training checkpoints),
+// in the shape of the session's config and on its device. `flag` names it in errors. Throws Error(Exit::input).
 Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag);
 // Whether --load names weights alone: a Hugging Face or torch_dist checkpoint.
 bool loads_weights_alone(const Settings& settings);
-// The weights, once their memory is known to be there: those of --load where it names any, else --hf-checkpoint's.
-// Training checkpoints that train and sft resume from are read later, by RunFiles::resume.
+// This rank's weights, once their memory is known to be there: those of --load where it names any, else
+// --hf-checkpoint's. Training checkpoints that train and sft resume from are read later, by RunFiles::resume.
 void load_weights(Session& session, const Settings& settings);
 
 // The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.

@@ -115,7 +115,6 @@ std::string markdown_row(const Field& field) {
   if (field.later) {
     const std::string only = only_here(field);
     meaning += only.empty() ? ". Not in this build" : ". This build takes only " + only;
-    meaning += ": it runs one process";
   }
   if (!field.no_effect.empty()) meaning += ". Without effect: " + field.no_effect;
   if (field.differs.rfind("not in miles", 0) == 0) {

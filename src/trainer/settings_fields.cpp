@@ -134,10 +134,12 @@ void add_run(Table& t) {
               .from(1)
               .to(1 << 16)
               .differs("not in miles"),
-          row("actor_num_nodes", &Settings::actor_num_nodes, T | S, "machines of the run").from(1).later({"1"}),
+          row("actor_num_nodes", &Settings::actor_num_nodes, T | S, "machines of the run")
+              .from(1)
+              .no_effect("the ranks of a run are those that were started"),
           row("actor_num_gpus_per_node", &Settings::actor_num_gpus_per_node, T | S, "devices a machine")
               .from(1)
-              .no_effect("one process"),
+              .no_effect("the ranks of a run are those that were started"),
           row("colocate", &Settings::colocate, T | S, "training and rollout share devices")
               .no_effect("training and rollout always share one engine and one copy of the weights"),
       });
@@ -301,10 +303,10 @@ void add_engine(Table& t) {
               .from(1),
           row("rollout_ep_size", &Settings::rollout_ep_size, engine, "expert parallel size of rollout")
               .from(1)
-              .later({"1"}),
+              .no_effect("the rollout runs on the trainer's ranks in the trainer's layout"),
           row("rollout_num_gpus_per_engine", &Settings::rollout_num_gpus_per_engine, engine, "devices an engine spans")
               .from(1)
-              .later({"1"}),
+              .no_effect("the rollout runs on the trainer's ranks in the trainer's layout"),
           row("use_rollout_routing_replay", &Settings::use_rollout_routing_replay, T,
               "train with the experts chosen while sampling")
               .later({"false"}),
@@ -511,17 +513,21 @@ void add_parallel(Table& t) {
            std::tuple("expert_tensor_parallel_size", &Settings::expert_tensor_parallel_size,
                       "ranks that split an expert's matrices"),
        }) {
-    t.push_back(row(name, member, T | S, help).unit("ranks").from(1).to(1 << 16).later({"1"}));
+    t.push_back(row(name, member, T | S, help).unit("ranks").from(1).to(1 << 16));
   }
-  t.insert(t.end(), {
-                        row("sequence_parallel", &Settings::sequence_parallel, T | S,
-                            "split activations between tensor parallel ranks")
-                            .later({"false"}),
-                        row("moe_token_dispatcher_type", &Settings::moe_token_dispatcher_type, T | S,
-                            "how tokens reach experts on other ranks")
-                            .choices({"alltoall", "allgather", "flex"})
-                            .later({"\"alltoall\"", "\"allgather\""}),
-                    });
+  t.insert(
+      t.end(),
+      {
+          row("sequence_parallel", &Settings::sequence_parallel, T | S,
+              "split activations between tensor parallel ranks")
+              .differs("always done where there are any, with or without the flag"),
+          row("moe_token_dispatcher_type", &Settings::moe_token_dispatcher_type, T | S,
+              "how tokens reach experts on other ranks")
+              .choices({"alltoall", "allgather", "flex"})
+              .differs(
+                  "flex is not DeepEP: every row goes to all ranks of its experts' group, without asking the host; "
+                  "allgather is the same"),
+      });
 }
 
 void add_tools(Table& t) {

@@ -53,8 +53,9 @@ void add_without_effect(std::vector<Field>& t) {
       {"attention_backend", "moe_permute_fusion", "linear_attention_backend", "train_backend",
        "no_gradient_accumulation_fusion", "rollout_attention_backend", "rollout_moe_runner_backend",
        "rollout_mamba_scheduler_strategy"});
-  add("one process", {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router",
-                      "use_fault_tolerance", "overlap_grad_reduce", "overlap_param_gather"});
+  add("the ranks of a run are those that were started, and it does these things its own way",
+      {"num_gpus_per_node", "rollout_num_gpus", "rollout_server_concurrency", "use_miles_router", "use_fault_tolerance",
+       "overlap_grad_reduce", "overlap_param_gather"});
   add("the trainer's weights are the rollout's",
       {"offload", "offload_train", "offload_rollout", "update_weight_buffer_size", "megatron_to_hf_mode"});
   add("metrics go to the run directory",

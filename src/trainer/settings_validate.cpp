@@ -82,7 +82,7 @@ class Validator {
         remedy = from_file ? "leave it out, or give " + field.flag() + "=" : "leave it out";
       const std::string where = from_file ? origin->second + ": " + field.name : field.flag();
       const std::string shown = field.kind == Kind::flag ? "" : " " + unquoted(printable(value, 40));
-      complain("{}{}: this build runs one process; {}", where, shown, remedy);
+      complain("{}{}: not in this build; {}", where, shown, remedy);
     }
   }
 

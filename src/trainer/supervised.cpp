@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <memory>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -59,8 +60,9 @@ std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) 
 void supervised(const Settings& settings, bool terminal) { supervised(settings, *solo_world(), terminal); }
 
 void supervised(const Settings& s, World& world, bool) {
-  RunFiles files(s, Command::sft);
+  RunFiles files(s, Command::sft, world.rank());
   Session session = open_session(s, world);
+  join_mesh(session, s, world);
   TrainOptions options = train_options(s, session.config);
   options.objective = Objective::supervised;
   options.temperature = 1;
@@ -69,7 +71,8 @@ void supervised(const Settings& s, World& world, bool) {
   const int64_t per_epoch = std::max<int64_t>(1, static_cast<int64_t>(conversations.size()) / batch);
   const int64_t steps = s.num_rollout ? *s.num_rollout : s.num_epoch.value_or(1) * per_epoch;
   set_schedule(options.optim.schedule, s, steps);
-  Workload work{.trains = true, .supervised = true, .shortest = std::numeric_limits<int32_t>::max()};
+  Workload work{
+      .trains = true, .supervised = true, .shortest = std::numeric_limits<int32_t>::max(), .ranks = world.size()};
   for (const auto& t : conversations) {
     work.longest = std::max(work.longest, std::ssize(t.tokens));
     work.shortest = std::min(work.shortest, std::ssize(t.tokens));
@@ -77,7 +80,7 @@ void supervised(const Settings& s, World& world, bool) {
   const CheckedPlan memory = require_memory(session, s, work);
   load_weights(session, s);
   TrainStep step(session.config, session.weights, *session.threads, options,
-                 Share::block(memory.plan.block, session.device));
+                 Share::block(memory.plan.block, session.device), *session.mesh);
   PromptCursor cursor(static_cast<int64_t>(conversations.size()), s.rollout_shuffle, s.rollout_seed);
   RunState state;
   if (const auto resumed = files.resume(session, step)) {
@@ -89,9 +92,12 @@ void supervised(const Settings& s, World& world, bool) {
          "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, steps);
   }
-  MetricsWriter metrics(files.directory() + "/metrics.jsonl", state.next_rollout);
-  files.write_plan(memory.table);
-  log::info("{}", memory.table);
+  std::unique_ptr<MetricsWriter> metrics;
+  if (files.writes()) {
+    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+    files.write_plan(memory.table);
+    log::info("{}", memory.table);
+  }
   DeviceMemoryWatch watch(session.device, memory.plan);
   const auto begun = Clock::now();
   const int64_t first = state.next_rollout;
@@ -113,20 +119,22 @@ void supervised(const Settings& s, World& world, bool) {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     row.emplace_back("perf/actor_train_time", seconds);
     for (const auto& figure : watch.metrics()) row.push_back(figure);
-    metrics.write(id, row);
-    if (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps) {
+    if (metrics) metrics->write(id, row);
+    if (metrics && (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps)) {
       const double eta = std::chrono::duration<double>(Clock::now() - begun).count() /
                          static_cast<double>(id - first + 1) * static_cast<double>(steps - id - 1);
       log::info("step {}/{}  loss {}  gnorm {}  {} tok/s  ETA {}", id + 1, steps, short_number(row[0].second),
                 short_number(row[1].second), short_number(static_cast<double>(tokens) / seconds), short_duration(eta));
     }
     if ((s.save_interval && (id + 1) % *s.save_interval == 0) || id + 1 == steps) {
-      metrics.sync();
+      if (metrics) metrics->sync();
       files.save(session, step, state);
     }
   }
-  if (const std::string text = watch.summary(); !text.empty()) log::info("{}", text);
-  log::info("Hugging Face checkpoint: {}", files.export_hf(session, step, steps - 1));
+  const std::string folder = files.export_hf(session, step, steps - 1), used = watch.summary();
+  if (!files.writes()) return;
+  if (!used.empty()) log::info("{}", used);
+  log::info("Hugging Face checkpoint: {}", folder);
 }
 
 }  // namespace furlong

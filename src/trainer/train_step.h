@@ -1,6 +1,7 @@
 // One optimizer step from trajectories: pack, forward, losses, backward, update.
 #pragma once
 #include <functional>
+#include <memory>
 #include <optional>
 
 #include "data/trajectory.h"
@@ -44,17 +45,42 @@ constexpr int64_t stop_after_skipped = 3;
 class MicroBatch {
  protected:
   struct Sums;
-  // told: what gets the gradients, of the last micro-batch of a step.
-  void micro_step(Exec&, Pack&, const std::vector<const Trajectory*>&, const std::vector<TokenTargets>&, Sums&,
-                  Optimizer* told = nullptr);
-  void mtp_loss(Exec&, Pack&, const Batch&, Tensor hidden, Weights& grads, Sums&);
+  // A step's trajectories, and what it sums over them.
+  struct Samples {
+    const std::vector<const Trajectory*>& trajectories;
+    const std::vector<TokenTargets>& targets;
+    Sums& sums;
+  };
+  // A micro-batch between its forward and its backward pass. Tensors are those of this rank's rows.
+  struct Flight {
+    Pack* pack = nullptr;
+    Optimizer* told = nullptr;  // what gets the gradients, of the last micro-batch of a step
+    Batch batch;
+    ModelSaved saved;
+    // At the edges of the stage: of the first one no input, on the last one the losses' own d_output.
+    Tensor input, d_input, output, d_output;
+  };
+  // Makes what crosses the edges of the stage, with room for `rows` rows. It lies before everything else, at the same
+  // place for every micro-batch of so many, because the gradient of one leaves while the next one's rows arrive.
+  void start(Arena&, Flight&, int64_t rows) const;
+  // Forward, on the last stage with the losses and their derivatives with respect to the trunk's output.
+  void forward(Exec&, Flight&, const Samples&);
+  void backward(Exec&, Flight&);
+  void policy_loss(Exec&, Flight&, const Samples&, Weights& grads);
+  void mtp_loss(Exec&, Flight&, Weights& grads, Sums&);
   // A micro-batch has computed its gradients of a part.
   void part_done(Stream&, int part, Optimizer* told);
 
-  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, Weights grads, Weights partial);
+  MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, const Mesh& mesh, Weights grads,
+             Weights partial);
+  Weights& accumulated() { return partial_.tensors().empty() ? grads_ : partial_; }
+  bool is_first_stage() const { return mesh_.place().stage == 0; }
+  bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
+
   ModelConfig config_;
   Weights& weights_;
   TrainOptions options_;
+  const Mesh& mesh_;
   Weights grads_;    // f32, or bf16 with --main-grads-dtype bf16
   Weights partial_;  // then a micro-batch's own in f32, a part of the model at a time; they begin as zeros
 };
@@ -68,23 +94,27 @@ struct WorkingMemory {
 class TrainStep : private MicroBatch {
  public:
   // memory: where the working memory lies, which others may use between calls; undefined, or too small for a step: the
-  // trainer's own, as large as needed.
-  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options, Share memory = {});
+  // trainer's own, as large as needed. On a mesh each rank has its own, with what it holds of the weights; all call the
+  // same functions with the same arguments, and get the same results.
+  TrainStep(const ModelConfig&, Weights& weights, ThreadPool&, TrainOptions options, Share memory = {},
+            const Mesh& mesh = Mesh::alone());
+  ~TrainStep();
 
   // The working memory of a micro-batch of `tokens` tokens in `segments` sequences whose lengths need most of it, by
-  // part of the model. Found by a dry run; the weights may be an outline.
+  // part of the model, at the weights' place in their mesh. Found by a dry run; the weights may be an outline.
   static WorkingMemory working_memory(const ModelConfig&, Weights& weights, ThreadPool&, const TrainOptions& options,
-                                      int64_t tokens, int64_t segments);
+                                      int64_t tokens, int64_t segments, Dispatcher dispatcher = Dispatcher::alltoall);
 
-  // One step over all of `trajectories`. The metrics are train/...; the first of them are loss and grad_norm. A loss or
-  // gradient that is not finite skips the update (skipped() counts) and leaves weights and moments as they were.
+  // One step over all of `trajectories`, which the data parallel ranks share out. The metrics are train/...; the first
+  // of them are loss and grad_norm. A loss or gradient that is not finite skips the update (skipped() counts) and
+  // leaves weights and moments as they were.
   Metrics run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets);
 
   // log-probs of the response tokens of each trajectory under `weights`, in packed forward passes.
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
-  size_t working_bytes() const { return arena_.capacity(); }
+  size_t working_bytes() const;
   uint64_t gradient_bytes() const { return grads_.bytes() + partial_.bytes(); }
   // After weights and optimizer were filled from a checkpoint.
   void weights_loaded() { optimizer_.weights_loaded(stream_); }
@@ -96,15 +126,25 @@ class TrainStep : private MicroBatch {
   }
 
  private:
-  // Makes the arena large enough for these packs by running them dry.
-  template <class F>
-  void fit(std::vector<Pack>& packs, F&& body);
-  void dump_gradients() const;
+  struct Lane;
+  struct Packs {
+    std::vector<Pack> mine;      // of this data parallel rank
+    std::vector<Pack> measured;  // that its working memory must be enough for; none: its own
+  };
+  // As many lanes as micro-batches are held at a time, large enough for what `body` needs of a lane.
+  void fit(size_t lanes, Packs&, const std::function<void(Lane&, Stream&, Pack&)>& body);
+  // Forward and backward of all micro-batches of this rank; returns their seconds.
+  double learn(Packs&, const Samples&);
+  Packs packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const;
+  // What this rank counts and what the others do.
+  Sums over_ranks(const Sums& mine) const;
+  Metrics metrics_of(const Sums&, double loss, const StepResult&) const;
+  void dump_gradients();
 
   Stream stream_, dry_;
   Optimizer optimizer_;
   Share share_;
-  Arena arena_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
 };
 

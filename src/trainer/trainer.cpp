@@ -46,8 +46,11 @@ struct Inputs {
   Share block;  // used by rollout and training in turn
 
   // Loads the weights at its end.
-  Inputs(const Settings& s, World& world) : settings(s), files(s, Command::train), session(open_session(s, world)) {
+  Inputs(const Settings& s, World& world)
+      : settings(s), files(s, Command::train, world.rank()), session(open_session(s, world)) {
+    join_mesh(session, s, world);
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
+    work.ranks = world.size();
     work.trains = true;
     work.rolls = !s.debug_train_only;
     if (work.rolls) {
@@ -114,8 +117,8 @@ struct Run : Inputs {
 
   Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
       : Inputs(s, world),
-        terminal(is_terminal),
-        step(session.config, session.weights, *session.threads, options_with(*this, faults), block),
+        terminal(is_terminal && files.writes()),
+        step(session.config, session.weights, *session.threads, options_with(*this, faults), block, *session.mesh),
         watch(session.device, memory.plan) {}
 
   void prepare();
@@ -148,14 +151,16 @@ void Run::prepare() {
          "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, rollouts);
   }
-  metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+  if (files.writes()) {
+    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+  }
   print_plan();
 }
 
 void Run::print_plan() {
   const std::string text = memory.table + "\n" + passes_text(settings);
   files.write_plan(text);
-  log::info("{}", text);
+  if (files.writes()) log::info("{}", text);
 }
 
 Metrics Run::evaluation() {
@@ -166,7 +171,7 @@ Metrics Run::evaluation() {
     line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.name, find(m, "eval/" + set.name),
                         find(m, "eval/" + set.name + "-truncated_ratio"));
   }
-  log::info("{}", line);
+  if (files.writes()) log::info("{}", line);
   m.emplace_back("perf/eval_time", seconds_since(start));
   return m;
 }
@@ -184,7 +189,7 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                             scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
                             [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
   bar.clear();
-  if (!s.save_debug_rollout_data.empty()) {
+  if (!s.save_debug_rollout_data.empty() && files.writes()) {
     write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
   }
   const double seconds = seconds_since(start);
@@ -295,6 +300,7 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   }
   append(watch.metrics());
   row.emplace_back("perf/step_time", seconds_since(start));
+  if (!files.writes()) return;
   metrics->write(rollout_id, row);
   StepLine line{.step = rollout_id, .steps = rollouts};
   const auto maybe = [&](const std::string& name) {
@@ -322,7 +328,6 @@ void train(const Settings& settings, bool terminal, const Faults& faults) {
 }
 
 void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
-  if (world.size() > 1) fail(Exit::usage, "{} ranks were started; this build trains in one", world.size());
   Run run(settings, world, terminal, faults);
   run.prepare();
   const auto begun = Clock::now();
@@ -331,15 +336,16 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
     run.one(id, begun, first);
     const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
-    run.metrics->sync();
+    if (run.metrics) run.metrics->sync();
     run.files.save(run.session, run.step, run.state);
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
     if (numbered_export || id + 1 == run.rollouts) {
-      log::info("Hugging Face checkpoint: {}", run.files.export_hf(run.session, run.step, id));
+      const std::string folder = run.files.export_hf(run.session, run.step, id);
+      if (run.files.writes()) log::info("Hugging Face checkpoint: {}", folder);
     }
   }
-  run.metrics->sync();
-  if (const std::string text = run.watch.summary(); !text.empty()) log::info("{}", text);
+  if (run.metrics) run.metrics->sync();
+  if (const std::string text = run.watch.summary(); !text.empty() && run.files.writes()) log::info("{}", text);
 }
 
 }  // namespace furlong

@@ -113,6 +113,49 @@ TEST(Bins, FirstFitDecreasing) {
   EXPECT_TRUE(make_bins({}, {.dynamic = true, .max_tokens = 100, .balance = true}).empty());
 }
 
+// Every rank gets as many bins as any other, none too large; empty ones only where samples are too few.
+TEST(Bins, AreDealtToRanks) {
+  std::mt19937 engine(37);
+  for (int round = 0; round < 200; round++) {
+    const auto lengths = random_lengths(engine, 1 + engine() % 40);
+    for (const int64_t ranks : {2, 3, 8}) {
+      for (const bool balance : {false, true}) {
+        for (const bool dynamic : {false, true}) {
+          const PackOptions options{
+              .dynamic = dynamic, .max_tokens = 512, .micro_batch_size = 3, .balance = balance, .ranks = ranks};
+          const auto bins = make_bins(lengths, options);
+          EXPECT_TRUE(is_partition(bins, lengths.size()));
+          std::vector<int64_t> sizes;
+          for (const auto& bin : bins) {
+            sizes.push_back(sum_of(bin, lengths));
+            EXPECT_TRUE(dynamic ? sizes.back() <= 512 : bin.size() <= 3);
+          }
+          if (std::ssize(bins) % ranks != 0) {
+            EXPECT_EQ(bins.size(), lengths.size());
+          }
+          const auto dealt = deal(sizes, ranks, balance);
+          EXPECT_EQ(std::ssize(dealt), ranks);
+          std::multiset<size_t> all;
+          for (const auto& mine : dealt) {
+            EXPECT_EQ(std::ssize(mine), (std::ssize(bins) + ranks - 1) / ranks);
+            EXPECT_TRUE(std::is_sorted(mine.begin(), mine.end()));
+            all.insert(mine.begin(), mine.end());
+          }
+          for (size_t i = 0; i < bins.size(); i++) EXPECT_EQ(all.count(i), 1u);
+        }
+      }
+    }
+  }
+}
+
+TEST(Bins, GoToTheLighterRank) {
+  const std::vector<int64_t> sizes = {5, 9, 1, 3, 8, 2};
+  EXPECT_EQ(deal(sizes, 2, false), (std::vector<std::vector<size_t>>{{0, 2, 4}, {1, 3, 5}}));
+  // 9 | 8, then 5 to 8, 3 to 9, 2 to 12, 1 to where there is room.
+  EXPECT_EQ(deal(sizes, 2, true), (std::vector<std::vector<size_t>>{{1, 3, 5}, {0, 2, 4}}));
+  EXPECT_EQ(deal(std::vector<int64_t>{4}, 3, true), (std::vector<std::vector<size_t>>{{0}, {1}, {1}}));
+}
+
 TEST(Bins, FitAndAreNotWorseBalanced) {
   std::mt19937 engine(31);
   double spread_plain = 0, spread_balanced = 0;

@@ -335,8 +335,10 @@ INSTANTIATE_TEST_SUITE_P(
                      },
                      "enable_thinking needs true or false"},
         ConflictCase{"Overwrite", [](Settings& s) { s.save_hf = "model"; }, "would overwrite --hf-checkpoint"},
-        ConflictCase{"Tensor", [](Settings& s) { s.tensor_model_parallel_size = 2; },
-                     "--tensor-model-parallel-size 2: this build runs one process; use 1"},
+        ConflictCase{
+            "Branches",
+            [](Settings& s) { s.rollout_speculative_algorithm = "EAGLE", s.rollout_speculative_eagle_topk = 2; },
+            "--rollout-speculative-eagle-topk 2: not in this build; use 1"},
         ConflictCase{"Overlap", [](Settings& s) { s.overlap_cpu_optimizer_d2h_h2d = true; },
                      "--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload"},
         ConflictCase{"Moments", [](Settings& s) { s.exp_avg_sq_dtype = "bf16"; },
@@ -349,14 +351,15 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {
   Settings s = good();
   s.kl_loss_coef = 1;
-  s.sequence_parallel = true;
+  s.use_rollout_routing_replay = true;
   s.hf_checkpoint.clear();
   try {
     validate(s, Command::train);
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Exit::usage);
-    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --sequence-parallel: ", 0), 0u) << e.what();
+    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --use-rollout-routing-replay: ", 0), 0u)
+        << e.what();
   }
 }
 
