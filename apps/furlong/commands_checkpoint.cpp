@@ -5,6 +5,8 @@
 #include "base/text.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
+#include "checkpoint/stored.h"
+#include "checkpoint/torch_dist.h"
 #include "furlong/commands.h"
 #include "furlong/presets.h"
 
@@ -37,7 +39,7 @@ int run_init(const Settings& settings) {
   save_hf({.source_dir = {},
            .output_dir = settings.save,
            .config_text = config_json(preset.config),
-           .dtype = dtype == DType::bf16 ? HfDtype::bf16 : HfDtype::f32},
+           .dtype = parse_hf_dtype(settings.save_hf_dtype)},
           weights);
   for (const auto& [name, text] : preset.files) write_file_atomic(settings.save + "/" + name, text);
   int64_t parameters = 0;
@@ -47,28 +49,43 @@ int run_init(const Settings& settings) {
   return 0;
 }
 
-int run_convert(const Settings& settings) {
-  const auto check = [](const std::string& side, const std::string& value) {
-    if (!value.empty() && value != "hf") {
-      fail(Exit::usage, "--{} {}: this build converts between Hugging Face layouts only (--from hf --to hf)", side,
-           value);
-    }
-  };
-  check("from", settings.from);
-  check("to", settings.to);
-  if (settings.hf_checkpoint.empty() || settings.save.empty()) {
-    fail(Exit::usage, "--hf-checkpoint DIR (what to read) and --save DIR (where to write) are needed");
+namespace {
+
+ModelConfig config_to_convert(const Settings& settings) {
+  ModelConfig config = read_model_config(settings.hf_checkpoint);
+  if (!settings.mtp_num_layers) return config;
+  if (*settings.mtp_num_layers > config.mtp_num_layers) {
+    fail(Exit::usage, "--mtp-num-layers {}: {}/config.json has {} (mtp_num_hidden_layers)", *settings.mtp_num_layers,
+         settings.hf_checkpoint, config.mtp_num_layers);
   }
-  const ModelConfig config = read_model_config(settings.hf_checkpoint);
-  ThreadPool threads(static_cast<int>(settings.threads));
-  // fp32 holds every source dtype exactly.
-  const Weights weights = load_hf(settings.hf_checkpoint, config, DType::f32, {.threads = &threads});
-  save_hf({.source_dir = settings.hf_checkpoint,
-           .output_dir = settings.save,
-           .config_text = {},
-           .dtype = parse_hf_dtype(settings.save_hf_dtype),
-           .experts = parse_packing(settings.expert_packing)},
-          weights);
+  config.mtp_num_layers = *settings.mtp_num_layers;
+  return config;
+}
+
+SaveHfOptions save_options(const Settings& settings) {
+  return {.source_dir = settings.hf_checkpoint,
+          .output_dir = settings.save,
+          .config_text = {},
+          .dtype = parse_hf_dtype(settings.save_hf_dtype),
+          .experts = parse_packing(settings.expert_packing)};
+}
+
+}  // namespace
+
+int run_convert(const Settings& settings) {
+  const ModelConfig config = config_to_convert(settings);
+  if (settings.to == "torch_dist") {
+    ToTorchDistOptions options;
+    options.output_dir = settings.save;
+    options.dtype = parse_hf_dtype(settings.save_hf_dtype);
+    write_torch_dist(stored_hf(settings.hf_checkpoint, config), config, options,
+                     static_cast<int>(settings.convert_workers));
+  } else if (settings.from == "torch_dist") {
+    save_hf(save_options(settings), stored_torch_dist(settings.load, config),
+            read_model_config(settings.hf_checkpoint));
+  } else {
+    save_hf(save_options(settings), stored_hf(settings.hf_checkpoint, config), config);
+  }
   log::info("{} written", settings.save);
   return 0;
 }

@@ -5,11 +5,13 @@
 #include <cctype>
 #include <cstdio>
 #include <filesystem>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/host_memory.h"
 #include "base/log.h"
 #include "base/text.h"
+#include "checkpoint/dist_folder.h"
 #include "checkpoint/safetensors.h"
 #include "furlong/commands.h"
 #include "furlong/presets.h"
@@ -47,6 +49,23 @@ void list_tensors(const std::string& folder) {
   }
   table.add_rule();
   table.add({fmt::format("{} tensors in {} files", tensors, directory.files().size()), "", "", human_bytes(bytes)});
+  print(table.str());
+}
+
+void list_torch_dist(const std::string& folder) {
+  Table table({{"tensor"}, {"dtype"}, {"shape"}, {"pieces", Table::Align::right}, {"size", Table::Align::right}});
+  uint64_t bytes = 0;
+  const TorchDistFolder dist(folder);
+  for (const auto& t : dist.index().tensors) {
+    const int64_t numel = std::accumulate(t.shape.begin(), t.shape.end(), int64_t{1}, std::multiplies<>());
+    const auto size = static_cast<uint64_t>(numel) * static_cast<uint64_t>(bits_of_file_dtype(t.dtype) / 8);
+    table.add({printable(t.key, 200), printable(t.dtype), fmt::format("{}", fmt::join(t.shape, " x ")),
+               std::to_string(t.chunks.size()), human_bytes(size)});
+    bytes += size;
+  }
+  table.add_rule();
+  table.add({fmt::format("{} tensors in {} files", dist.index().tensors.size(), dist.index().files.size()), "", "", "",
+             human_bytes(bytes)});
   print(table.str());
 }
 
@@ -171,7 +190,12 @@ int plan(Settings s) {
 
 int run_inspect(const Settings& settings) {
   if (settings.plan) return plan(settings);
-  list_tensors(settings.hf_checkpoint);
+  const std::string& folder = settings.load.empty() ? settings.hf_checkpoint : settings.load;
+  if (checkpoint_kind(folder) == CheckpointKind::torch_dist) {
+    list_torch_dist(folder);
+  } else {
+    list_tensors(folder);
+  }
   return 0;
 }
 

@@ -100,6 +100,40 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
   return *this;
 }
 
+void forget_pages(std::span<const uint8_t> bytes) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const size_t skipped = (page - reinterpret_cast<uintptr_t>(bytes.data()) % page) % page;
+  if (bytes.size() < skipped + page) return;
+  const auto whole = bytes.subspan(skipped, (bytes.size() - skipped) / page * page);
+  // Advice: where it is not taken, only memory is lost.
+  madvise(const_cast<uint8_t*>(whole.data()), whole.size(), MADV_DONTNEED);
+}
+
+RangeFile::RangeFile(const std::string& path) : path_(path) {
+  // Without O_NONBLOCK a pipe of this name would wait for its other end.
+  fd_ = open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  if (fd_ < 0) fail(Exit::input, "cannot read {}: {}", path, reason());
+  struct stat info {};
+  if (fstat(fd_, &info) != 0 || !S_ISREG(info.st_mode)) {
+    close(fd_);
+    fail(Exit::input, "cannot read {}: it is not a regular file", path);
+  }
+  size_ = static_cast<uint64_t>(info.st_size);
+}
+
+RangeFile::~RangeFile() { close(fd_); }
+
+void RangeFile::read(uint64_t offset, std::span<uint8_t> to) const {
+  while (!to.empty()) {
+    const ssize_t n = pread(fd_, to.data(), to.size(), static_cast<off_t>(offset));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) fail(Exit::input, "cannot read {} at byte {}: {}", path_, offset, reason());
+    if (n == 0) fail(Exit::input, "{} ends at byte {}, although more was there when it was opened", path_, offset);
+    offset += static_cast<uint64_t>(n);
+    to = to.subspan(static_cast<size_t>(n));
+  }
+}
+
 FileWriter::FileWriter(std::string path) : path_(std::move(path)) {
   fd_ = open((path_ + ".tmp").c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
   if (fd_ < 0) fail(Exit::resources, "cannot write {}: {}", path_, reason());

@@ -44,6 +44,27 @@ class MappedFile {
 void fetch_only_what_is_read(std::span<const uint8_t> mapped);
 void fetch_soon(std::span<const uint8_t> mapped);
 
+// Lets go of the memory that pages of a mapped file take up; they are read again when they are touched.
+void forget_pages(std::span<const uint8_t> bytes);
+
+// A regular file that is read in pieces. Throws Error(Exit::input).
+class RangeFile {
+ public:
+  explicit RangeFile(const std::string& path);
+  ~RangeFile();
+  RangeFile(const RangeFile&) = delete;
+  RangeFile& operator=(const RangeFile&) = delete;
+  const std::string& path() const { return path_; }
+  uint64_t size() const { return size_; }
+  // Fills `to` from `offset`; may be called from several threads at once.
+  void read(uint64_t offset, std::span<uint8_t> to) const;
+
+ private:
+  std::string path_;
+  int fd_ = -1;
+  uint64_t size_ = 0;
+};
+
 // Sequential writer to path.tmp; commit() makes it durable and gives it its name. Destroyed uncommitted, it removes
 // the temporary file. Every failure is Error(Exit::resources).
 class FileWriter {

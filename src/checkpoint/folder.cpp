@@ -32,28 +32,33 @@ TemporaryFolder::~TemporaryFolder() {
 }
 
 void TemporaryFolder::commit() {
-  sync_directory(path_);
-  std::error_code code;
-  const bool occupied = fs::exists(final_path_, code) && !fs::is_empty(final_path_, code);
-  if (!occupied) {
-    if (rename(path_.c_str(), final_path_.c_str()) != 0) {
-      fail(Exit::resources, "cannot rename {} to {}: {}", path_, final_path_, std::strerror(errno));
-    }
-    path_.clear();
-  } else if (renameat2(AT_FDCWD, path_.c_str(), AT_FDCWD, final_path_.c_str(), RENAME_EXCHANGE) != 0) {
-    // A file system without exchange: the old folder steps aside first.
-    const std::string aside = path_ + "-old";
-    const bool moved = rename(final_path_.c_str(), aside.c_str()) == 0;
-    if (!moved || rename(path_.c_str(), final_path_.c_str()) != 0) {
-      const std::string why = std::strerror(errno);
-      if (moved) rename(aside.c_str(), final_path_.c_str());
-      fail(Exit::resources, "cannot replace {}: {}", final_path_, why);
-    }
-    path_ = aside;
-  }
-  sync_directory(parent_folder(final_path_));
-  if (!path_.empty()) fs::remove_all(path_, code);
+  replace_folder(path_, final_path_);
   path_.clear();
+}
+
+void replace_folder(const std::string& path, const std::string& final_path) {
+  sync_directory(path);
+  std::error_code code;
+  const bool occupied = fs::exists(final_path, code) && !fs::is_empty(final_path, code);
+  std::string old;
+  if (!occupied) {
+    if (rename(path.c_str(), final_path.c_str()) != 0) {
+      fail(Exit::resources, "cannot rename {} to {}: {}", path, final_path, std::strerror(errno));
+    }
+  } else if (renameat2(AT_FDCWD, path.c_str(), AT_FDCWD, final_path.c_str(), RENAME_EXCHANGE) == 0) {
+    old = path;
+  } else {
+    // A file system without exchange: the old folder steps aside first.
+    old = path + "-old";
+    const bool moved = rename(final_path.c_str(), old.c_str()) == 0;
+    if (!moved || rename(path.c_str(), final_path.c_str()) != 0) {
+      const std::string why = std::strerror(errno);
+      if (moved) rename(old.c_str(), final_path.c_str());
+      fail(Exit::resources, "cannot replace {}: {}", final_path, why);
+    }
+  }
+  sync_directory(parent_folder(final_path));
+  if (!old.empty()) fs::remove_all(old, code);
 }
 
 void check_free_space(const std::string& path, uint64_t bytes, const std::string& what) {

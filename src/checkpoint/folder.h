@@ -20,6 +20,10 @@ class TemporaryFolder {
   std::string final_path_, path_;
 };
 
+// Makes a folder durable under another name of the same file system; a folder that has the name already is exchanged
+// and then removed. Throws Error(Exit::resources).
+void replace_folder(const std::string& path, const std::string& final_path);
+
 // Throws Error(Exit::resources) unless the file system of `path` (or of its nearest existing parent) has room for
 // `bytes` and a little more.
 void check_free_space(const std::string& path, uint64_t bytes, const std::string& what);

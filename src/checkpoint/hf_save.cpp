@@ -15,6 +15,7 @@
 #include "checkpoint/hf.h"
 #include "checkpoint/hf_names.h"
 #include "checkpoint/safetensors.h"
+#include "checkpoint/stored.h"
 #include "checkpoint/values.h"
 #include "parallel/agree.h"
 
@@ -29,19 +30,55 @@ TensorSource carried(const TensorEntry& entry) {
           .shape = entry.shape,
           .emit =
               [bytes = entry.bytes](const ByteSink& sink) {
-                if (!bytes.empty()) sink(bytes.data(), bytes.size());
+                constexpr size_t piece = 16 << 20;
+                for (size_t i = 0; i < bytes.size(); i += piece) {
+                  const auto part = bytes.subspan(i, std::min(piece, bytes.size() - i));
+                  sink(part.data(), part.size());
+                  forget_pages(part);
+                }
               },
           .raw_bytes = entry.bytes.size()};
+}
+
+// The tensors of a model, wherever they are.
+struct Numbers {
+  std::vector<TensorSpec> specs;
+  std::vector<std::string> dtypes;  // "": not there, to be taken from the source
+  // Hands `count` numbers from element `first` on to the sink as a file dtype.
+  std::function<void(size_t tensor, int64_t first, int64_t count, const std::string& dtype, const ByteSink&)> emit;
+};
+
+Numbers numbers_of(const std::vector<TensorSpec>& specs, WholeTensors& whole) {
+  Numbers numbers{specs, {}, {}};
+  for (size_t i = 0; i < specs.size(); i++) {
+    numbers.dtypes.push_back(whole.defined(i) ? file_dtype_of(whole.dtype(i)) : "");
+  }
+  numbers.emit = [&whole](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
+    whole.read(i, {first, first + count},
+               [&](const void* data, int64_t n) { emit_values(whole.dtype(i), data, n, dtype, sink); });
+  };
+  return numbers;
+}
+
+// Without the MTP head where the stored checkpoint has none.
+Numbers numbers_of(const StoredTensors& stored, const std::vector<TensorSpec>& specs) {
+  Numbers numbers{specs, stored.dtypes, {}};
+  CHECK(stored.specs.size() <= specs.size(), "{} tensors", stored.specs.size());
+  for (size_t i = 0; i < stored.specs.size(); i++) CHECK(stored.specs[i].name == specs[i].name, "{}", specs[i].name);
+  numbers.dtypes.resize(specs.size());
+  numbers.emit = [&stored](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
+    emit_stored(stored, i, first, count, dtype, sink);
+  };
+  return numbers;
 }
 
 // The list of tensors to write, each with the file it stood in, if any.
 class SavePlan {
  public:
-  SavePlan(const SaveHfOptions& options, const std::vector<TensorSpec>& specs, WholeTensors& numbers,
-           const SafetensorsDirectory* source)
+  SavePlan(const SaveHfOptions& options, const Numbers& numbers, const SafetensorsDirectory* source)
       : options_(options), numbers_(numbers), source_(source) {
-    if (source_ != nullptr) layout_ = detect_layout(specs, has());
-    for (size_t i = 0; i < specs.size(); i++) add(i, specs[i]);
+    if (source_ != nullptr) layout_ = detect_layout(numbers.specs, has());
+    for (size_t i = 0; i < numbers.specs.size(); i++) add(i);
     if (source_ == nullptr) return;
     for (const auto& file : source_->files()) {
       for (const auto& entry : file.entries()) {
@@ -77,38 +114,37 @@ class SavePlan {
     return [this](const std::string& name) { return source_->find(name) != nullptr; };
   }
 
-  void add(size_t i, const TensorSpec& spec) {
+  void add(size_t i) {
+    const TensorSpec& spec = numbers_.specs[i];
+    const bool there = !numbers_.dtypes[i].empty();
     const bool was_per_expert = source_ != nullptr && is_per_expert(spec, layout_, has());
     const TensorEntry* first = nullptr;  // the source's tensor, or its first expert
     if (source_ != nullptr) {
       const auto old = pieces_of(spec, was_per_expert);
       first = source_->find(layout_.translate(old[0].name));
-      if (!numbers_.defined(i)) return require_all(old);
+      if (!there) return require_all(old);
       for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
     }
-    CHECK(numbers_.defined(i), "{} is undefined and there is no source to take it from", spec.name);
+    CHECK(there, "{} is undefined and there is no source to take it from", spec.name);
     const bool per_expert = options_.experts == ExpertPacking::source
                                 ? was_per_expert
                                 : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
-    const DType own = numbers_.dtype(i);
-    const std::string dtype = dtype_of(spec, own, first);
+    const std::string dtype = dtype_of(spec, numbers_.dtypes[i], first);
     for (const auto& piece : pieces_of(spec, per_expert)) {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
       tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
-      tensors_.back().emit = [this, i, own, window = Range{piece.offset, piece.offset + piece.numel},
-                              to = tensors_.back().dtype](const ByteSink& sink) {
-        numbers_.read(i, window, [&](const void* data, int64_t n) { emit_values(own, data, n, to, sink); });
-      };
+      tensors_.back().emit = [this, i, offset = piece.offset, n = piece.numel, to = tensors_.back().dtype](
+                                 const ByteSink& sink) { numbers_.emit(i, offset, n, to, sink); };
     }
     always_f32_ = false;
   }
 
-  std::string dtype_of(const TensorSpec& spec, DType own, const TensorEntry* first) {
+  std::string dtype_of(const TensorSpec& spec, const std::string& own, const TensorEntry* first) {
     always_f32_ = spec.always_f32;
     if (spec.always_f32 || options_.dtype == HfDtype::f32) return "F32";
     if (options_.dtype == HfDtype::bf16) return "BF16";
-    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : file_dtype_of(own);
+    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : own;
   }
 
   // In `source` mode experts stored one by one may differ in dtype.
@@ -136,7 +172,7 @@ class SavePlan {
   }
 
   const SaveHfOptions& options_;
-  WholeTensors& numbers_;
+  const Numbers& numbers_;
   const SafetensorsDirectory* source_;
   HfLayout layout_;
   bool always_f32_ = false;
@@ -246,7 +282,7 @@ bool holds_checkpoint(const std::string& directory) {
   return false;
 }
 
-void write_folder(const SaveHfOptions& options, const std::vector<TensorSpec>& specs, WholeTensors& numbers) {
+void write_checkpoint(const SaveHfOptions& options, const Numbers& numbers) {
   std::error_code code;
   std::string output = without_trailing_slash(options.output_dir);
   const bool exists = fs::exists(output, code);
@@ -262,7 +298,7 @@ void write_folder(const SaveHfOptions& options, const std::vector<TensorSpec>& s
   }
   std::optional<SafetensorsDirectory> source;
   if (!options.source_dir.empty()) source.emplace(options.source_dir);
-  SavePlan plan(options, specs, numbers, source ? &*source : nullptr);
+  SavePlan plan(options, numbers, source ? &*source : nullptr);
   check_free_space(output, plan.bytes(), "the checkpoint");
   TemporaryFolder folder(replace ? output + "/new" : output);
   write_small_files(options, folder.path());
@@ -277,8 +313,13 @@ void write_folder(const SaveHfOptions& options, const std::vector<TensorSpec>& s
 }  // namespace
 
 void save_hf(const SaveHfOptions& options, const Weights& weights, const Mesh& mesh) {
-  WholeTensors numbers(mesh, weights);
-  all_or_none(mesh.world(), [&] { numbers.serve([&] { write_folder(options, weights.specs(), numbers); }); });
+  WholeTensors whole(mesh, weights);
+  all_or_none(mesh.world(),
+              [&] { whole.serve([&] { write_checkpoint(options, numbers_of(weights.specs(), whole)); }); });
+}
+
+void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config) {
+  write_checkpoint(options, numbers_of(stored, tensor_registry(config)));
 }
 
 }  // namespace furlong

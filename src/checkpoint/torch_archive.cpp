@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "base/error.h"
+#include "base/text.h"
 
 namespace furlong {
 namespace {
@@ -210,6 +211,14 @@ TorchArchive open_torch_archive(const ByteWindow& window, const std::string& whe
   };
   if (const std::string order = text_of("byteorder"); !order.empty() && order != "little") {
     fail(Exit::input, "{}: its byte order is not little-endian", where);
+  }
+  if (find_entry(archive.entries, archive.folder + "version") != nullptr) {
+    std::string version = text_of("version");
+    if (version.ends_with('\n')) version.pop_back();
+    const auto number = parse_integer(version);
+    if (!number || *number < 2 || *number > 10) {
+      fail(Exit::input, "{}: its version is \"{}\"; 2 to 10 are read", where, printable(version));
+    }
   }
   constexpr size_t pickle_limit = size_t{256} << 20;
   archive.pickle = read_entry(window, *data, pickle_limit, where);

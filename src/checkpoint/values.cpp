@@ -117,6 +117,32 @@ void emit_values(DType dtype, const void* from, int64_t n, std::string_view file
   }
 }
 
+bool transfer_values(std::string_view from_dtype, const uint8_t* from, int64_t n, std::string_view to_dtype, void* to) {
+  const FileType type = type_of(from_dtype), wanted = type_of(to_dtype);
+  std::array<float, block> values;
+  std::array<uint16_t, block> bits;
+  auto* out = static_cast<uint8_t*>(to);
+  bool finite = true;
+  for (int64_t begin = 0; begin < n; begin += block) {
+    const auto count = static_cast<size_t>(std::min(block, n - begin));
+    const uint8_t* source = from + static_cast<size_t>(begin) * size_of_file(type);
+    uint8_t* target = out + static_cast<size_t>(begin) * size_of_file(wanted);
+    decode(type, source, static_cast<int64_t>(count), values.data());
+    finite = all_finite(values.data(), static_cast<int64_t>(count)) && finite;
+    if (type == wanted) {
+      std::memcpy(target, source, count * size_of_file(type));
+    } else if (wanted == FileType::f32) {
+      std::memcpy(target, values.data(), count * 4);
+    } else {
+      for (size_t i = 0; i < count; i++) {
+        bits[i] = wanted == FileType::bf16 ? bf16(values[i]).bits : half_of_float(values[i]);
+      }
+      std::memcpy(target, bits.data(), count * 2);
+    }
+  }
+  return finite;
+}
+
 std::vector<float> floats_of(const TensorEntry& entry) {
   if (!is_readable_dtype(entry.dtype)) {
     fail(Exit::input, "tensor {} is {}; only F32, BF16 and F16 are read as numbers", entry.name, entry.describe());

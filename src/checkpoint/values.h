@@ -25,6 +25,10 @@ bool read_values(std::string_view file_dtype, const uint8_t* from, int64_t n, DT
 // Hands the n values at `from` (f32 or bf16) to the sink as the readable file dtype, in pieces of bounded size.
 void emit_values(DType dtype, const void* from, int64_t n, std::string_view file_dtype, const ByteSink& sink);
 
+// Converts n values at `from` (any alignment) from one readable file dtype to another (BF16 and F16 round to nearest
+// even; equal dtypes keep their bits). Returns whether all of `from` are finite.
+bool transfer_values(std::string_view from_dtype, const uint8_t* from, int64_t n, std::string_view to_dtype, void* to);
+
 // All values of a file's tensor as floats. Throws Error(Exit::input) when its dtype is not readable.
 std::vector<float> floats_of(const TensorEntry& entry);
 

@@ -12,6 +12,7 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "checkpoint/dist_folder.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/resume.h"
 #include "ops/ops.h"
@@ -90,6 +91,12 @@ std::string numbered(const std::string& pattern, int64_t rollout_id) {
 }
 
 RunFiles::RunFiles(const Settings& settings, Command command) : settings_(settings), directory_(settings.run_dir) {
+  if (const auto kind = checkpoint_kind(settings.save);
+      kind == CheckpointKind::hf || kind == CheckpointKind::torch_dist) {
+    fail(Exit::usage,
+         "--save {} holds a checkpoint of another kind, {}; choose another folder for training checkpoints",
+         settings.save, kind == CheckpointKind::hf ? "in the Hugging Face layout" : "torch_dist");
+  }
   make_directories(directory_);
   const std::string lock = directory_ + "/.lock";
   lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
@@ -108,11 +115,13 @@ RunFiles::~RunFiles() {
 }
 
 std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
-  const std::string directory = settings_.load.empty() ? settings_.save : settings_.load;
+  const bool weights_alone = loads_weights_alone(settings_);
+  const std::string directory = settings_.load.empty() || weights_alone ? settings_.save : settings_.load;
   std::optional<LoadedCheckpoint> found;
   if (std::filesystem::exists(directory)) found = load_latest(directory, named_sets(session, step));
   if (!found) {
-    const bool own = settings_.load.empty() || settings_.load == settings_.save || inside(settings_.load, directory_);
+    const bool own = settings_.load.empty() || weights_alone || settings_.load == settings_.save ||
+                     inside(settings_.load, directory_);
     if (!own) {
       fail(Exit::input,
            "--load {}: there is no training checkpoint in that folder. Check the path, or leave --load out to start "

@@ -6,8 +6,11 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "checkpoint/dist_folder.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
+#include "checkpoint/resume.h"
+#include "checkpoint/torch_dist.h"
 
 namespace furlong {
 namespace {
@@ -88,7 +91,42 @@ Session open_session(const Settings& settings) {
   return session;
 }
 
+Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag) {
+  const LoadHfOptions options{.threads = session.threads.get(), .device = session.device};
+  if (path == session.directory) return load_hf(path, session.config, dtype, options);
+  switch (checkpoint_kind(path)) {
+    case CheckpointKind::torch_dist:
+      log::info("{}: weights of a torch_dist checkpoint; config and tokenizer are those of {}", path,
+                session.directory);
+      return load_torch_dist(path, session.config, dtype, options);
+    case CheckpointKind::furlong: {
+      Weights weights(session.config, dtype, session.device);
+      if (const auto found = load_latest(path, {{"weights", &weights}})) {
+        log::info("{}: weights of iteration {}", path, found->iteration);
+        return weights;
+      }
+      break;
+    }
+    case CheckpointKind::hf: return load_hf(path, session.config, dtype, options);
+    case CheckpointKind::none: break;
+  }
+  fail(Exit::input,
+       "{} {}: there is no checkpoint in that folder, neither in the Hugging Face layout nor torch_dist nor one of a "
+       "training run. Check the path.",
+       flag, path);
+}
+
+bool loads_weights_alone(const Settings& settings) {
+  if (settings.load.empty()) return false;
+  const CheckpointKind kind = checkpoint_kind(settings.load);
+  return kind == CheckpointKind::hf || kind == CheckpointKind::torch_dist;
+}
+
 void load_weights(Session& session, const Settings& settings) {
+  const bool alone = loads_weights_alone(settings);
+  if (settings.random_init && alone) {
+    fail(Exit::usage, "--random-init and the weights of --load {} exclude each other", settings.load);
+  }
   if (settings.random_init) {
     session.weights = Weights(session.config, parse_dtype(settings.dtype), session.device);
     Stream stream(*session.threads, session.device);
@@ -96,8 +134,10 @@ void load_weights(Session& session, const Settings& settings) {
                  session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
     stream.synchronize();
   } else {
-    session.weights = load_hf(session.directory, session.config, parse_dtype(settings.dtype),
-                              {.threads = session.threads.get(), .device = session.device});
+    // Only train and sft have a folder to save to, and resume from it or from --load.
+    const bool resumes = !settings.save.empty() && !alone;
+    const std::string& path = settings.load.empty() || resumes ? session.directory : settings.load;
+    session.weights = read_weights(session, path, parse_dtype(settings.dtype), "--load");
   }
 }
 

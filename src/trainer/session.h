@@ -35,7 +35,13 @@ Device parse_device(const std::string& name);
 // Opens the device and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws Error(Exit::input)
 // or Error(Exit::usage), or Error(Exit::resources) without a device that can be used.
 Session open_session(const Settings& settings);
-// The weights, once their memory is known to be there.
+// The weights of a checkpoint folder of any kind that is read (Hugging Face, torch_dist, training checkpoints), in the
+// shape of the session's config and on its device. `flag` names it in errors. Throws Error(Exit::input).
+Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag);
+// Whether --load names weights alone: a Hugging Face or torch_dist checkpoint.
+bool loads_weights_alone(const Settings& settings);
+// The weights, once their memory is known to be there: those of --load where it names any, else --hf-checkpoint's.
+// Training checkpoints that train and sft resume from are read later, by RunFiles::resume.
 void load_weights(Session& session, const Settings& settings);
 
 // The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.

@@ -32,7 +32,7 @@ struct Settings {
   // Model and checkpoints
   std::string hf_checkpoint;  // folder in the Hugging Face layout
   std::string ref_load;       // weights of the reference model; hf_checkpoint when empty
-  std::string load;           // folder of training checkpoints to resume from
+  std::string load;           // folder of training checkpoints to resume from, or of other weights
   std::string
       save;  // folder of training checkpoints (validate: run_dir/checkpoints); init, convert: the new checkpoint
   std::optional<int64_t> save_interval;  // rollouts
@@ -204,8 +204,9 @@ struct Settings {
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
   std::optional<int64_t> num_layers;
-  std::string from;                       // layout of hf_checkpoint: "" or hf
-  std::string to;                         // layout to write: "" or hf
+  std::string from = "hf";                // layout to read: hf | torch_dist
+  std::string to = "hf";                  // layout to write: hf | torch_dist
+  int64_t convert_workers = 1;            // threads that write torch_dist
   std::string expert_packing = "source";  // source | fused | per-expert
 
   // Where each setting given came from ("command line", "recipe.toml:12"), by name. Not a setting itself.

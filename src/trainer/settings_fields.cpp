@@ -61,10 +61,15 @@ void add_checkpoint(Table& t) {
               "checkpoint folder in the Hugging Face layout: weights, config and tokenizer")
               .unit("folder")
               .differs("the weights of training are read from it too; no torch_dist copy is needed"),
-          row("ref_load", &Settings::ref_load, T, "weights of the reference model; default: those of --hf-checkpoint")
+          row("ref_load", &Settings::ref_load, T,
+              "weights of the reference model: a Hugging Face, torch_dist or training checkpoint; default: those of "
+              "--hf-checkpoint")
               .unit("folder")
               .differs("read only when a KL coefficient (or --observe-kl) needs a reference"),
-          row("load", &Settings::load, T | S, "training checkpoints to resume from")
+          row("load", &Settings::load, model_commands | V | X,
+              "training checkpoints to resume from, or a Hugging Face or torch_dist checkpoint whose weights are used "
+              "in "
+              "place of --hf-checkpoint's. convert: the torch_dist checkpoint to read")
               .unit("folder")
               .differs("a folder that does not exist is an error, unless it equals --save or lies in the run "
                        "directory; miles starts afresh silently"),
@@ -101,8 +106,8 @@ void add_run(Table& t) {
           row("device", &Settings::device, model_commands, "where to compute")
               .choices({"cpu", "cuda"})
               .differs("not in miles"),
-          row("dtype", &Settings::dtype, model_commands,
-              "compute and weights: fp32, or bf16 with fp32 accumulation and masters")
+          row("dtype", &Settings::dtype, model_commands | I,
+              "compute and weights: fp32, or bf16 with fp32 accumulation and masters. init: of the weights")
               .choices({"fp32", "bf16"})
               .differs("not in miles, which is bf16 throughout"),
           row("threads", &Settings::threads, all, "CPU threads; 0: one per core. Results do not depend on it")
@@ -401,8 +406,9 @@ void add_algorithm(Table& t) {
               "train the MTP head on the sampled tokens, apart from the model")
               .differs("the mask follows the target token (miles is off by one); without the flag MTP weights stay as "
                        "they are"),
-          mtp("mtp_num_layers", &Settings::mtp_num_layers, T | S, "MTP layers; the checkpoint's config.json decides")
-              .from(1)
+          mtp("mtp_num_layers", &Settings::mtp_num_layers, T | S | V,
+              "MTP layers; the checkpoint's config.json decides. convert: 0 leaves the MTP head out of torch_dist")
+              .from(0)
               .to(1)
               .differs("optional"),
           mtp("mtp_loss_scaling_factor", &Settings::mtp_loss_scaling_factor, T | S, "weight of the MTP loss")
@@ -536,8 +542,15 @@ void add_tools(Table& t) {
               .unit("layers")
               .from(1)
               .to(1024),
-          conv("from", &Settings::from, V, "layout of the checkpoint to read").choices({"hf"}),
-          conv("to", &Settings::to, V, "layout to write").choices({"hf"}),
+          conv("from", &Settings::from, V,
+               "layout of the checkpoint to read: hf (--hf-checkpoint), or Megatron's torch_dist (--load; config, "
+               "tokenizer, packing and dtypes are those of --hf-checkpoint)")
+              .choices({"hf", "torch_dist"}),
+          conv("to", &Settings::to, V, "layout to write").choices({"hf", "torch_dist"}),
+          conv("convert_workers", &Settings::convert_workers, V,
+               "threads that write a torch_dist checkpoint together, each its own files")
+              .from(1)
+              .to(256),
           conv("expert_packing", &Settings::expert_packing, I | V,
                "experts fused in one tensor or one by one; source: as in the source (init: as released)")
               .choices({"source", "fused", "per-expert"}),

@@ -30,6 +30,7 @@ class Validator {
     }
     refuse_later_work();
     if (is(Command::train) || is(Command::sft)) {
+      if (s_.mtp_num_layers == 0) complain("--mtp-num-layers 0: leave it out; config.json decides");
       require_inputs();
       batches();
       run_length();
@@ -52,7 +53,7 @@ class Validator {
   void inspect() {
     batches();
     engine();
-    if (s_.plan) return;
+    if (s_.plan || !s_.load.empty()) return;
     require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to list, or --plan with a recipe");
   }
 
@@ -339,12 +340,27 @@ class Validator {
         require(s_.preset, "--preset", "tiny, small or 35b-a3b");
         require(s_.save, "--save", "the folder to write");
         break;
-      case Command::convert:
-        require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to read");
-        require(s_.save, "--save", "the folder to write");
-        if (!s_.save.empty() && s_.save == s_.hf_checkpoint)
-          complain("--save names the checkpoint itself, {}", s_.save);
-        break;
+      case Command::convert: convert(); break;
+    }
+  }
+
+  void convert() {
+    const bool from_dist = s_.from == "torch_dist", to_dist = s_.to == "torch_dist";
+    require(s_.hf_checkpoint, "--hf-checkpoint",
+            from_dist ? "the Hugging Face checkpoint that gives config, packing, dtypes and what torch_dist has not"
+                      : "the checkpoint to read");
+    if (from_dist) require(s_.load, "--load", "the torch_dist checkpoint to read");
+    require(s_.save, "--save", "the folder to write");
+    if (!s_.save.empty() && s_.save == s_.hf_checkpoint) complain("--save names the checkpoint itself, {}", s_.save);
+    if (!s_.save.empty() && s_.save == s_.load) complain("--save names the checkpoint itself, {}", s_.save);
+    if (from_dist && to_dist) complain("--from torch_dist --to torch_dist: one of the two must be hf");
+    if (!from_dist && !s_.load.empty()) complain("--load {} is read with --from torch_dist only", s_.load);
+    if (!to_dist && s_.convert_workers != 1) complain("--convert-workers takes effect with --to torch_dist only");
+    if (to_dist && s_.expert_packing != "source") {
+      complain("--expert-packing {} takes effect with --to hf only", s_.expert_packing);
+    }
+    if (!from_dist && !to_dist && s_.mtp_num_layers) {
+      complain("--mtp-num-layers takes effect with --from or --to torch_dist only");
     }
   }
 

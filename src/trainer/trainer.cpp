@@ -136,8 +136,7 @@ void Run::prepare() {
                            : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
   if (needs_reference(s)) {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
-    reference = load_hf(directory, session.config, session.weights.dtype(),
-                        {.threads = session.threads.get(), .device = session.device});
+    reference = read_weights(session, directory, session.weights.dtype(), "--ref-load");
   }
   if (const auto resumed = files.resume(session, step)) {
     state = *resumed;

@@ -192,6 +192,47 @@ for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors to
 done
 works convert --hf-checkpoint made --save half --save-hf-dtype bf16
 [ "$(wc -c <half/model.safetensors)" -lt "$(wc -c <made/model.safetensors)" ] || fail 'bf16 is no smaller'
+
+# --- torch_dist and back
+dist=$2/torch_dist
+works convert --from hf --to torch_dist --hf-checkpoint "$tiny" --save dist --mtp-num-layers 1 --convert-workers 2
+[ "$(cat dist/latest_checkpointed_iteration.txt)" = release ] || fail 'no tracker'
+[ -s dist/release/.metadata ] && [ -s dist/release/common.pt ] && [ -s dist/release/__1_0.distcp ] || fail 'files lack'
+works convert --from torch_dist --to hf --load dist --hf-checkpoint "$tiny" --save undone
+for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json config.json; do
+  cmp "$tiny/$file" "undone/$file" || fail "torch_dist and back changed $file"
+done
+works convert --from torch_dist --load "$dist/release" --hf-checkpoint "$tiny" --save golden
+cp one.jsonl input
+works score --hf-checkpoint golden --input - --output golden.jsonl
+works score --hf-checkpoint "$tiny" --load "$dist" --input - --output loaded.jsonl
+cmp golden.jsonl loaded.jsonl || fail 'weights of --load score otherwise'
+works inspect --load dist
+has 'mtp.layers.0.transformer_layer.mlp.experts.experts.linear_fc1.weight'
+has '145 tensors in 2 files'
+works inspect --hf-checkpoint "$dist"
+has '145 tensors in 4 files'
+works convert --to torch_dist --hf-checkpoint "$tiny" --save bare --mtp-num-layers 0
+refused 3 '--mtp-num-layers 0' convert --from torch_dist --load bare --hf-checkpoint "$tiny" --save gone
+works convert --from torch_dist --load bare --hf-checkpoint "$tiny" --save whole --mtp-num-layers 0
+cmp "$tiny/model-00002-of-00002.safetensors" whole/model-00002-of-00002.safetensors || fail 'MTP of the source'
+refused 2 '--load' convert --from torch_dist --hf-checkpoint "$tiny" --save gone
+refused 2 'one of the two must be hf' convert --from torch_dist --to torch_dist --load dist --hf-checkpoint "$tiny" \
+  --save gone
+refused 2 '--load dist is read with' convert --load dist --hf-checkpoint "$tiny" --save gone
+refused 2 '--convert-workers takes' convert --hf-checkpoint "$tiny" --save gone --convert-workers 2
+refused 2 '--expert-packing fused' convert --to torch_dist --hf-checkpoint "$tiny" --save gone --expert-packing fused
+refused 2 '--mtp-num-layers takes' convert --hf-checkpoint "$tiny" --save gone --mtp-num-layers 0
+refused 2 '--mtp-num-layers 2' convert --to torch_dist --hf-checkpoint "$tiny" --save gone --mtp-num-layers 2
+refused 2 'names the checkpoint itself' convert --from torch_dist --load dist --hf-checkpoint "$tiny" --save dist
+refused 3 'no checkpoint in that folder' score --hf-checkpoint "$tiny" --load nowhere --input -
+refused 3 'neither latest_checkpointed_iteration.txt' convert --from torch_dist --load nowhere \
+  --hf-checkpoint "$tiny" --save gone
+printf 'cposix\nsystem\n(S"touch ran"\ntR.' >dist/release/.metadata
+refused 3 'dist/release/.metadata' convert --from torch_dist --load dist --hf-checkpoint "$tiny" --save gone
+refused 3 'dist/release/.metadata' inspect --load dist
+[ ! -e ran ] || fail 'a pickle was run'
+[ ! -e gone ] || fail 'a refused conversion left something'
 mkdir other
 echo notes >other/notes.txt
 refused 3 'other' init --preset tiny --num-layers 2 --save other
