@@ -54,8 +54,8 @@ Numbers numbers_of(const std::vector<TensorSpec>& specs, WholeTensors& whole) {
     numbers.dtypes.push_back(whole.defined(i) ? file_dtype_of(whole.dtype(i)) : "");
   }
   numbers.emit = [&whole](size_t i, int64_t first, int64_t count, const std::string& dtype, const ByteSink& sink) {
-    const DType own = whole.dtype(i);
-    whole.read(i, {first, first + count}, [&](const void* data, int64_t n) { emit_values(own, data, n, dtype, sink); });
+    whole.read(i, {first, first + count},
+               [&](const void* data, int64_t n) { emit_values(whole.dtype(i), data, n, dtype, sink); });
   };
   return numbers;
 }

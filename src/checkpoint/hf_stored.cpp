@@ -140,6 +140,8 @@ class Matcher {
   Problems problems_;
 };
 
+constexpr size_t worth_forgetting = 1 << 16;  // bytes; what is smaller has neighbours that are about to be read
+
 // The part that an element is in; parts lie one after the other.
 std::vector<Part>::const_iterator part_at(const std::vector<Part>& parts, int64_t element) {
   return std::upper_bound(parts.begin(), parts.end(), element, [](int64_t e, const Part& p) { return e < p.offset; }) -
@@ -152,13 +154,8 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config,
   const auto source = std::make_shared<SafetensorsDirectory>(directory, reading);
   Matcher matcher(*source, config);
   const auto parts = std::make_shared<std::vector<std::vector<Part>>>(matcher.match());
-  StoredTensors stored{.directory = directory,
-                       .specs = matcher.specs(),
-                       .dtypes = {},
-                       .read = {},
-                       .soon = {},
-                       .identity = {},
-                       .place = {}};
+  StoredTensors stored{
+      .directory = directory, .specs = matcher.specs(), .dtypes = {}, .read = {}, .identity = {}, .place = {}};
   for (const auto& list : *parts) {
     std::string dtype;
     for (const Part& part : list) dtype = wider_dtype(dtype, part.entry->dtype);
@@ -176,7 +173,7 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config,
       const auto bytes =
           part->entry->bytes.subspan(static_cast<size_t>(first - part->offset) * size, static_cast<size_t>(n) * size);
       if (!transfer_values(part->entry->dtype, bytes.data(), n, dtype, to) && !bad) bad = part->offset;
-      forget_pages(bytes);
+      if (bytes.size() >= worth_forgetting) forget_pages(bytes);
       to = static_cast<uint8_t*>(to) + n * width;
       first += n;
       count -= n;
@@ -184,13 +181,13 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config,
     return bad;
   };
   if (reading == Reading::parts) {
-    stored.soon = [source, parts](size_t tensor, int64_t first, int64_t count) {
+    stored.soon = [parts](size_t tensor, int64_t first, int64_t count) {
       for (const Part& part : (*parts)[tensor]) {
         const int64_t begin = std::max(first, part.offset), end = std::min(first + count, part.offset + part.numel);
-        if (begin >= end) continue;
         const auto size = static_cast<size_t>(bits_of_file_dtype(part.entry->dtype) / 8);
-        fetch_soon(part.entry->bytes.subspan(static_cast<size_t>(begin - part.offset) * size,
-                                             static_cast<size_t>(end - begin) * size));
+        if (begin < end)
+          fetch_soon(part.entry->bytes.subspan(static_cast<size_t>(begin - part.offset) * size,
+                                               static_cast<size_t>(end - begin) * size));
       }
     };
   }

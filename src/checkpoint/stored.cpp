@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <mutex>
 #include <set>
 #include <span>
 
@@ -17,14 +16,112 @@ namespace {
 
 constexpr int64_t block = 1 << 20;  // elements
 
-// Numbers that lie together in a rank's tensor, and where the whole tensor has them.
-using Job = std::span<const Run>;
+// Numbers that lie together in a tensor here.
+struct Job {
+  std::span<const Run> runs;
+  int64_t first() const { return runs.front().first; }
+  int64_t count() const { return runs.back().first + runs.back().count - first(); }
+};
 
 [[noreturn]] void refuse_nonfinite(const std::string& directory, const std::vector<std::string>& places) {
   std::string text = fmt::format(
       "{}: NaN or infinity in the weights; the checkpoint is damaged or its training had diverged", directory);
   append_list(text, "tensors", places);
   throw Error(Exit::input, text);
+}
+
+// A tensor's runs, none longer than a block, and jobs of about a block.
+std::vector<Run> short_runs(const TensorSpec& spec) {
+  std::vector<Run> runs;
+  for (const Run& run : runs_of(shard_of(spec))) {
+    for (int64_t at = 0; at < run.count; at += block) {
+      runs.push_back({run.first + at, run.full_first + at, std::min(block, run.count - at)});
+    }
+  }
+  return runs;
+}
+
+std::vector<Job> jobs_of(const std::vector<Run>& runs) {
+  std::vector<Job> jobs;
+  for (size_t begin = 0; begin < runs.size();) {
+    size_t end = begin;
+    for (int64_t count = 0; end < runs.size() && count < block; end++) count += runs[end].count;
+    jobs.push_back({std::span(runs).subspan(begin, end - begin)});
+    begin = end;
+  }
+  return jobs;
+}
+
+// Tells of what a job will read, short gaps included.
+void announce(const StoredTensors& stored, size_t tensor, const Job& job) {
+  constexpr int64_t gap = 1 << 15;
+  Range wanted = {job.runs.front().full_first, job.runs.front().full_first};
+  for (const Run& run : job.runs) {
+    if (run.full_first - wanted.end > gap) {
+      stored.soon(tensor, wanted.begin, wanted.size());
+      wanted.begin = run.full_first;
+    }
+    wanted.end = run.full_first + run.count;
+  }
+  stored.soon(tensor, wanted.begin, wanted.size());
+}
+
+// Reads a job's numbers. Returns where a NaN or infinity was met: the first element of the part that it is in.
+std::optional<int64_t> read_job(const StoredTensors& stored, size_t tensor, const Tensor& t, const Job& job) {
+  if (stored.soon) announce(stored, tensor, job);
+  const std::string dtype = file_dtype_of(t.dtype());
+  const size_t width = size_of(t.dtype());
+  const bool direct = t.device() == Device::cpu;
+  std::vector<uint8_t> staged(direct ? 0 : static_cast<size_t>(job.count()) * width);
+  auto* to = direct ? static_cast<uint8_t*>(t.data()) + static_cast<size_t>(job.first()) * width : staged.data();
+  std::optional<int64_t> bad;
+  for (const Run& run : job.runs) {
+    const auto met = stored.read(tensor, run.full_first, run.count, dtype,
+                                 to + static_cast<size_t>(run.first - job.first()) * width);
+    if (!bad) bad = met;
+  }
+  if (!direct) write_numbers(t, job.first(), job.count(), staged.data());
+  return bad;
+}
+
+// Fills a tensor; adds the places of NaN and infinity.
+void fill_tensor(const StoredTensors& stored, size_t tensor, const Tensor& t, const TensorSpec& spec,
+                 ThreadPool* threads, std::set<std::string>& nonfinite) {
+  const std::vector<Run> runs = short_runs(spec);
+  const std::vector<Job> jobs = jobs_of(runs);
+  std::vector<std::optional<int64_t>> bad(jobs.size());
+  std::vector<std::optional<Error>> failed(jobs.size());
+  auto guarded = [&](int64_t i) {
+    const auto j = static_cast<size_t>(i);
+    try {
+      bad[j] = read_job(stored, tensor, t, jobs[j]);
+    } catch (const Error& e) {
+      failed[j] = e;
+    }
+  };
+  if (threads != nullptr) {
+    threads->parallel(std::ssize(jobs), guarded);
+  } else {
+    for (int64_t i = 0; i < std::ssize(jobs); i++) guarded(i);
+  }
+  for (const auto& error : failed) {
+    if (error) throw Error(*error);
+  }
+  for (const auto& element : bad) {
+    if (element) nonfinite.insert(stored.place(tensor, *element));
+  }
+}
+
+// The lines that all ranks have.
+std::set<std::string> united(Group& ranks, const std::set<std::string>& own) {
+  std::set<std::string> all;
+  for (const std::string& text : ranks.gather_bytes(fmt::format("{}", fmt::join(own, "\n")))) {
+    for (size_t begin = 0, end; begin < text.size(); begin = end + 1) {
+      end = std::min(text.find('\n', begin), text.size());
+      all.insert(text.substr(begin, end - begin));
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -41,112 +138,26 @@ std::string wider_dtype(const std::string& a, const std::string& b) {
   return a == b || b.empty() ? a : a.empty() ? b : "F32";
 }
 
-namespace {
-
-class Filler {
- public:
-  Filler(const StoredTensors& stored, Weights& weights, ThreadPool* threads)
-      : stored_(stored), weights_(weights), threads_(threads) {}
-
-  // A tensor at a time. Returns the places of NaN and infinity. Throws what a read throws.
-  std::set<std::string> run() {
-    for (size_t i = 0; i < stored_.specs.size(); i++) {
-      if (weights_.tensors()[i].defined()) fill(i);
-    }
-    return std::move(nonfinite_);
-  }
-
- private:
-  void fill(size_t tensor) {
-    std::vector<Run> runs;
-    for (const Run& run : runs_of(shard_of(weights_.specs()[tensor]))) {
-      for (int64_t at = 0; at < run.count; at += block) {
-        runs.push_back({run.first + at, run.full_first + at, std::min(block, run.count - at)});
-      }
-    }
-    std::vector<Job> jobs;
-    for (size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
-      for (int64_t count = 0; end < runs.size() && count < block; end++) count += runs[end].count;
-      jobs.push_back(std::span(runs).subspan(begin, end - begin));
-    }
-    std::optional<std::pair<int64_t, Error>> failed;  // of the first job that failed, whoever ran it
-    auto guarded = [&](int64_t i) {
-      try {
-        read(tensor, jobs[static_cast<size_t>(i)]);
-      } catch (const Error& e) {
-        const std::lock_guard lock(mutex_);
-        if (!failed || failed->first > i) failed.emplace(i, e);
-      }
-    };
-    if (threads_ != nullptr) {
-      threads_->parallel(std::ssize(jobs), guarded);
-    } else {
-      for (int64_t i = 0; i < std::ssize(jobs); i++) guarded(i);
-    }
-    if (failed) throw Error(failed->second);
-  }
-
-  // Runs with short gaps between them are fetched as one.
-  void fetch(size_t tensor, Job job) const {
-    constexpr int64_t gap = 1 << 15;
-    int64_t first = job.front().full_first, end = first;
-    for (const Run& run : job) {
-      if (run.full_first - end > gap) {
-        stored_.soon(tensor, first, end - first);
-        first = run.full_first;
-      }
-      end = run.full_first + run.count;
-    }
-    stored_.soon(tensor, first, end - first);
-  }
-
-  void read(size_t tensor, Job job) {
-    if (stored_.soon) fetch(tensor, job);
-    const Tensor& t = weights_.tensors()[tensor];
-    const std::string dtype = file_dtype_of(t.dtype());
-    const size_t width = size_of(t.dtype());
-    const int64_t first = job.front().first, count = job.back().first + job.back().count - first;
-    std::vector<uint8_t> staged(t.device() == Device::cpu ? 0 : static_cast<size_t>(count) * width);
-    auto* to = staged.empty() ? static_cast<uint8_t*>(t.data()) + static_cast<size_t>(first) * width : staged.data();
-    for (const Run& run : job) {
-      const auto bad =
-          stored_.read(tensor, run.full_first, run.count, dtype, to + static_cast<size_t>(run.first - first) * width);
-      if (!bad) continue;
-      const std::lock_guard lock(mutex_);
-      nonfinite_.insert(stored_.place(tensor, *bad));
-    }
-    if (!staged.empty()) write_numbers(t, first, count, staged.data());
-  }
-
-  const StoredTensors& stored_;
-  Weights& weights_;
-  ThreadPool* threads_;
-  std::mutex mutex_;
-  std::set<std::string> nonfinite_;
-};
-
-}  // namespace
-
 Weights load_stored(const std::function<StoredTensors()>& open, const ModelConfig& config, DType dtype,
                     const LoadHfOptions& options) {
   CHECK(dtype == DType::f32 || dtype == DType::bf16, "weights of {}", name_of(dtype));
   Group& ranks = options.mesh.world();
   Weights weights;
-  StoredTensors stored;
-  std::set<std::string> bad;
+  std::string directory;
+  std::set<std::string> nonfinite;
   all_or_none(ranks, [&] {
-    stored = open();
+    const StoredTensors stored = open();
+    directory = stored.directory;
     weights = Weights(config, dtype, Placement{.device = options.device, .rank = options.mesh.place()});
-    bad = Filler(stored, weights, options.threads).run();
+    CHECK(stored.specs.size() == weights.specs().size(), "{} tensors", stored.specs.size());
+    for (size_t i = 0; i < stored.specs.size(); i++) {
+      const Tensor& t = weights.tensors()[i];
+      if (t.defined()) fill_tensor(stored, i, t, weights.specs()[i], options.threads, nonfinite);
+    }
   });
   if (options.allow_nonfinite) return weights;
-  for (const std::string& of_rank : ranks.gather_bytes(fmt::format("{}", fmt::join(bad, "\n")))) {
-    for (size_t begin = 0, end = 0; begin < of_rank.size(); begin = end + 1) {
-      end = std::min(of_rank.find('\n', begin), of_rank.size());
-      bad.insert(of_rank.substr(begin, end - begin));
-    }
-  }
-  if (!bad.empty()) refuse_nonfinite(stored.directory, {bad.begin(), bad.end()});
+  const auto all = united(ranks, nonfinite);
+  if (!all.empty()) refuse_nonfinite(directory, {all.begin(), all.end()});
   return weights;
 }
 

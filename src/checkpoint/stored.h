@@ -22,8 +22,8 @@ struct StoredTensors {
   // threads at once. Throws Error(Exit::input) where the files are damaged.
   std::function<std::optional<int64_t>(size_t tensor, int64_t first, int64_t count, const std::string& dtype, void* to)>
       read;
-  // Says that these numbers will be read soon, where that helps; may be empty.
-  std::function<void(size_t tensor, int64_t first, int64_t count)> soon;
+  // These numbers of a tensor will be read soon; empty where that helps nothing.
+  std::function<void(size_t tensor, int64_t first, int64_t count)> soon = {};
   std::string identity;  // changes with any of the files: their names, sizes and times
   // The name and file of the part that this element of a tensor is in, for messages.
   std::function<std::string(size_t tensor, int64_t element)> place;
@@ -32,8 +32,8 @@ struct StoredTensors {
 // A Hugging Face folder; what load_hf says of its tensors holds here.
 StoredTensors stored_hf(const std::string& directory, const ModelConfig& config, Reading reading = Reading::most);
 
-// Weights of the stored tensors that `open` finds, of the numbers that this rank of options.mesh holds: it is these
-// alone that are read. dtype: f32 or bf16.
+// The weights of a rank, filled from what `open` finds; on a mesh all ranks call. Error(Exit::input) of one, or with
+// all tensors in which some rank met NaN or infinity, is thrown on all.
 Weights load_stored(const std::function<StoredTensors()>& open, const ModelConfig& config, DType dtype,
                     const LoadHfOptions& options);
 

@@ -8,6 +8,7 @@
 
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
+#include "checkpoint/torch_dist.h"
 #include "layouts.h"
 #include "parallel/threads.h"
 #include "scratch.h"
@@ -42,6 +43,23 @@ TEST(LoadHfOnRanks, EachGetsItsPartOfTheWhole) {
           EXPECT_TRUE(is_part_of(part, written.whole)) << "rank " << world.rank() << " of " << text_of(layout);
         });
       }
+    }
+  }
+}
+
+TEST(LoadTorchDistOnRanks, EachGetsItsPartOfTheWhole) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const Scratch scratch;
+    const Written written(dtype, ExpertPacking::fused, scratch / "m");
+    write_torch_dist(stored_hf(scratch / "m", written.config), written.config,
+                     {.output_dir = scratch / "t", .vocab_multiple = 8, .archive_bytes = 1000, .file_bytes = 20'000},
+                     2);
+    for (const auto& layout : layouts()) {
+      run_ranks(layout.ranks, [&](World& world) {
+        const Mesh mesh(world, layout.sizes);
+        const Weights part = load_torch_dist(scratch / "t", written.config, dtype, {.mesh = mesh});
+        EXPECT_TRUE(is_part_of(part, written.whole)) << "rank " << world.rank() << " of " << text_of(layout);
+      });
     }
   }
 }
