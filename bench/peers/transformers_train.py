@@ -55,7 +55,12 @@ for i in range(6):
     torch.cuda.synchronize()
     times.append(time.perf_counter() - start)
 times = sorted(times[2:])
-fla = "flash-linear-attention" if getattr(modeling, "chunk_gated_delta_rule", None) is not None else "PyTorch"
+try:
+    import fla.ops.gated_delta_rule
+    import triton
+    fla = f"flash-linear-attention {fla.__version__}, Triton {triton.__version__}"
+except Exception:  # what transformers, too, takes for not installed
+    fla = "PyTorch"
 print(f"transformers {transformers.__version__}, torch {torch.__version__}, {torch.cuda.get_device_name()}: {layers} layers + head, "
       f"{tokens} tokens, delta rule in {fla}: {1e3 * times[len(times) // 2]:.1f} ms, "
       f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
