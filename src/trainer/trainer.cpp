@@ -134,7 +134,9 @@ void Run::prepare() {
   if (work.rolls) {
     EngineOptions options = engine_options(session.config, session.directory, s, work.longest, work.requests);
     options.memory_bytes = memory.plan.pool;
-    engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block);
+    const int64_t data = session.mesh->place().data_size;
+    options.max_running = (options.max_running + data - 1) / data;
+    engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block, *session.mesh);
   }
   rollouts = s.num_rollout ? *s.num_rollout
                            : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
