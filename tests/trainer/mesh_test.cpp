@@ -40,7 +40,7 @@ void expect_near(const std::vector<Row>& got, const std::vector<Row>& want) {
   }
 }
 
-const RunLayout run_layouts[] = {{2, {}},
+const RunLayout run_layouts[] = {{4, {.pipeline = 2, .expert = 2}},
                                  {4, {.tensor = 2, .context = 2, .expert = 4}},
                                  {4, {.pipeline = 2, .expert = 2}, "flex"},
                                  {8, {.tensor = 2, .pipeline = 2, .expert = 2}}};
@@ -57,7 +57,7 @@ TEST(MeshRuns, LearnFromRecordedTrajectories) {
   run(s);
   const auto want = metrics_of(folder / "one");
   for (const RunLayout& layout : run_layouts) {
-    s.run_dir = folder / fmt::format("on{}_{}", layout.ranks, layout.sizes.tensor);
+    s.run_dir = folder / fmt::format("on{}_{}_{}", layout.ranks, layout.sizes.tensor, layout.dispatcher);
     s.save.clear();
     run_over(s, layout);
     expect_near(metrics_of(s.run_dir), want);
@@ -72,14 +72,20 @@ TEST(MeshRuns, RollOutAndLearn) {
   s.eval_interval = 1;
   s.eval_prompt_data = {"sums", playground().prompts};
   s.n_samples_per_eval_prompt = 2;
+  s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
   run(s);
   const auto want = metrics_of(folder / "one");
   for (const RunLayout& layout : run_layouts) {
-    s.run_dir = folder / fmt::format("on{}_{}", layout.ranks, layout.sizes.tensor);
+    s.run_dir = folder / fmt::format("on{}_{}_{}", layout.ranks, layout.sizes.tensor, layout.dispatcher);
     s.save.clear();
+    s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
     run_over(s, layout);
     const auto got = metrics_of(s.run_dir);
     expect_near(got, want);
+    // With whole heads, and experts whose outputs come home one by one, a row's bits are those of one process.
+    if (layout.sizes.tensor == 1 && layout.dispatcher == "alltoall") {
+      EXPECT_EQ(read_file(s.run_dir + "/data-0.jsonl"), read_file(folder / "one/data-0.jsonl"));
+    }
     for (const char* name : {"eval_before_train/sums", "rollout/response_len/mean", "rollout/raw_reward"}) {
       EXPECT_EQ(figure(got, 0, name), figure(want, 0, name)) << name;
     }
