@@ -34,6 +34,7 @@ double find(const Metrics& metrics, const std::string& name, double otherwise = 
 // What a run reads before it loads any weights, and the memory it will take.
 struct Inputs {
   const Settings& settings;
+  World& world;
   RunFiles files;
   Session session;
   std::optional<PreparedPrompts> prompts;
@@ -45,8 +46,8 @@ struct Inputs {
   Share block;  // used by rollout and training in turn
 
   // Loads the weights at its end.
-  Inputs(const Settings& s, World& world)
-      : settings(s), files(s, Command::train, world.rank()), session(open_session(s, world)) {
+  Inputs(const Settings& s, World& w)
+      : settings(s), world(w), files(s, Command::train, w.rank()), session(open_session(s, w)) {
     join_mesh(session, s, world);
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.ranks = world.size();
@@ -58,6 +59,7 @@ struct Inputs {
       read_lengths();
     }
     memory = require_memory(session, s, work);
+    world.phase("loading the weights");
     load_weights(session, s);
     block = Share::block(memory.plan.block, session.device);
   }
@@ -112,8 +114,8 @@ struct Run : Inputs {
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
 
-  Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
-      : Inputs(s, world),
+  Run(const Settings& s, World& w, bool is_terminal, const Faults& faults)
+      : Inputs(s, w),
         terminal(is_terminal && files.writes()),
         step(session.config, session.weights, *session.threads, options_with(s, session.config, faults), block,
              *session.mesh),
@@ -167,6 +169,7 @@ void Run::print_plan() {
 }
 
 Metrics Run::evaluation() {
+  world.phase("evaluation");
   const auto start = Clock::now();
   Metrics m = evaluate(session, settings, *engine, eval_sets, *scorer);
   std::string line = "evaluation";
@@ -181,6 +184,7 @@ Metrics Run::evaluation() {
 
 Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
   const Settings& s = settings;
+  world.phase(fmt::format("rollout {}", rollout_id + 1));
   const auto start = Clock::now();
   std::vector<PromptCursor::Draw> draws;
   for (int64_t i = 0; i < *s.rollout_batch_size; i++) draws.push_back(cursor->next(s.n_samples_per_prompt));
@@ -198,7 +202,8 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   const double seconds = seconds_since(start);
   int64_t tokens = 0;
   for (const auto& t : trajectories) tokens += t.response_length;
-  return {{"perf/rollout_time", seconds}, {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds}};
+  return {{"perf/rollout_time", seconds},
+          {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds / world.size()}};
 }
 
 // Old and reference log-probs where a step needs them, then the optimizer steps in index order.
@@ -259,6 +264,7 @@ std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& traject
 }
 
 Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+  world.phase(fmt::format("training on rollout {}", rollout_id + 1));
   const auto start = Clock::now();
   Metrics out;
   const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
@@ -339,6 +345,7 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
     run.one(id, begun, first);
     const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
+    world.phase("saving");
     if (run.metrics) run.metrics->sync();
     run.files.save(run.session, run.step, run.state);
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
