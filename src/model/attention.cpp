@@ -44,10 +44,8 @@ void project(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const 
   const Tensor k = exec.arena.make("attention.rows", t, {s.rows_here, s.keys});
   const Tensor v = exec.arena.make("attention.rows", t, {s.rows_here, s.keys});
   linear_many(exec.stream, saved.x, {{qg, w.q}, {k, w.k}, {v, w.v}});
-  const RankColumns keys = kv_columns(c, s.place);
-  rows_to_heads(exec, s.by_context, saved.qg, qg, query_columns(c, s.place, 2 * c.head_dim));
-  rows_to_heads(exec, s.by_context, saved.k_raw, k, keys);
-  rows_to_heads(exec, s.by_context, saved.v, v, keys);
+  const RankColumns queries = query_columns(c, s.place, 2 * c.head_dim), keys = kv_columns(c, s.place);
+  rows_to_heads(exec, s.by_context, {{saved.qg, qg, queries}, {saved.k_raw, k, keys}, {saved.v, v, keys}});
 }
 
 }  // namespace
@@ -80,7 +78,7 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
     const Arena::Scope scope(arena);
     const Tensor gated = arena.make_like("attention.heads", saved.o);
     attention_gate(stream, gated, saved.o, saved.qg, s.shape);
-    heads_to_rows(exec, s.by_context, saved.gated, gated, query_columns(c, s.place, c.head_dim));
+    heads_to_rows(exec, s.by_context, {{saved.gated, gated, query_columns(c, s.place, c.head_dim)}});
   }
   row_parallel(exec, s.by_tensor, y, saved.gated, w.o);
   return y;
@@ -92,13 +90,6 @@ Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeigh
   const Sizes s(c, mesh, batch);
   const DType t = dy.dtype();
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {x.rows(), x.dim(1)}); };
-  // A gradient by rows, of what lies in `by_heads` by heads.
-  const auto by_rows = [&](const Tensor& by_heads, int64_t columns, const RankColumns& of_ranks) {
-    if (s.whole()) return by_heads;
-    const Tensor rows = arena.make("attention.rows", t, {s.rows_here, columns});
-    heads_to_rows(exec, s.by_context, rows, by_heads, of_ranks);
-    return rows;
-  };
   const Tensor dx = arena.make("attention.dx", t, {dy.rows(), c.hidden_size});
   dy = all_gather(exec, s.by_tensor, "attention.dy", dy);
   Tensor dgated = like("attention.dgated", saved.gated);
@@ -106,7 +97,7 @@ Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeigh
   linear_dx(stream, dgated, dy, w.o, false);
   if (!s.whole()) {
     const Tensor heads = like("attention.dgated", saved.o);
-    rows_to_heads(exec, s.by_context, heads, dgated, query_columns(c, s.place, c.head_dim));
+    rows_to_heads(exec, s.by_context, {{heads, dgated, query_columns(c, s.place, c.head_dim)}});
     dgated = heads;
   }
   Tensor do_ = like("attention.do", saved.o), dqg = like("attention.dqg", saved.qg);
@@ -118,10 +109,15 @@ Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeigh
                      s.query_rope);
   norm_rope_backward(stream, dk_raw, grads.k_norm, dk, saved.k_raw, w.k_norm, saved.k_r, batch.segments.positions,
                      s.key_rope);
-  const RankColumns keys = s.whole() ? RankColumns() : kv_columns(c, s.place);
-  dqg = by_rows(dqg, 2 * s.queries, s.whole() ? RankColumns() : query_columns(c, s.place, 2 * c.head_dim));
-  dk_raw = by_rows(dk_raw, s.keys, keys);
-  dv = by_rows(dv, s.keys, keys);
+  if (!s.whole()) {
+    const auto rows = [&](int64_t columns) { return arena.make("attention.rows", t, {s.rows_here, columns}); };
+    const Tensor q = rows(2 * s.queries), k = rows(s.keys), v = rows(s.keys);
+    const RankColumns queries = query_columns(c, s.place, 2 * c.head_dim), keys = kv_columns(c, s.place);
+    heads_to_rows(exec, s.by_context, {{q, dqg, queries}, {k, dk_raw, keys}, {v, dv, keys}});
+    dqg = q;
+    dk_raw = k;
+    dv = v;
+  }
   linear_dw(stream, grads.q, dqg, saved.x);
   linear_dw(stream, grads.k, dk_raw, saved.x);
   linear_dw(stream, grads.v, dv, saved.x);

@@ -35,6 +35,57 @@ bool overlap(const RankColumns& columns) {
   return false;
 }
 
+// Rows of several tensors for one rank, one tensor after another in one piece of memory.
+struct Parcel {
+  Tensor whole;
+  std::vector<Tensor> parts;  // (rows, columns of rank `columns_of`)
+
+  Parcel(Arena& arena, std::initializer_list<HeadMove> moves, int64_t rows, int columns_of) {
+    constexpr int64_t alignment = 16;
+    std::vector<int64_t> starts = {0}, widths;
+    for (const HeadMove& move : moves) {
+      widths.push_back(width_of(move.columns[static_cast<size_t>(columns_of)]));
+      const int64_t bytes = rows * widths.back() * static_cast<int64_t>(size_of(move.x.dtype()));
+      starts.push_back(starts.back() + (bytes + alignment - 1) / alignment * alignment);
+    }
+    whole = arena.make("collectives.parcel", DType::u8, {starts.back()});
+    for (size_t i = 0; i < widths.size(); i++) {
+      parts.emplace_back(static_cast<uint8_t*>(whole.data()) + starts[i], moves.begin()[i].x.dtype(),
+                         std::initializer_list<int64_t>{rows, widths[i]}, whole.device());
+    }
+  }
+};
+
+void exchange(Exec& exec, Group& group, const std::vector<Parcel>& arriving, const std::vector<Parcel>& leaving) {
+  if (exec.stream.is_dry()) return;
+  std::vector<Tensor> to, from;
+  for (const Parcel& parcel : arriving) to.push_back(parcel.whole);
+  for (const Parcel& parcel : leaving) from.push_back(parcel.whole);
+  group.exchange(exec.stream, to, from);
+}
+
+// out = the columns that every rank sent as tensor `m` of its parcel; added in the order of ranks where several have
+// them.
+void join_columns(Exec& exec, const HeadMove& move, const std::vector<Parcel>& arrived, size_t m) {
+  const auto& [out, x, columns] = move;
+  const bool summed = overlap(columns);
+  const Arena::Scope scope(exec.arena);
+  const Tensor sum =
+      summed ? exec.arena.make("collectives.sum", accumulate_dtype(x.dtype()), {out.rows(), out.dim(1)}) : out;
+  if (summed) set_zero(exec.stream, sum);
+  for (size_t r = 0; r < arrived.size(); r++) {
+    each_range(columns[r], [&](const Range& in, const Range& at) {
+      const Tensor all = sum.columns(in.begin, in.end), part = arrived[r].parts[m].columns(at.begin, at.end);
+      if (summed) {
+        add(exec.stream, all, part);
+      } else {
+        copy(exec.stream, all, part);
+      }
+    });
+  }
+  if (summed) convert(exec.stream, out, sum);
+}
+
 }  // namespace
 
 RowBlocks blocks_of_sizes(Group& group, const std::vector<int64_t>& sizes) {
@@ -113,52 +164,54 @@ void row_parallel(Exec& exec, const RowBlocks& blocks, Tensor y, Tensor x, Tenso
   reduce_scatter(exec, blocks, y, partial);
 }
 
-void rows_to_heads(Exec& exec, const RowBlocks& blocks, Tensor out, Tensor x, const RankColumns& columns) {
+void rows_to_heads(Exec& exec, const RowBlocks& blocks, std::initializer_list<HeadMove> moves) {
   auto& [stream, arena, mesh] = exec;
   Group& group = blocks.group;
-  CHECK(x.rows() == blocks.mine().size() && out.rows() == blocks.total() && out.contiguous(), "heads {} from rows {}",
-        out.describe(), x.describe());
   const Arena::Scope scope(arena);
-  std::vector<Tensor> to, from;
+  std::vector<Parcel> leaving, arriving;
   for (int r = 0; r < group.size(); r++) {
-    const auto& ranges = columns[static_cast<size_t>(r)];
-    const Tensor packed = arena.make("collectives.columns", x.dtype(), {x.rows(), width_of(ranges)});
-    each_range(ranges, [&](const Range& in, const Range& at) {
-      copy(stream, packed.columns(at.begin, at.end), x.columns(in.begin, in.end));
-    });
-    from.push_back(packed);
-    to.push_back(out.rows(blocks.of(r).begin, blocks.of(r).end));
+    leaving.emplace_back(arena, moves, blocks.mine().size(), r);
+    arriving.emplace_back(arena, moves, blocks.of(r).size(), group.rank());
   }
-  if (!stream.is_dry()) group.exchange(stream, to, from);
+  for (size_t m = 0; m < moves.size(); m++) {
+    const auto& [out, x, columns] = moves.begin()[m];
+    CHECK(x.rows() == blocks.mine().size() && out.rows() == blocks.total(), "heads {} from rows {}", out.describe(),
+          x.describe());
+    for (size_t r = 0; r < leaving.size(); r++) {
+      each_range(columns[r], [&](const Range& in, const Range& at) {
+        copy(stream, leaving[r].parts[m].columns(at.begin, at.end), x.columns(in.begin, in.end));
+      });
+    }
+  }
+  exchange(exec, group, arriving, leaving);
+  for (size_t m = 0; m < moves.size(); m++) {
+    for (int r = 0; r < group.size(); r++) {
+      const Range theirs = blocks.of(r);
+      copy(stream, moves.begin()[m].out.rows(theirs.begin, theirs.end), arriving[static_cast<size_t>(r)].parts[m]);
+    }
+  }
 }
 
-void heads_to_rows(Exec& exec, const RowBlocks& blocks, Tensor out, Tensor x, const RankColumns& columns) {
+void heads_to_rows(Exec& exec, const RowBlocks& blocks, std::initializer_list<HeadMove> moves) {
   auto& [stream, arena, mesh] = exec;
   Group& group = blocks.group;
-  CHECK(out.rows() == blocks.mine().size() && x.rows() == blocks.total() && x.contiguous(), "rows {} from heads {}",
-        out.describe(), x.describe());
   const Arena::Scope scope(arena);
-  std::vector<Tensor> to, from;
+  std::vector<Parcel> leaving, arriving;
   for (int r = 0; r < group.size(); r++) {
-    to.push_back(arena.make("collectives.columns", x.dtype(), {out.rows(), width_of(columns[static_cast<size_t>(r)])}));
-    from.push_back(x.rows(blocks.of(r).begin, blocks.of(r).end));
+    leaving.emplace_back(arena, moves, blocks.of(r).size(), group.rank());
+    arriving.emplace_back(arena, moves, blocks.mine().size(), r);
   }
-  if (!stream.is_dry()) group.exchange(stream, to, from);
-  const bool summed = overlap(columns);
-  const Tensor sum =
-      summed ? arena.make("collectives.sum", accumulate_dtype(x.dtype()), {out.rows(), out.dim(1)}) : out;
-  if (summed) set_zero(stream, sum);
-  for (size_t r = 0; r < to.size(); r++) {
-    each_range(columns[r], [&](const Range& in, const Range& at) {
-      const Tensor all = sum.columns(in.begin, in.end), part = to[r].columns(at.begin, at.end);
-      if (summed) {
-        add(stream, all, part);
-      } else {
-        copy(stream, all, part);
-      }
-    });
+  for (size_t m = 0; m < moves.size(); m++) {
+    const auto& [out, x, columns] = moves.begin()[m];
+    CHECK(out.rows() == blocks.mine().size() && x.rows() == blocks.total(), "rows {} from heads {}", out.describe(),
+          x.describe());
+    for (int r = 0; r < group.size(); r++) {
+      const Range theirs = blocks.of(r);
+      copy(stream, leaving[static_cast<size_t>(r)].parts[m], x.rows(theirs.begin, theirs.end));
+    }
   }
-  if (summed) convert(stream, out, sum);
+  exchange(exec, group, arriving, leaving);
+  for (size_t m = 0; m < moves.size(); m++) join_columns(exec, moves.begin()[m], arriving, m);
 }
 
 }  // namespace furlong

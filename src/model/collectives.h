@@ -33,10 +33,15 @@ void row_parallel(Exec&, const RowBlocks&, Tensor y, Tensor x, Tensor w);
 // out = the sum of `count` tensors like it that lie one after another in `parts`, which is overwritten.
 void sum_parts(Exec&, Tensor out, Tensor parts, int64_t count);
 
-// out (total, my columns) = everyone's rows of my columns, from x (mine, all columns).
-void rows_to_heads(Exec&, const RowBlocks&, Tensor out, Tensor x, const RankColumns&);
+// A tensor on its way between rows and heads; columns of x by rank.
+struct HeadMove {
+  Tensor out, x;
+  const RankColumns& columns;
+};
+// out (total, my columns) = everyone's rows of my columns, from x (mine, all columns). Several tensors travel together.
+void rows_to_heads(Exec&, const RowBlocks&, std::initializer_list<HeadMove> moves);
 // Its transpose: out (mine, all columns) = the columns of every rank, from x (total, my columns) of each. Columns that
 // several ranks have are added.
-void heads_to_rows(Exec&, const RowBlocks&, Tensor out, Tensor x, const RankColumns&);
+void heads_to_rows(Exec&, const RowBlocks&, std::initializer_list<HeadMove> moves);
 
 }  // namespace furlong

@@ -52,10 +52,9 @@ void project(Exec& exec, const DeltaNetWeights& w, const Sizes& s, const DeltaNe
   };
   const Tensor qkv = rows(s.channels), z = rows(s.values), b = rows(s.heads), a = rows(s.heads);
   linear_many(exec.stream, saved.x, {{qkv, w.qkv}, {z, w.z}, {b, w.b}, {a, w.a}});
-  rows_to_heads(exec, s.by_context, saved.qkv, qkv, s.of_channels);
-  rows_to_heads(exec, s.by_context, saved.z, z, s.of_values);
-  rows_to_heads(exec, s.by_context, saved.b, b, s.of_heads);
-  rows_to_heads(exec, s.by_context, saved.a, a, s.of_heads);
+  rows_to_heads(
+      exec, s.by_context,
+      {{saved.qkv, qkv, s.of_channels}, {saved.z, z, s.of_values}, {saved.b, b, s.of_heads}, {saved.a, a, s.of_heads}});
 }
 
 // Calls f(range of the projection's channels, range of the mixer's) for its queries, keys and values.
@@ -135,7 +134,7 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
     const Tensor normed = s.whole() ? saved.normed : arena.make("delta.heads", t, {rows, vh * dv});
     gated_rms_norm(stream, normed.reshape({rows * vh, dv}), saved.o_r, saved.o.reshape({rows * vh, dv}),
                    saved.z.reshape({rows * vh, dv}), w.norm, c.rms_norm_eps);
-    if (!s.whole()) heads_to_rows(exec, s.by_context, saved.normed, normed, s.of_values);
+    if (!s.whole()) heads_to_rows(exec, s.by_context, {{saved.normed, normed, s.of_values}});
   }
   row_parallel(exec, s.by_tensor, y, saved.normed, w.out);
   return y;
@@ -148,13 +147,6 @@ Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeight
   const int64_t rows = s.rows, vh = s.shape.value_heads, dv = s.shape.value_dim;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {x.rows(), x.dim(1)}); };
-  // A gradient by rows, of what lies in `by_heads` by heads.
-  const auto by_rows = [&](const Tensor& by_heads, int64_t columns, const RankColumns& of_ranks) {
-    if (s.whole()) return by_heads;
-    const Tensor out = arena.make("delta.rows", t, {s.rows_here, columns});
-    heads_to_rows(exec, s.by_context, out, by_heads, of_ranks);
-    return out;
-  };
   const Tensor dx = arena.make("delta.dx", t, {dy.rows(), c.hidden_size});
   dy = all_gather(exec, s.by_tensor, "delta.dy", dy);
   Tensor dnormed = like("delta.dnormed", saved.normed);
@@ -162,7 +154,7 @@ Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeight
   linear_dx(stream, dnormed, dy, w.out, false);
   if (!s.whole()) {
     const Tensor heads = like("delta.dnormed", saved.o);
-    rows_to_heads(exec, s.by_context, heads, dnormed, s.of_values);
+    rows_to_heads(exec, s.by_context, {{heads, dnormed, s.of_values}});
     dnormed = heads;
   }
   Tensor do_ = like("delta.do", saved.o), dz = like("delta.dz", saved.z);
@@ -178,10 +170,16 @@ Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeight
                        saved.beta, saved.a, of_mixer(w.A_log, s), of_mixer(w.dt_bias, s));
   Tensor dqkv = like("delta.dqkv", saved.qkv);
   conv_backward(exec, w, s, dqkv, dmixed, saved.qkv, batch, grads.conv);
-  dqkv = by_rows(dqkv, s.channels, s.of_channels);
-  dz = by_rows(dz, s.values, s.of_values);
-  da = by_rows(da, s.heads, s.of_heads);
-  db = by_rows(db, s.heads, s.of_heads);
+  if (!s.whole()) {
+    const auto columns = [&](int64_t n) { return arena.make("delta.rows", t, {s.rows_here, n}); };
+    const Tensor qkv = columns(s.channels), z = columns(s.values), a = columns(s.heads), b = columns(s.heads);
+    heads_to_rows(exec, s.by_context,
+                  {{qkv, dqkv, s.of_channels}, {z, dz, s.of_values}, {a, da, s.of_heads}, {b, db, s.of_heads}});
+    dqkv = qkv;
+    dz = z;
+    da = a;
+    db = b;
+  }
   linear_dw(stream, grads.qkv, dqkv, saved.x);
   linear_dw(stream, grads.z, dz, saved.x);
   linear_dw(stream, grads.a, da, saved.x);

@@ -40,37 +40,6 @@ Routing make_arrived(Arena& arena, const Sizes& s, int64_t tokens, int64_t k, in
           .token_of = arena.make("experts.token_of", DType::i32, {rows})};
 }
 
-// out (R,H) = the experts' work on a.rows.
-void work(Exec& exec, const MoeWeights& w, Tensor out, const Arrivals& a) {
-  grouped_swiglu(exec.stream, a.act, a.gate_up, a.rows, w.gate_up, a.routing.offsets);
-  grouped_linear(exec.stream, out, a.act, w.down, a.routing.offsets);
-}
-
-// dx (N,H) = the gradient of what arrived, from dy (N,H), that of what was sent back before it was weighted; dweights
-// (N,k) that of the weights.
-void work_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
-                   const Arrivals& a, MoeWeights& grads) {
-  auto& [stream, arena, mesh] = exec;
-  const Arena::Scope scope(arena);
-  const Routing& routing = a.routing;
-  const int64_t rows = a.rows.rows();
-  const DType t = dy.dtype();
-  const Tensor drows = arena.make("experts.drows", t, {rows, s.hidden});
-  gather_rows(stream, drows, dy, routing);
-  const Tensor dact = arena.make("experts.dact", t, {rows, s.width});
-  grouped_linear_dx(stream, dact, drows, w.down, routing.offsets);
-  routing_weight_gradient(stream, dweights, dact, a.act, routing);
-  scale_rows(stream, drows, routing);
-  scale_rows(stream, dact, routing);
-  grouped_linear_dw(stream, grads.down, drows, a.act, routing.offsets);
-  const Tensor dgate_up = arena.make("experts.dgate_up", t, {rows, 2 * s.width});
-  swiglu_backward(stream, dgate_up, dact, a.gate_up);
-  grouped_linear_dw(stream, grads.gate_up, dgate_up, a.rows, routing.offsets);
-  grouped_linear_dx(stream, drows, dgate_up, w.gate_up, routing.offsets);
-  set_zero(stream, dx);
-  gather_rows_backward(stream, dx, drows, routing);
-}
-
 void make_work(Exec& exec, const Sizes& s, int64_t rows, DType t, Arrivals& a) {
   a.rows = exec.arena.make("experts.rows", t, {rows, s.hidden});
   a.gate_up = exec.arena.make("experts.gate_up", t, {rows, 2 * s.width});
@@ -197,7 +166,7 @@ void alltoall_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y,
   sort_arrived(exec, s, a);
   gather_rows(stream, a.rows, arrived, a.routing);
   const Tensor out = arena.make("experts.out", t, {rows, s.hidden});
-  work(exec, w, out, a);
+  rows_forward(exec, w, out, a);
   gather_rows(stream, arrived, out, back_again(a.routing));
   to_homes(exec, s, routes, home, arrived);
   combine(stream, y, home, shared, shared_logit, residual, routing);
@@ -221,7 +190,8 @@ void alltoall_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor d
   to_experts(exec, s, routes, arrived, home);
   const Tensor dby_row = arena.make("experts.dweights", acc, {rows, 1});
   const Tensor back = arena.make("experts.dx", t, {rows, s.hidden});
-  work_backward(exec, s, w, back, dby_row, arrived, a, grads);
+  set_zero(stream, back);
+  rows_backward(exec, w, back, dby_row, arrived, a, grads);
   to_homes(exec, s, routes, home, back);
   gather_rows_backward(stream, dx, home, routing);
   to_homes(exec, s, routes, by_row, dby_row);
@@ -295,7 +265,7 @@ void flex_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y, Ten
   const Arena::Scope scope(arena);
   gather_rows(stream, a.rows, all_gather(exec, blocks, "experts.gathered", x), a.routing);
   const Tensor out = arena.make("experts.out", t, {rows, s.hidden});
-  work(exec, w, out, a);
+  rows_forward(exec, w, out, a);
   const Tensor sums = arena.make("experts.sums", t, {tokens, s.hidden});
   combine(stream, sums, out, {}, {}, {}, a.routing);
   const Tensor parts = to_tokens(exec, blocks, sums);
@@ -310,13 +280,40 @@ void flex_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor dx, T
   const Tensor all = all_gather(exec, blocks, "experts.gathered", dy);
   const Tensor dx_all = arena.make_like("experts.dx", all);
   const Tensor dweights_all = arena.make_like("experts.dweights", a.routing.weights);
-  work_backward(exec, s, w, dx_all, dweights_all, all, a, grads);
+  set_zero(stream, dx_all);
+  rows_backward(exec, w, dx_all, dweights_all, all, a, grads);
   const Tensor parts = to_tokens(exec, blocks, dx_all);
   gather_rows_backward(stream, dx, parts, from_ranks(exec, s, dy.rows(), a.routing.weights.dtype()));
   reduce_scatter(exec, blocks, dweights, dweights_all);
 }
 
 }  // namespace
+
+void rows_forward(Exec& exec, const MoeWeights& w, Tensor out, const ExpertRows& e) {
+  grouped_swiglu(exec.stream, e.act, e.gate_up, e.rows, w.gate_up, e.routing.offsets);
+  grouped_linear(exec.stream, out, e.act, w.down, e.routing.offsets);
+}
+
+// The gradient of the down projection's input before the routing weight gives that weight's gradient.
+void rows_backward(Exec& exec, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy, const ExpertRows& e,
+                   MoeWeights& grads) {
+  auto& [stream, arena, mesh] = exec;
+  const int64_t rows = e.rows.rows(), width = e.act.dim(1);
+  const DType t = dy.dtype();
+  const Tensor drows = arena.make("moe.drows", t, {rows, dy.dim(1)});
+  gather_rows(stream, drows, dy, e.routing);
+  const Tensor dact = arena.make("moe.dact", t, {rows, width});
+  grouped_linear_dx(stream, dact, drows, w.down, e.routing.offsets);
+  routing_weight_gradient(stream, dweights, dact, e.act, e.routing);
+  scale_rows(stream, drows, e.routing);
+  scale_rows(stream, dact, e.routing);
+  grouped_linear_dw(stream, grads.down, drows, e.act, e.routing.offsets);
+  const Tensor dgate_up = arena.make("moe.dgate_up", t, {rows, 2 * width});
+  swiglu_backward(stream, dgate_up, dact, e.gate_up);
+  grouped_linear_dw(stream, grads.gate_up, dgate_up, e.rows, e.routing.offsets);
+  grouped_linear_dx(stream, drows, dgate_up, w.gate_up, e.routing.offsets);
+  gather_rows_backward(stream, dx, drows, e.routing);
+}
 
 void experts_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
                      Tensor shared_logit, Tensor residual, const Batch& batch, const Routing& routing, bool replayed,

@@ -7,12 +7,22 @@
 
 namespace furlong {
 
-// What of a layer's rows came to this rank.
-struct Arrivals {
-  std::vector<int64_t> counts;  // alltoall: rows by rank of the group and expert of the model; flex: rows by rank
-  // The choices of what arrived that are for this rank's experts: of single rows (alltoall), of tokens (flex).
+// What some experts work on.
+struct ExpertRows {
   Routing routing;
   Tensor rows, gate_up, act;  // (R,H), (R,2F), (R,F) by expert
+};
+
+// out (R,H) = expert(rows); fills gate_up and act.
+void rows_forward(Exec&, const MoeWeights&, Tensor out, const ExpertRows&);
+// dy (N,H): the gradient of the weighted sums of N tokens. dx (N,H) +=, dweights (N,k) overwritten, adds to the
+// experts' gradients. Takes memory that the caller's scope closes.
+void rows_backward(Exec&, const MoeWeights&, Tensor dx, Tensor dweights, Tensor dy, const ExpertRows&,
+                   MoeWeights& grads);
+
+// What of a layer's rows came to this rank: the choices of single rows (alltoall) or of tokens (flex) for its experts.
+struct Arrivals : ExpertRows {
+  std::vector<int64_t> counts;  // alltoall: rows by rank of the group and expert of the model; flex: rows by rank
 };
 
 // y (T,H) = Σ_choice weight · expert(x) + σ(shared_logit) · shared + residual, for the rows here. routing: at home, ids

@@ -51,10 +51,8 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
   }
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
   saved.act = arena.make("moe.act", t, {routed_rows, f});
-  grouped_swiglu(stream, saved.act, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
   Tensor out = arena.make("moe.out", t, {routed_rows, c.hidden_size});
-  grouped_linear(stream, out, saved.act, w.down, saved.routing.offsets);
-
+  rows_forward(exec, w, out, {saved.routing, saved.rows, saved.gate_up, saved.act});
   combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
 }
 
@@ -83,29 +81,6 @@ void shared_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, cons
   linear_dx(stream, dx, dshared_logit, w.shared_expert_gate, true);
 }
 
-// Of the routed experts where all of them are here: dx +=, dweights written. The gradient of the down projection's
-// input before the routing weight gives that weight's gradient.
-void routed_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dx,
-                     Tensor dweights, Tensor dy, MoeWeights& grads) {
-  auto& [stream, arena, mesh] = exec;
-  const Routing& routing = saved.routing;
-  const int64_t routed_rows = dy.rows() * c.experts_per_token, f = c.moe_intermediate_size;
-  const DType t = dy.dtype();
-  Tensor drows = arena.make("moe.drows", t, {routed_rows, c.hidden_size});
-  gather_rows(stream, drows, dy, routing);
-  Tensor dact = arena.make("moe.dact", t, {routed_rows, f});
-  grouped_linear_dx(stream, dact, drows, w.down, routing.offsets);
-  routing_weight_gradient(stream, dweights, dact, saved.act, routing);
-  scale_rows(stream, drows, routing);
-  scale_rows(stream, dact, routing);
-  grouped_linear_dw(stream, grads.down, drows, saved.act, routing.offsets);
-  Tensor dgate_up = arena.make("moe.dgate_up", t, {routed_rows, 2 * f});
-  swiglu_backward(stream, dgate_up, dact, saved.gate_up);
-  grouped_linear_dw(stream, grads.gate_up, dgate_up, saved.rows, routing.offsets);
-  grouped_linear_dx(stream, drows, dgate_up, w.gate_up, routing.offsets);
-  gather_rows_backward(stream, dx, drows, routing);
-}
-
 }  // namespace
 
 Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,
@@ -118,7 +93,7 @@ Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const
   shared_backward(exec, c, w, saved, dx, dy, grads);
   Tensor dweights = arena.make("moe.dweights", acc, {rows, c.experts_per_token});
   if (mesh.experts().size() == 1) {
-    routed_backward(exec, c, w, saved, dx, dweights, dy, grads);
+    rows_backward(exec, w, dx, dweights, dy, {saved.routing, saved.rows, saved.gate_up, saved.act}, grads);
   } else {
     experts_backward(exec, c, w, dx, dweights, dy, saved.routing, saved.arrivals, grads);
   }
