@@ -19,6 +19,13 @@ constexpr size_t write_buffer_bytes = 1 << 20;
 
 std::string reason() { return std::strerror(errno); }
 
+void advise(std::span<const uint8_t> mapped, int advice) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(mapped.data());
+  const uintptr_t begin = first / page * page;
+  if (!mapped.empty()) madvise(reinterpret_cast<void*>(begin), first + mapped.size() - begin, advice);
+}
+
 std::string parent_of(const std::string& path) {
   const auto parent = std::filesystem::path(path).parent_path().string();
   return parent.empty() ? "." : parent;
@@ -75,6 +82,9 @@ MappedFile::MappedFile(const std::string& path) : path_(path) {
   }
   close(fd);
 }
+
+void fetch_only_what_is_read(std::span<const uint8_t> mapped) { advise(mapped, MADV_RANDOM); }
+void fetch_soon(std::span<const uint8_t> mapped) { advise(mapped, MADV_WILLNEED); }
 
 MappedFile::~MappedFile() {
   if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);

@@ -39,6 +39,11 @@ class MappedFile {
   size_t size_ = 0;
 };
 
+// Hints to the system about mapped bytes, of which only some will be read: fetch no more than is asked for; fetch these
+// now. Nothing depends on them but time and traffic.
+void fetch_only_what_is_read(std::span<const uint8_t> mapped);
+void fetch_soon(std::span<const uint8_t> mapped);
+
 // Sequential writer to path.tmp; commit() makes it durable and gives it its name. Destroyed uncommitted, it removes
 // the temporary file. Every failure is Error(Exit::resources).
 class FileWriter {

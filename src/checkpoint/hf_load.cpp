@@ -48,7 +48,7 @@ std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("
 class Loader {
  public:
   Loader(const SafetensorsDirectory& source, const ModelConfig& config, Weights& weights)
-      : source_(source), has_mtp_(config.mtp_num_layers > 0), weights_(weights) {
+      : source_(source), has_mtp_(config.mtp_num_layers > 0), in_part_(weights.rank().ranks() > 1), weights_(weights) {
     refuse_quantised();
     refuse_absent_mtp();
     layout_ = detect_layout(weights.specs(), has());
@@ -176,18 +176,39 @@ class Loader {
     }
   }
 
+  // A file's bytes of a run.
+  static std::span<const uint8_t> bytes_of(const Job& job, const Run& run) {
+    const size_t width = job.part->entry->dtype == "F32" ? 4 : 2;
+    return job.part->entry->bytes.subspan(static_cast<size_t>(run.full_first - job.part->window.begin) * width,
+                                          static_cast<size_t>(run.count) * width);
+  }
+
+  // Has the file's bytes of a job fetched, those of short gaps with them.
+  static void fetch(const Job& job) {
+    constexpr std::ptrdiff_t gap = 1 << 16;
+    std::span<const uint8_t> wanted = bytes_of(job, job.runs.front());
+    for (const Run& run : job.runs) {
+      const std::span<const uint8_t> bytes = bytes_of(job, run);
+      if (bytes.data() - (wanted.data() + wanted.size()) > gap) {
+        fetch_soon(wanted);
+        wanted = bytes;
+      }
+      wanted = {wanted.data(), bytes.data() + bytes.size()};
+    }
+    fetch_soon(wanted);
+  }
+
   // Whether all that was read is finite.
-  static bool read(const Job& job, const Tensor& tensor) {
-    const TensorEntry& entry = *job.part->entry;
-    const size_t from_width = entry.dtype == "F32" ? 4 : 2, to_width = size_of(tensor.dtype());
+  bool read(const Job& job, const Tensor& tensor) const {
+    if (in_part_) fetch(job);
+    const size_t to_width = size_of(tensor.dtype());
     const int64_t first = job.runs.front().first, count = job.runs.back().first + job.runs.back().count - first;
     const bool direct = tensor.device() == Device::cpu;
     std::vector<uint8_t> staged(direct ? 0 : static_cast<size_t>(count) * to_width);
     auto* to = direct ? static_cast<uint8_t*>(tensor.data()) + static_cast<size_t>(first) * to_width : staged.data();
     bool finite = true;
     for (const Run& run : job.runs) {
-      const auto* from = entry.bytes.data() + static_cast<size_t>(run.full_first - job.part->window.begin) * from_width;
-      finite = read_values(entry.dtype, from, run.count, tensor.dtype(),
+      finite = read_values(job.part->entry->dtype, bytes_of(job, run).data(), run.count, tensor.dtype(),
                            to + static_cast<size_t>(run.first - first) * to_width) &&
                finite;
     }
@@ -226,6 +247,7 @@ class Loader {
 
   const SafetensorsDirectory& source_;
   bool has_mtp_;
+  bool in_part_;  // other ranks read much of the files, perhaps from the same slow store
   Weights& weights_;
   HfLayout layout_;
   std::unordered_set<std::string> used_;
@@ -243,7 +265,7 @@ Weights load_hf(const std::string& directory, const ModelConfig& config, DType d
   std::optional<Loader> loader;
   std::set<std::string> bad;
   all_or_none(ranks, [&] {
-    source.emplace(directory);
+    source.emplace(directory, ranks.size() > 1 ? Reading::parts : Reading::most);
     weights = Weights(config, dtype, Placement{.device = options.device, .rank = options.mesh.place()});
     loader.emplace(*source, config, weights);
     loader->match();

@@ -61,6 +61,16 @@ void check_sets(const std::vector<NamedWeights>& sets, const Mesh& mesh) {
   }
 }
 
+// Ranks on other hosts must see what rank 0 made or found.
+void require_seen(const std::string& path, const Group& ranks) {
+  std::error_code code;
+  if (fs::is_directory(path, code)) return;
+  fail(Exit::resources,
+       "{}: rank 0 has this folder, rank {} does not see it. Checkpoints of a run on several hosts must lie on a file "
+       "system that all of them share (--save, --load).",
+       path, ranks.rank());
+}
+
 // --- saving ---
 
 // The numbers of a tensor that this rank gives.
@@ -75,7 +85,10 @@ uint64_t bytes_to_write(const std::vector<NamedWeights>& sets) {
   for (const auto& set : sets) {
     const auto shares = shares_of(*set.weights);
     for (size_t i = 0; i < shares.size(); i++) {
-      bytes += static_cast<uint64_t>(shares[i].own.size()) * size_of(set.weights->tensors()[i].dtype());
+      if (shares[i].own.size() == 0) continue;
+      // What a tensor takes in a header and the manifest is less than this.
+      constexpr uint64_t words = 512;
+      bytes += words + static_cast<uint64_t>(shares[i].own.size()) * size_of(set.weights->tensors()[i].dtype());
     }
   }
   return bytes;
@@ -199,7 +212,7 @@ std::vector<SetFile> open_set(const std::string& path, const std::vector<FileRec
   std::vector<SetFile> found;
   for (size_t i = 0; i < files.size(); i++) {
     if (!is_of_set(files[i].name, set)) continue;
-    found.push_back({SafetensorsFile(path + "/" + files[i].name), &files[i],
+    found.push_back({SafetensorsFile(path + "/" + files[i].name, Reading::parts), &files[i],
                      i % static_cast<size_t>(ranks.size()) == static_cast<size_t>(ranks.rank())});
   }
   if (found.empty()) {
@@ -294,6 +307,7 @@ std::string damage_in(const std::vector<SetFile>& files, const NamedWeights& set
     for (const Piece& piece : pieces) {
       if (piece.file->verified || !seen.insert(piece.entry).second || !wrong.empty()) continue;
       const TensorEntry& entry = *piece.entry;
+      fetch_soon(entry.bytes);
       const auto& known = piece.file->record->tensors;
       const auto digest = known.find(entry.name);
       if (digest == known.end() || digest->second != Digest::of(entry.bytes.data(), entry.bytes.size()))
@@ -303,10 +317,33 @@ std::string damage_in(const std::vector<SetFile>& files, const NamedWeights& set
   return wrong;
 }
 
+// Has what will be copied fetched: of an entry of which much is wanted all in between, too.
+void fetch(const std::vector<Piece>& pieces, size_t width) {
+  struct Wanted {
+    int64_t begin, end, count;
+  };
+  std::map<const TensorEntry*, Wanted> wanted;
+  for (const Piece& piece : pieces) {
+    Wanted& w = wanted.try_emplace(piece.entry, piece.from, piece.from, 0).first->second;
+    w = {std::min(w.begin, piece.from), std::max(w.end, piece.from + piece.count), w.count + piece.count};
+  }
+  const auto ask = [&](const TensorEntry& entry, int64_t begin, int64_t count) {
+    fetch_soon(entry.bytes.subspan(static_cast<size_t>(begin) * width, static_cast<size_t>(count) * width));
+  };
+  const auto much = [](const Wanted& w) { return 4 * w.count >= w.end - w.begin; };
+  for (const auto& [entry, w] : wanted) {
+    if (much(w)) ask(*entry, w.begin, w.end - w.begin);
+  }
+  for (const Piece& piece : pieces) {
+    if (!much(wanted.at(piece.entry))) ask(*piece.entry, piece.from, piece.count);
+  }
+}
+
 void fill_set(const std::vector<SetFile>& files, const NamedWeights& set) {
   for_each_needed(files, set, [&](const Tensor& t, const std::vector<Piece>& pieces) {
     CHECK(t.contiguous(), "{}", t.describe());
     const size_t width = size_of(t.dtype());
+    fetch(pieces, width);
     const bool direct = t.device() == Device::cpu;
     std::vector<uint8_t> staged(direct ? 0 : t.bytes());
     auto* to = direct ? static_cast<uint8_t*>(t.data()) : staged.data();
@@ -328,6 +365,7 @@ std::string load_one(const std::string& path, const std::vector<NamedWeights>& s
   if (!wrong.empty()) return wrong;
   // All go by the manifest that rank 0 read.
   if (ranks.size() > 1) files = records_from_text(from_first(ranks, text_of(files)), path);
+  all_or_none(ranks, [&] { require_seen(path, ranks); });
   wrong = first_problem(ranks, [&] { verify_files(path, files, checksums, ranks.rank(), ranks.size()); });
   if (!wrong.empty()) return wrong;
   std::vector<std::vector<SetFile>> opened;
@@ -366,10 +404,12 @@ void save_checkpoint(const std::string& directory, int64_t iteration, const std:
     check_free_space(directory, bytes, fmt::format("the checkpoint of iteration {}", iteration));
     folder.emplace(checkpoint_folder(directory, iteration));
   });
-  const std::string temporary = from_first(ranks, first ? folder->path() : "");
+  const std::string name = from_first(ranks, first ? fs::path(folder->path()).filename().string() : "");
+  const std::string temporary = directory + "/" + name;
   std::vector<FileRecord> files;
   Counts counts;
   all_or_none(ranks, [&] {
+    require_seen(temporary, ranks);
     for (const auto& set : sets) {
       files.push_back(write_set(temporary, file_of(set, ranks.rank(), ranks.size()), set, counts));
     }

@@ -171,8 +171,13 @@ SafetensorsContent parse_safetensors(std::span<const uint8_t> bytes, const std::
   return content;
 }
 
-SafetensorsFile::SafetensorsFile(const std::string& path)
-    : file_(path), content_(parse_safetensors(file_.bytes(), path)) {
+SafetensorsFile::SafetensorsFile(const std::string& path, Reading reading) : file_(path) {
+  constexpr size_t header = 1 << 16;  // most headers fit; the rest of a longer one comes by pages
+  if (reading == Reading::parts) {
+    fetch_only_what_is_read(file_.bytes());
+    fetch_soon(file_.bytes().first(std::min(header, file_.bytes().size())));
+  }
+  content_ = parse_safetensors(file_.bytes(), path);
   for (size_t i = 0; i < content_.entries.size(); i++) index_[content_.entries[i].name] = i;
 }
 
@@ -189,7 +194,8 @@ void check_plain_file_name(const std::string& name, const std::string& where) {
          printable(name));
 }
 
-SafetensorsDirectory::SafetensorsDirectory(const std::string& directory) : directory_(directory) {
+SafetensorsDirectory::SafetensorsDirectory(const std::string& directory, Reading reading)
+    : directory_(directory), reading_(reading) {
   namespace fs = std::filesystem;
   const std::string index_path = directory + "/" + index_file_name, single = directory + "/" + single_file_name;
   std::error_code code;
@@ -207,7 +213,7 @@ SafetensorsDirectory::SafetensorsDirectory(const std::string& directory) : direc
 }
 
 void SafetensorsDirectory::add_file(const std::string& path) {
-  files_.emplace_back(path);
+  files_.emplace_back(path, reading_);
   const auto& entries = files_.back().entries();
   for (size_t i = 0; i < entries.size(); i++) {
     const auto [it, fresh] = index_.try_emplace(entries[i].name, files_.size() - 1, i);

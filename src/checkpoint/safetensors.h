@@ -38,9 +38,13 @@ struct SafetensorsContent {
 // tensors that leave holes, overlap, or do not end with the file.
 SafetensorsContent parse_safetensors(std::span<const uint8_t> bytes, const std::string& where);
 
+// How much of a file will be read: most, and the system may fetch ahead; or parts, and nothing is fetched but what is
+// asked for (fetch_soon in base/file.h).
+enum class Reading : uint8_t { most, parts };
+
 class SafetensorsFile {
  public:
-  explicit SafetensorsFile(const std::string& path);
+  explicit SafetensorsFile(const std::string& path, Reading reading = Reading::most);
   const std::string& path() const { return file_.path(); }
   size_t bytes() const { return file_.bytes().size(); }
   const std::vector<TensorEntry>& entries() const { return content_.entries; }
@@ -59,7 +63,7 @@ class SafetensorsDirectory {
  public:
   // Throws Error(Exit::input): nothing there, a listed file or tensor missing, a tensor in two files or unlisted, a
   // file name that is not plain. Links in the folder are followed.
-  explicit SafetensorsDirectory(const std::string& directory);
+  explicit SafetensorsDirectory(const std::string& directory, Reading reading = Reading::most);
   const std::string& directory() const { return directory_; }
   const std::vector<SafetensorsFile>& files() const { return files_; }
   // Null when there is no such tensor.
@@ -72,6 +76,7 @@ class SafetensorsDirectory {
   void read_sharded(const std::string& index_path);
   void add_file(const std::string& path);
   std::string directory_;
+  Reading reading_;
   std::vector<SafetensorsFile> files_;
   std::unordered_map<std::string, std::pair<size_t, size_t>> index_;  // file, entry
 };

@@ -1,4 +1,6 @@
 // Hugging Face checkpoints of models that are spread over ranks.
+#include <sys/mman.h>
+
 #include <atomic>
 #include <cmath>
 #include <limits>
@@ -82,6 +84,53 @@ TEST(LoadHfOnRanks, WhatOneFindsNotFiniteIsToldToAll) {
     EXPECT_TRUE(contains(message, "NaN or infinity")) << message;
     EXPECT_TRUE(contains(message, "layers.1.mlp.experts.3.down_proj.weight in model")) << message;
     EXPECT_TRUE(contains(message, "tensors (1)")) << message;
+  }
+}
+
+// Bytes of a file that are in memory; after `drop` as few as the file system lets go.
+uint64_t bytes_in_memory(const std::string& path, bool drop = false) {
+  const int fd = ::open(path.c_str(), O_RDONLY);
+  if (drop) {
+    fsync(fd);
+    posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED);
+  }
+  const auto size = static_cast<size_t>(std::filesystem::file_size(path)), page = size_t(sysconf(_SC_PAGESIZE));
+  std::vector<unsigned char> pages((size + page - 1) / page);
+  void* mapped = mmap(nullptr, size, PROT_READ, MAP_SHARED, fd, 0);
+  mincore(mapped, size, pages.data());
+  munmap(mapped, size);
+  close(fd);
+  return page * static_cast<uint64_t>(std::count_if(pages.begin(), pages.end(), [](auto p) { return (p & 1) != 0; }));
+}
+
+// Rank 0 of a model whose files are larger than what a system fetches ahead; the others answer and read nothing.
+TEST(LoadHfOnRanks, ARankReadsItsShareOfTheFiles) {
+  ModelConfig c = splittable_config();
+  c.vocab_size = 4096;
+  c.hidden_size = 256;
+  c.num_experts = 8;
+  c.moe_intermediate_size = c.shared_intermediate_size = 128;
+  const Scratch scratch;
+  const std::string file = scratch / "m/model.safetensors";
+  {
+    const Weights whole(c, DType::bf16);
+    save_hf({.source_dir = {}, .output_dir = scratch / "m", .config_text = "{}"}, whole);
+  }
+  for (const auto& sizes : {ParallelSizes{.expert = 8}, ParallelSizes{.pipeline = 4, .expert = 2}}) {
+    const uint64_t before = bytes_in_memory(file, true);
+    uint64_t held = 0;
+    run_ranks(8, [&](World& world) {
+      const Mesh mesh(world, sizes);
+      if (world.rank() == 0) {
+        held = load_hf(scratch / "m", c, DType::bf16, {.mesh = mesh}).bytes();
+      } else {
+        for (int i = 0; i < 2; i++) mesh.world().gather_bytes("");
+      }
+    });
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    const auto header = static_cast<uint64_t>(1 << 17);  // and what comes with its last page
+    EXPECT_LE(bytes_in_memory(file), before + held + header + 2 * page * tensor_registry(c).size());
+    EXPECT_LT(2 * held, std::filesystem::file_size(file));
   }
 }
 

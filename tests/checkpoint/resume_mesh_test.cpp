@@ -1,4 +1,5 @@
 // Training checkpoints of models that are spread over ranks.
+#include <atomic>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -268,6 +269,28 @@ TEST_F(ResumeOnRanks, AFullDiskLeavesEarlierOnes) {
     EXPECT_EQ(names_in(folder()), (std::vector<std::string>{"iter_0000001", "latest_checkpointed_iteration.txt"}));
   }
   EXPECT_EQ(load(eight), 1);
+}
+
+// As on a host that has another disk under the same path.
+TEST_F(ResumeOnRanks, AFolderThatARankDoesNotSeeIsNamed) {
+  save(pair, 1);
+  std::atomic<int> told = 0;
+  run_ranks(2, [&](World& world) {
+    const Mesh mesh(world, {});
+    const Kept kept(config, mesh.place(), true, DType::bf16);
+    const std::string own = world.rank() == 0 ? folder() : scratch / "elsewhere";
+    for (const bool saving : {true, false}) {
+      const std::string text = error_of(
+          [&] {
+            if (saving) save_checkpoint(own, 2, kept.sets(), "{}", {}, mesh);
+            if (!saving) load_latest(own, kept.sets(), {}, mesh);
+          },
+          Exit::resources);
+      if (contains(text, "rank 1 does not see it") && contains(text, "elsewhere/iter_000000")) told++;
+    }
+  });
+  EXPECT_EQ(told, 4);
+  EXPECT_EQ(names_in(folder()), (std::vector<std::string>{"iter_0000001", "latest_checkpointed_iteration.txt"}));
 }
 
 TEST_F(ResumeOnRanks, ALostRankEndsTheSave) {
