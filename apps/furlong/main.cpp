@@ -72,6 +72,7 @@ std::unique_ptr<World> join(const Launch& launch, const Settings& settings) {
 
 int run_rank(const Launch& launch, const Invocation& invocation) {
   const auto world = join(launch, invocation.settings);
+  world->phase(name_of(invocation.command));
   const Outcome outcome = outcome_of([&] { return run_command(invocation, *world); });
   if (!outcome.error.empty() && !world->end_with(outcome.code, outcome.error)) log::error("{}", outcome.error);
   return outcome.code;

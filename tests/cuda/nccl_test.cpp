@@ -23,10 +23,16 @@ class Ranks : public ::testing::Environment {
     static std::unique_ptr<World> instance;
     return instance;
   }
+  // The ranks without NCCL.
+  static World*& host_world() {
+    static World* instance = nullptr;
+    return instance;
+  }
   static World& get() {
     if (world() == nullptr) {
       const char* ranks = std::getenv("OMPI_COMM_WORLD_SIZE");
       auto host = mpi_world({.ranks = ranks == nullptr ? 1 : std::atoi(ranks), .timeout_seconds = 60});
+      host_world() = host.get();
       world() = nccl_world(std::move(host), {.timeout_seconds = 60, .even_alone = true});
       cuda::open(cuda::device_of(world()->local_rank(), cuda::device_count()));
     }
@@ -142,6 +148,18 @@ TEST_F(Nccl, EveryGroupOfAMeshAndTheHostBesideIt) {
     group->exchange(host, to, from);
     for (size_t r = 0; r < in.size(); r++) EXPECT_EQ(in[r], mark(static_cast<int>(r), group->rank(), round, 5));
     round++;
+  }
+}
+
+// Without NCCL tensors of a GPU go by way of the host.
+TEST_F(Nccl, TheHostCarriesTensorsOfGpusToo) {
+  const auto group = Ranks::host_world()->group(everyone());
+  for (int round = 0; round < 4; round++) {
+    Boxes boxes(*group, [&](int from, int to) -> int64_t { return (from + to + round) % 2 == 0 ? 300007 + from : 3; });
+    boxes.fill([&](int to, int64_t at) { return mark(me, to, round, at); });
+    group->exchange(stream, boxes.to, boxes.from);
+    stream.synchronize();
+    EXPECT_EQ(boxes.wrong([&](int from, int64_t at) { return mark(from, me, round, at); }), 0) << "round " << round;
   }
 }
 

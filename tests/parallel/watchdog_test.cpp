@@ -168,9 +168,12 @@ TEST(Watchdog, NobodyIsMissedAtTheEnd) {
 
 // Whoever does not know the secret, or sends something else, is sent away, and the run goes on.
 TEST(Watchdog, StrangersAreSentAway) {
-  Watchers all(2);
+  Watchers all(3, false);
+  all.start(1, {});
   const auto connected = [&] {
     const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    const timeval patience{.tv_sec = 5};
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
     sockaddr_in to{};
     to.sin_family = AF_INET;
     to.sin_port = htons(all.card.port);
@@ -180,17 +183,18 @@ TEST(Watchdog, StrangersAreSentAway) {
   };
   watch::Frame verdict;
   verdict.kind = watch::Kind::failed;
-  verdict.rank = 1;
+  verdict.rank = 2;
   watch::Frame hello;
   hello.kind = watch::Kind::hello;
-  hello.rank = 1;
+  hello.rank = 2;  // which has not come yet
   watch::put(hello.text, "open sesame");
   watch::Frame far = hello;
   far.rank = 1 << 20;
   std::copy_n(all.card.secret, watch::Card::half_secret, far.text);
   watch::Frame again = far;  // the right secret, but rank 1 is here already
   again.rank = 1;
-  watch::Frame old = again;
+  watch::Frame old = far;
+  old.rank = 2;
   old.version = 7;
   for (const auto& frame : {verdict, hello, far, again, old}) {
     const int fd = connected();
@@ -206,6 +210,7 @@ TEST(Watchdog, StrangersAreSentAway) {
   EXPECT_LE(recv(fd, &byte, 1, 0), 0);
   close(fd);
   const int silent = connected();
+  all.start(2, {});  // the true one is let in
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_EQ(all.ranks[0]->code, -1) << all.said(0);
   EXPECT_EQ(all.ranks[1]->code, -1);

@@ -65,7 +65,9 @@ class Communicator : public Watched {
 
   // What was given to the stream must be through within the timeout. A part of a graph is not seen.
   void issued(cudaStream_t stream) {
-    if (watchdog_ == nullptr || is_recording(stream)) return;
+    if (watchdog_ == nullptr) return;
+    watchdog_->exchanged();
+    if (is_recording(stream)) return;
     const std::lock_guard lock(mutex_);
     Mark& mark = oldest_.open ? newest_ : oldest_;
     cuda::check(cudaEventRecord(mark.event.event, stream), "cudaEventRecord");

@@ -305,6 +305,8 @@ void copy_now(void* to, const void* from, size_t bytes, bool to_device) {
   on_opened_device();
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
   check(cudaMemcpy(to, from, bytes, to_device ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost), "cudaMemcpy");
+  // From pageable memory it returns when the bytes have been read; queues do not wait for the default stream.
+  check(cudaStreamSynchronize(cudaStreamLegacy), "cudaMemcpy");
 }
 
 }  // namespace furlong::cuda

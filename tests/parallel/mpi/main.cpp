@@ -22,6 +22,14 @@ void on_ranks(const std::function<void(World&)>& body) {
   the_world->group(all)->gather_bytes("");
 }
 
+// The ranks of a host share its cores, and a rank's number there picks its GPU.
+TEST(MpiWorld, KnowsItsHost) {
+  EXPECT_EQ(the_world->local_size(), test_ranks);
+  EXPECT_EQ(the_world->local_rank(), the_world->rank());
+  EXPECT_EQ(the_world->cores(), std::max(1, available_cores() / test_ranks));
+  EXPECT_NE(the_world->watchdog(), nullptr);
+}
+
 }  // namespace furlong::test
 
 int main(int argc, char** argv) {
@@ -30,7 +38,7 @@ int main(int argc, char** argv) {
   try {
     const char* ranks = std::getenv("OMPI_COMM_WORLD_SIZE");
     if (ranks == nullptr || std::atoi(ranks) != test::test_ranks) fail(Exit::usage, "start with mpirun -n 4");
-    const auto world = mpi_world({.ranks = test::test_ranks, .timeout_seconds = 60, .piece_bytes = 1000});
+    const auto world = mpi_world({.ranks = test::test_ranks, .timeout_seconds = 60, .piece_bytes = 50001});
     test::the_world = world.get();
     if (world->rank() != 0) {
       auto& listeners = testing::UnitTest::GetInstance()->listeners();
