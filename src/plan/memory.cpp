@@ -201,6 +201,38 @@ struct Change {
   PlanInputs inputs;
 };
 
+using TryOne = std::function<bool(const std::string& flags, const PlanInputs& changed)>;
+
+// The model over more ranks, or other ones, and then with everything else that helps.
+void spread_further(const PlanInputs& in, const Change& kept, const TryOne& try_one,
+                    const std::vector<std::string>& found) {
+  const std::pair<const char*, int64_t PlanLayout::*> ways[] = {
+      {"--expert-model-parallel-size", &PlanLayout::expert},
+      {"--context-parallel-size", &PlanLayout::context},
+      {"--pipeline-model-parallel-size", &PlanLayout::pipeline}};
+  for (const bool all : {false, true}) {
+    for (const auto& [flag, size] : ways) {
+      for (int64_t n = 2; n <= 64 && found.empty(); n *= 2) {
+        PlanInputs more = all ? kept.inputs : in;
+        PlanLayout& l = more.layout;
+        l = in.layout;
+        if (n <= l.*size) continue;
+        l.*size = n;
+        l.gpus = std::max({l.gpus, l.tensor * l.context * l.pipeline, l.expert * l.expert_tensor * l.pipeline});
+        if (!layout_problems(in.model, l).empty()) continue;
+        more.gpus_a_host = std::min<int64_t>(8, l.gpus);
+        std::string flags = fmt::format("{} GPUs with {} {}", l.gpus, flag, n);
+        if (all && !kept.flags.empty()) flags += " " + kept.flags;
+        // Tokens are counted for each context parallel rank; the last of two flags counts.
+        if (more.packs && l.context != in.layout.context) {
+          flags += fmt::format(" --max-tokens-per-gpu {}", more.micro_tokens / l.context);
+        }
+        try_one(flags, more);
+      }
+    }
+  }
+}
+
 void append(std::string& text, const std::string& flag) { text += (text.empty() ? "" : " ") + flag; }
 
 }  // namespace
@@ -290,22 +322,7 @@ std::vector<std::string> nearest_that_fits(const PlanInputs& in, const DryRuns& 
   }
   if (in.rolls) shrink("--rollout-max-running-requests", &PlanInputs::max_running, 1, 1, [](PlanInputs&) {});
   if (found.empty() && !kept.flags.empty()) try_one(kept.flags, kept.inputs);
-  if (found.empty() && in.cuda && in.may_spread) {
-    // Experts over more GPUs, with everything else that helps.
-    for (const bool all : {false, true}) {
-      PlanInputs more = all ? kept.inputs : in;
-      for (int64_t n = 2; n <= 64 && found.empty() && in.model.num_experts % n == 0; n *= 2) {
-        more.layout = in.layout;
-        more.layout.expert = std::max(n, in.layout.expert);
-        more.layout.gpus = std::max(in.layout.gpus, n * in.layout.pipeline * in.layout.expert_tensor);
-        if (more.layout.gpus == in.layout.gpus || !layout_problems(in.model, more.layout).empty()) continue;
-        more.gpus_a_host = std::min<int64_t>(8, more.layout.gpus);
-        try_one(fmt::format("{} GPUs with --expert-model-parallel-size {}{}{}", more.layout.gpus, more.layout.expert,
-                            all ? " " : "", all ? kept.flags : ""),
-                more);
-      }
-    }
-  }
+  if (found.empty() && in.cuda && in.may_spread) spread_further(in, kept, try_one, found);
   return found;
 }
 

@@ -95,6 +95,25 @@ WorkingBytes training(const PlanInputs& in, const TrainOptions& options, Dispatc
   return most;
 }
 
+// Of the stage whose block is largest; the smallest pools are those of all stages.
+RolloutBytes rollout(const PlanInputs& in, const EngineOptions& options, ThreadPool& threads) {
+  RolloutBytes all;
+  for (int64_t stage = 0; stage < in.layout.pipeline; stage++) {
+    const EngineNeeds needs = engine_needs(in.model, outline_at(in, last_of_stage(in.layout, stage)), options, threads);
+    const bool first = stage == 0;
+    all.page = needs.memory.page;
+    all.pages = first ? needs.memory.pages : std::min(all.pages, needs.memory.pages);
+    all.slots = first ? needs.memory.slots : std::min(all.slots, needs.memory.slots);
+    all.least = std::max<uint64_t>(all.least, needs.least);
+    all.working = std::max<uint64_t>(all.working, needs.arena);
+    if (needs.block <= all.block) continue;
+    all.block = needs.block;
+    all.page_bytes = needs.pages;
+    all.slot_bytes = needs.slots;
+  }
+  return all;
+}
+
 }  // namespace
 
 MachineMemory machine_memory(Device device, const Settings& settings) {
@@ -177,20 +196,10 @@ DryRuns dry_runs(const Settings& s, const Workload& work, ThreadPool& threads) {
     return training(in, options, dispatcher, threads);
   };
   runs.rollout = [s, work, &threads](const PlanInputs& in, uint64_t pool) {
-    const ModelConfig rank = rank_model(in.model, in.layout);
-    EngineOptions options = engine_options(rank, s.hf_checkpoint, s, work.longest, work.requests);
+    EngineOptions options = engine_options(in.model, s.hf_checkpoint, s, work.longest, work.requests);
     options.max_running = std::min(options.max_running, in.max_running);
     options.memory_bytes = pool;
-    const Weights outline = Weights::outline(rank, in.dtype, {.device = in.cuda ? Device::cuda : Device::cpu});
-    const EngineNeeds needs = engine_needs(rank, outline, options, threads);
-    return RolloutBytes{.page = needs.memory.page,
-                        .pages = needs.memory.pages,
-                        .slots = needs.memory.slots,
-                        .page_bytes = needs.pages,
-                        .slot_bytes = needs.slots,
-                        .working = needs.arena,
-                        .block = needs.block,
-                        .least = needs.least};
+    return rollout(in, options, threads);
   };
   return runs;
 }

@@ -16,6 +16,7 @@
 #include "checkpoint/hf.h"
 #include "checkpoint/resume.h"
 #include "ops/ops.h"
+#include "parallel/agree.h"
 
 namespace furlong {
 namespace {
@@ -120,7 +121,9 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
   const bool weights_alone = loads_weights_alone(settings_);
   const std::string directory = settings_.load.empty() || weights_alone ? settings_.save : settings_.load;
   std::optional<LoadedCheckpoint> found;
-  if (std::filesystem::exists(directory)) found = load_latest(directory, named_sets(session, step));
+  // The first rank has looked for all: folders may appear on one host before they do on another.
+  const bool there = !from_first(session.mesh->world(), std::filesystem::exists(directory) ? "there" : "").empty();
+  if (there) found = load_latest(directory, named_sets(session, step), {}, *session.mesh);
   if (!found) {
     const bool own = settings_.load.empty() || weights_alone || settings_.load == settings_.save ||
                      inside(settings_.load, directory_);
@@ -143,7 +146,7 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
 }
 
 void RunFiles::save(const Session& session, TrainStep& step, const RunState& state) {
-  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step), to_json(state));
+  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step), to_json(state), {}, *session.mesh);
 }
 
 std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t rollout_id) {

@@ -34,6 +34,7 @@ double find(const Metrics& metrics, const std::string& name, double otherwise = 
 // What a run reads before it loads any weights, and the memory it will take.
 struct Inputs {
   const Settings& settings;
+  World& world;
   RunFiles files;
   Session session;
   std::optional<PreparedPrompts> prompts;
@@ -46,8 +47,8 @@ struct Inputs {
   Share block;  // used by rollout and training in turn
 
   // Loads the weights at its end.
-  Inputs(const Settings& s, World& world)
-      : settings(s), files(s, Command::train, world.rank()), session(open_session(s, world)) {
+  Inputs(const Settings& s, World& w)
+      : settings(s), world(w), files(s, Command::train, w.rank()), session(open_session(s, w)) {
     join_mesh(session, s, world);
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.ranks = world.size();
@@ -61,6 +62,7 @@ struct Inputs {
     rollouts = s.num_rollout ? *s.num_rollout
                              : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
     memory = require_memory(session, s, work);
+    world.phase("loading the weights");
     load_weights(session, s);
     block = Share::block(memory.plan.block, session.device);
   }
@@ -115,8 +117,8 @@ struct Run : Inputs {
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
 
-  Run(const Settings& s, World& world, bool is_terminal, const Faults& faults)
-      : Inputs(s, world),
+  Run(const Settings& s, World& w, bool is_terminal, const Faults& faults)
+      : Inputs(s, w),
         terminal(is_terminal && files.writes()),
         step(session.config, session.weights, *session.threads, options_with(*this, faults), block, *session.mesh),
         watch(session.device, memory.plan) {}
@@ -136,7 +138,9 @@ void Run::prepare() {
   if (work.rolls) {
     EngineOptions options = engine_options(session.config, session.directory, s, work.longest, work.requests);
     options.memory_bytes = memory.plan.pool;
-    engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block);
+    const int64_t data = session.mesh->place().data_size;
+    options.max_running = (options.max_running + data - 1) / data;
+    engine = std::make_unique<Engine>(session.config, session.weights, options, *session.threads, block, *session.mesh);
   }
   if (needs_reference(s)) {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
@@ -164,6 +168,7 @@ void Run::print_plan() {
 }
 
 Metrics Run::evaluation() {
+  world.phase("evaluation");
   const auto start = Clock::now();
   Metrics m = evaluate(session, settings, *engine, eval_sets, *scorer);
   std::string line = "evaluation";
@@ -178,6 +183,7 @@ Metrics Run::evaluation() {
 
 Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
   const Settings& s = settings;
+  world.phase(fmt::format("rollout {}", rollout_id + 1));
   const auto start = Clock::now();
   std::vector<PromptCursor::Draw> draws;
   for (int64_t i = 0; i < *s.rollout_batch_size; i++) draws.push_back(cursor->next(s.n_samples_per_prompt));
@@ -195,7 +201,8 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   const double seconds = seconds_since(start);
   int64_t tokens = 0;
   for (const auto& t : trajectories) tokens += t.response_length;
-  return {{"perf/rollout_time", seconds}, {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds}};
+  return {{"perf/rollout_time", seconds},
+          {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds / world.size()}};
 }
 
 // Old and reference log-probs where a step needs them, then the optimizer steps in index order.
@@ -256,6 +263,7 @@ std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& traject
 }
 
 Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+  world.phase(fmt::format("training on rollout {}", rollout_id + 1));
   const auto start = Clock::now();
   Metrics out;
   const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
@@ -336,6 +344,7 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
     run.one(id, begun, first);
     const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
+    world.phase("saving");
     if (run.metrics) run.metrics->sync();
     run.files.save(run.session, run.step, run.state);
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;

@@ -314,9 +314,10 @@ has 'optimizer moments'
 has 'rollout: decode'
 has 'it fits'
 got=0
-"$furlong" inspect --plan --config "$recipe" --gpus 8 --gpu-memory-gib 30 >out 2>err || got=$?
+"$furlong" inspect --plan --config "$recipe" --gpus 8 --gpu-memory-gib 50 >out 2>err || got=$?
 [ "$got" = 4 ] || fail "exit code $got of a plan that does not fit"
 has 'what would fit:'
+has '8 GPUs with --context-parallel-size 2'
 has 'GPU memory: '
 refused 2 '256 experts cannot be split by expert parallel size 6' inspect --plan --config "$recipe" --gpus 6 \
   --expert-model-parallel-size 6

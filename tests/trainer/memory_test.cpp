@@ -1,5 +1,6 @@
 // The memory plan of real runs, and what a fault in mid-step leaves behind.
 #include "checkpoint/resume.h"
+#include "parallel/threads.h"
 #include "rollout/engine.h"
 #include "tensor/cuda.h"
 #include "trainer/fixture.h"
@@ -62,6 +63,47 @@ TEST(MemoryPlan, CoversEveryPackOfItsLengths) {
     }
     EXPECT_TRUE(std::isfinite(run({2 * most}).front().second));
     EXPECT_GT(step.working_bytes(), plan.bytes);
+  }
+}
+
+// On a mesh too: of every stage, with several micro-batches under way, whatever rows come to a rank's experts.
+TEST(MemoryPlan, CoversEveryPackOnAMesh) {
+  const ModelConfig config = read_model_config(tiny_folder);
+  constexpr int64_t most = 130, shortest = 9, count = 24;
+  std::vector<Trajectory> samples;
+  std::vector<const Trajectory*> picked;
+  for (int64_t i = 0; i < count; i++) samples.push_back(sample_of(shortest + (i * 37) % 70, 4));
+  for (const auto& t : samples) picked.push_back(&t);
+  TrainOptions options{.objective = Objective::supervised, .mtp = true};
+  options.pack = {.dynamic = true, .max_tokens = most};
+  const std::pair<ParallelSizes, Dispatcher> layouts[] = {
+      {{.pipeline = 2, .expert = 2}, Dispatcher::alltoall},
+      {{.tensor = 2, .context = 2, .expert = 4}, Dispatcher::alltoall},
+      {{.expert = 4}, Dispatcher::flex}};
+  for (const auto& [sizes, dispatcher] : layouts) {
+    run_ranks(4, [&, sizes = sizes, dispatcher = dispatcher](World& world) {
+      const Mesh mesh(world, sizes, dispatcher);
+      ThreadPool threads(1);
+      Weights weights = load_hf(tiny_folder, config, DType::f32, {.mesh = mesh});
+      uint64_t planned = 0;
+      for (int64_t stage = 0; stage < sizes.pipeline; stage++) {
+        const MeshRank place = mesh_rank(sizes, (stage + 1) * (4 / sizes.pipeline) - 1, 4);
+        Weights outline = Weights::outline(config, DType::f32, {.rank = place});
+        const auto plan =
+            TrainStep::working_memory(config, outline, threads, options, most, most / shortest + 1, dispatcher);
+        uint64_t sum = 0;
+        for (const auto& [name, bytes] : plan.parts) sum += bytes;
+        EXPECT_EQ(sum, plan.bytes);
+        planned = std::max(planned, plan.bytes);
+      }
+      TrainStep step(config, weights, threads, options, Share::block(planned, Device::cpu), mesh);
+      for (int round = 0; round < 2; round++) {
+        step.run(picked, std::vector<TokenTargets>(picked.size()));
+        EXPECT_EQ(step.working_bytes(), planned);
+        step.score(weights, picked);
+        EXPECT_EQ(step.working_bytes(), planned);
+      }
+    });
   }
 }
 
