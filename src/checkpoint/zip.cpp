@@ -184,7 +184,10 @@ class ZipReader {
 };
 
 void put(std::string& out, uint64_t value, int bytes) {
-  for (int i = 0; i < bytes; i++) out += static_cast<char>(value >> (8 * i));
+  for (int i = 0; i < bytes; i++) {
+    out += static_cast<char>(value & 0xff);
+    value >>= 8;
+  }
 }
 
 constexpr uint64_t sizes_follow_utf8 = 0x0808;

@@ -50,6 +50,11 @@ struct Inputs {
   Inputs(const Settings& s, World& w)
       : settings(s), world(w), files(s, Command::train, w.rank()), session(open_session(s, w)) {
     join_mesh(session, s, world);
+    const int64_t data = session.mesh->place().data_size, samples = s.global_batch_size.value_or(data);
+    if (files.writes() && samples < data) {
+      log::warn("--global-batch-size {} on {} data parallel ranks: {} of them have nothing to compute in a step",
+                samples, data, data - samples);
+    }
     if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.ranks = world.size();
     work.trains = true;
