@@ -27,6 +27,9 @@ constexpr double answer_seconds = 5, grace_seconds = 1.5, own_end_seconds = 10;
 constexpr double reason_seconds = 0.5;
 constexpr double abort_seconds = 3, finalize_seconds = 60;
 constexpr size_t most_strangers = 64;  // beside the ranks that are yet to come
+// Ranks that fail with the same words within this time fail for the same reason.
+constexpr double alike_seconds = 0.3;
+constexpr size_t alike_bytes = 120;
 constexpr int told_to_stop_code = 128 + SIGTERM;
 
 double seconds_between(Clock::time_point from, Clock::time_point to) {
@@ -116,7 +119,8 @@ bool Watchdog::end_with(int code, std::string_view message) noexcept {
     for (const auto begun = Clock::now(); seconds_since(begun) < answer_seconds;) {
       {
         const std::lock_guard lock(mutex_);
-        if (has_verdict_) return me_.rank != 0 && verdict_.find(watch::get(frame.text)) != std::string::npos;
+        if (has_verdict_)
+          return me_.rank != 0 && verdict_.find(watch::get(frame.text).substr(0, alike_bytes)) != std::string::npos;
       }
       sleep_for(0.005);
     }
@@ -410,8 +414,21 @@ void Watchdog::judge_stuck(const Frame& report) {
   finish(6, "");
 }
 
+// What is wrong for one rank is often wrong for all; then rank 0 says it, once.
+bool Watchdog::fails_alike(const Frame& report) {
+  for (const auto begun = Clock::now(); seconds_since(begun) < alike_seconds; sleep_for(0.01)) {
+    const std::lock_guard lock(mutex_);
+    const auto own = std::find_if(requests_.begin(), requests_.end(), [&](const Frame& mine) {
+      return mine.kind == Kind::failed && watch::get(mine.text) == watch::get(report.text);
+    });
+    if (own != requests_.end()) return true;
+  }
+  return false;
+}
+
 void Watchdog::rank_failed(const Frame& report) {
   if (ended_) return;
+  if (report.rank != 0 && fails_alike(report)) return;  // rank 0's own report is next
   if (report.rank != 0) peers_[static_cast<size_t>(report.rank)].last = report;
   const std::string text = report.rank == 0 ? fmt::format("rank 0: {}", watch::get(report.text))
                                             : fmt::format("{}: {}", describe(report.rank), watch::get(report.text));

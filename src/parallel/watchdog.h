@@ -94,6 +94,7 @@ class Watchdog {
   void lost(int rank, const std::string& how);
   void judge_stuck(const watch::Frame& report);
   void rank_failed(const watch::Frame& report);
+  bool fails_alike(const watch::Frame& report);
   // Rank 0: all end for this reason. at_fault: the rank that ends with `code` by itself, or no_rank.
   void verdict(const std::string& text, int at_fault, int code);
   void obey(const watch::Frame& frame);

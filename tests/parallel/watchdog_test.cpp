@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstring>
 #include <memory>
 
@@ -157,6 +158,22 @@ TEST(Watchdog, Rank0FailsByItselfToo) {
   EXPECT_EQ(all.said(0), "");
   EXPECT_EQ(all.code(1), 6);
   EXPECT_EQ(all.ranks[0]->code, -1);
+}
+
+// A missing file is missing for all: rank 0 says so, in its own words and once.
+TEST(Watchdog, WhatIsWrongForAllIsSaidOnce) {
+  Watchers all(4);
+  const std::string message = "cannot read prompts.jsonl: No such file or directory" + std::string(500, '!');
+  std::vector<std::thread> threads;
+  std::array<bool, 4> printed{};
+  for (const size_t r : {2u, 1u, 3u, 0u}) {
+    threads.emplace_back([&, r] { printed[r] = all.dog(static_cast<int>(r)).end_with(3, message); });
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  for (auto& thread : threads) thread.join();
+  EXPECT_EQ(printed, (std::array<bool, 4>{false, true, true, true}));
+  EXPECT_EQ(all.said(0), "");
+  for (int r = 0; r < 4; r++) EXPECT_EQ(all.ranks[static_cast<size_t>(r)]->code, -1) << r;
 }
 
 TEST(Watchdog, NobodyIsMissedAtTheEnd) {
