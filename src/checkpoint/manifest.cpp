@@ -120,7 +120,7 @@ std::vector<FileRecord> read_manifest(const std::string& path) {
   if (manifest["xxh3"] != Digest::of(text.data(), text.size()))
     fail(Exit::input, "{}: its own checksum does not match", where);
   try {
-    const Json version = body.at("version");
+    const Json& version = body.at("version");
     if (body.at("format") != format_name || !version.is_number_integer() || version < 1 || version > format_version) {
       fail(Exit::input, "{}: another format or version than {} 1 to {}", where, format_name, format_version);
     }

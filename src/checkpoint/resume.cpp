@@ -324,7 +324,7 @@ void fetch(const std::vector<Piece>& pieces, size_t width) {
   };
   std::map<const TensorEntry*, Wanted> wanted;
   for (const Piece& piece : pieces) {
-    Wanted& w = wanted.try_emplace(piece.entry, piece.from, piece.from, 0).first->second;
+    Wanted& w = wanted.try_emplace(piece.entry, Wanted{piece.from, piece.from, 0}).first->second;
     w = {std::min(w.begin, piece.from), std::max(w.end, piece.from + piece.count), w.count + piece.count};
   }
   const auto ask = [&](const TensorEntry& entry, int64_t begin, int64_t count) {

@@ -71,7 +71,7 @@ Weights addend(const ModelConfig& config, DType dtype, int rank, int step) {
   return grads;
 }
 
-float get(const Tensor& t, int64_t i) {
+float number_at(const Tensor& t, int64_t i) {
   return t.dtype() == DType::bf16 ? static_cast<float>(t.as<bf16>()[i]) : t.as<float>()[i];
 }
 
@@ -91,7 +91,7 @@ Weights summed(const ModelConfig& config, DType dtype, const Layout& layout, int
       for_each_run(specs[i], [&](int64_t, int64_t first, int64_t count) {
         for (int64_t n = first; n < first + count; n++) {
           const auto at = static_cast<size_t>(n);
-          const float x = get(parts[static_cast<size_t>(r)].tensors()[i], n);
+          const float x = number_at(parts[static_cast<size_t>(r)].tensors()[i], n);
           sums[i][at] = begun[i][at] ? sums[i][at] + x : x;
           begun[i][at] = true;
         }
@@ -179,9 +179,9 @@ TEST(OptimizerOverRanks, UpdatesAsOneRankDoes) {
         const std::string& name = whole.specs()[i].name;
         for (int64_t n = 0; n < whole.tensors()[i].numel(); n++) {
           const auto at = static_cast<size_t>(n);
-          ASSERT_EQ(weights[name][at], get(whole.tensors()[i], n)) << name;
-          ASSERT_EQ(masters[name][at], get(one.masters().tensors()[i], n)) << name;
-          ASSERT_EQ(moments[name][at], get(one.exp_avg().tensors()[i], n)) << name;
+          ASSERT_EQ(weights[name][at], number_at(whole.tensors()[i], n)) << name;
+          ASSERT_EQ(masters[name][at], number_at(one.masters().tensors()[i], n)) << name;
+          ASSERT_EQ(moments[name][at], number_at(one.exp_avg().tensors()[i], n)) << name;
         }
       }
     }

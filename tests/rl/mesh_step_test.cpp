@@ -2,7 +2,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <random>
 
@@ -230,6 +232,59 @@ TEST(MeshOptions, DoNotMatter) {
     const double micro_batches = static_cast<double>(uneven.size());
     for (const auto& [name, grad] : one.grads)
       EXPECT_LT(relative_error(rounded.grads.at(name), grad), std::ldexp(micro_batches, -8)) << name;
+  }
+}
+
+// A loss or a gradient of one rank that is not finite: all ranks skip the step and keep their weights.
+TEST(MeshOptions, AStepIsSkippedAlike) {
+  const ModelConfig config = lively_config();
+  Weights start(config, DType::f32);
+  fill_random(start, 11);
+  for (const RankLayout& layout : {RankLayout{{.tensor = 2, .context = 2, .expert = 4}, 8},
+                                   RankLayout{{.tensor = 2, .pipeline = 2, .expert = 2}, 8}}) {
+    for (const bool in_loss : {true, false}) {
+      std::vector<Step> steps = {lively_samples(uneven, config.vocab_size, 3)};
+      TrainOptions options = lively_options();
+      if (in_loss) steps[0].targets[4].advantage = std::numeric_limits<double>::quiet_NaN();
+      std::atomic<int> called = 0;
+      options.before_update = [&](Stream&) { called++; };
+      std::atomic<int> skipped = 0;
+      Weights broken = shard_of(config, start, {});
+      if (!in_loss) broken.layers[0].delta.norm.as<float>()[1] = std::numeric_limits<float>::infinity();
+      const Outcome got = trained(config, broken, steps, options, layout, [&](int, const Outcome& o) {
+        skipped += o.metrics[0].at("train/skipped_steps") == 1;
+      });
+      EXPECT_EQ(skipped, layout.ranks);
+      EXPECT_EQ(called, layout.ranks);
+      for (const auto& spec : broken.specs()) {
+        const Tensor& t = broken.tensors()[static_cast<size_t>(&spec - broken.specs().data())];
+        EXPECT_TRUE(std::equal(t.as<float>(), t.as<float>() + t.numel(), got.weights.at(spec.name).begin()))
+            << spec.name;
+      }
+    }
+  }
+}
+
+// Weights and activations in bf16, masters in fp32.
+TEST(MeshOptions, Bf16) {
+  const ModelConfig config = lively_config();
+  Weights start(config, DType::bf16);
+  fill_random(start, 11);
+  const std::vector<Step> steps = {lively_samples(uneven, config.vocab_size, 3),
+                                   lively_samples(uneven, config.vocab_size, 4)};
+  const Outcome one = trained(config, start, steps, lively_options(), {});
+  for (const RankLayout& layout : {RankLayout{{.tensor = 2, .context = 2, .expert = 4}, 4, Dispatcher::flex},
+                                   RankLayout{{.pipeline = 2, .expert = 2}, 8}}) {
+    SCOPED_TRACE(layout.name());
+    const Outcome mesh = trained(config, start, steps, lively_options(), layout);
+    for (size_t i = 0; i < steps.size(); i++) {
+      for (const char* name : {"train/loss", "train/mtp_loss", "train/grad_norm"}) {
+        // Every activation is rounded to 8 bits, in other places where rows are gathered and sums are split. The loss
+        // is a mean of numbers of the size of a log-prob that nearly cancel.
+        const double want = one.metrics[i].at(name), each = std::ldexp(4.0, -8) / std::sqrt(100.0);
+        EXPECT_NEAR(mesh.metrics[i].at(name), want, 0.02 * std::abs(want) + each) << name << " of step " << i;
+      }
+    }
   }
 }
 
