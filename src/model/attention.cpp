@@ -34,8 +34,8 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
   saved.q_r = arena.make("attention.q_r", acc, {rows, c.num_heads});
   saved.k = arena.make("attention.k", t, {rows, keys});
   saved.k_r = arena.make("attention.k_r", acc, {rows, c.num_kv_heads});
-  norm_rope(stream, saved.q, saved.q_r, saved.qg, w.q_norm, batch.segments.positions, query_rope(c));
-  norm_rope(stream, saved.k, saved.k_r, saved.k_raw, w.k_norm, batch.segments.positions, key_rope(c));
+  norm_rope_both(stream, {saved.q, saved.q_r, saved.qg, w.q_norm, query_rope(c)},
+                 {saved.k, saved.k_r, saved.k_raw, w.k_norm, key_rope(c)}, batch.segments.positions);
   saved.o = arena.make("attention.o", t, {rows, queries});
   saved.lse = arena.make("attention.lse", acc, {rows, c.num_heads});
   attention(stream, saved.o, saved.lse, saved.q, saved.k, saved.v, batch.segments, pages, shape_of(c));

@@ -23,10 +23,8 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   saved.b = arena.make("delta.b", t, {rows, vh});
   linear_many(stream, x, {{saved.qkv, w.qkv}, {saved.z, w.z}, {saved.b, w.b}, {saved.a, w.a}});
   saved.mixed = arena.make("delta.mixed", t, {rows, c.conv_dim()});
-  conv_silu(stream, saved.mixed, saved.qkv, w.conv, batch.segments, slots);
   saved.g = arena.make("delta.g", acc, {rows, vh});
   saved.beta = arena.make("delta.beta", acc, {rows, vh});
-  delta_gates(stream, saved.g, saved.beta, saved.a, saved.b, w.A_log, w.dt_bias);
   DeltaSaved& rule = saved.rule;
   rule.q = arena.make("delta.q", acc, {rows, kh, dk});
   rule.k = arena.make("delta.k", acc, {rows, kh, dk});
@@ -36,11 +34,12 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   rule.gamma = arena.make("delta.gamma", DType::f64, {rows, vh});
   rule.states = keep_states ? arena.make("delta.states", acc, {delta_chunks(batch.segments), vh, dk, dv}) : Tensor();
   saved.o = arena.make("delta.o", t, {rows, c.value_dim()});
-  delta_rule(stream, saved.o, saved.mixed, saved.g, saved.beta, {}, {}, batch.segments, slots, rule, delta_shape(c));
   saved.o_r = arena.make("delta.o_r", acc, {rows * vh});
   saved.normed = arena.make("delta.normed", t, {rows, c.value_dim()});
-  gated_rms_norm(stream, saved.normed.reshape({rows * vh, dv}), saved.o_r, saved.o.reshape({rows * vh, dv}),
-                 saved.z.reshape({rows * vh, dv}), w.norm, c.rms_norm_eps);
+  delta_core(stream, saved.normed,
+             {saved.qkv, saved.z, saved.a, saved.b, w.conv, w.A_log, w.dt_bias, w.norm, c.rms_norm_eps, saved.mixed,
+              saved.g, saved.beta, saved.o, saved.o_r},
+             batch.segments, slots, rule, delta_shape(c));
   Tensor y = arena.make("delta.y", t, {rows, c.hidden_size});
   linear(stream, y, saved.normed, w.out);
   return y;

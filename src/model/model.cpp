@@ -25,10 +25,17 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
   embed(stream, x, batch.tokens, w.embed);
   const bool keep_layers = saved != nullptr && saved->recompute == Recompute::none;
   if (saved != nullptr) saved->layers.resize(w.layers.size());
+  // Where nothing is kept, each layer leaves its output normed for the next.
+  const bool ahead = saved == nullptr && !w.layers.empty();
+  LayerSaved unkept;
+  if (ahead) {
+    unkept.normed = arena.make("layer.normed", t, {rows, c.hidden_size});
+    unkept.r = arena.make("layer.r", accumulate_dtype(t), {rows});
+    rms_norm(stream, unkept.normed, unkept.r, x, w.layers[0].input_norm, c.rms_norm_eps);
+  }
   size_t attention = 0, delta = 0;
   for (size_t i = 0; i < w.layers.size(); i++) {
     const LayerMemory memory = memory_of(batch, w.layers[i].full_attention, attention, delta);
-    LayerSaved unkept;
     LayerSaved& layer = saved != nullptr ? saved->layers[i] : unkept;
     if (keep_layers) {
       layer.moe.routing = make_routing(exec, c, rows, t);
@@ -44,10 +51,14 @@ Tensor model_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
     } else {
       const Arena::Scope scope(arena);
       layer.moe.routing = make_routing(exec, c, rows, t);
-      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer);
+      const bool last = i + 1 == w.layers.size();
+      const NormAfter after{last ? hidden : layer.normed, layer.r, last ? w.final_norm : w.layers[i + 1].input_norm,
+                            c.rms_norm_eps};
+      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer, true, &after);
       std::swap(x, other);
     }
   }
+  if (ahead) return hidden;
   Tensor r = arena.make("model.last_r", accumulate_dtype(t), {rows});
   rms_norm(stream, hidden, r, x, w.final_norm, c.rms_norm_eps);
   if (saved != nullptr) {

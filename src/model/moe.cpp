@@ -17,7 +17,7 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
 }
 
 void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
-                 bool routed, MoeSaved& saved) {
+                 bool routed, MoeSaved& saved, const NormAfter* after) {
   auto& [stream, arena] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
@@ -38,14 +38,16 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
     route_rows(stream, saved.routing, saved.rows, x, logits);
   }
   saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
-  linear(stream, saved.shared, saved.shared_act, w.shared_down);
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
   saved.act = arena.make("moe.act", t, {routed_rows, f});
-  grouped_swiglu(stream, saved.act, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
   Tensor out = arena.make("moe.out", t, {routed_rows, c.hidden_size});
-  grouped_linear(stream, out, saved.act, w.down, saved.routing.offsets);
-
-  combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
+  grouped_mlp(stream, {out, saved.act, saved.gate_up, saved.rows, w.gate_up, w.down, saved.routing.offsets},
+              saved.shared, saved.shared_act, w.shared_down);
+  if (after != nullptr) {
+    combine_norm(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing, *after);
+  } else {
+    combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
+  }
 }
 
 Tensor moe_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, const MoeSaved& saved, Tensor dy,

@@ -19,9 +19,10 @@ struct MoeSaved {
 // Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.
 Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
 
-// y (T,H) = residual + the mixture's output for x. routed: take ids and weights from saved.routing as they are.
+// y (T,H) = residual + the mixture's output for x. routed: take ids and weights from saved.routing as they are. after:
+// a norm of y that is wanted too, or null.
 void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, bool routed,
-                 MoeSaved&);
+                 MoeSaved&, const NormAfter* after = nullptr);
 // Returns dx (T,H); adds to the gradients.
 Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "model/model.h"
 #include "model/mtp.h"
@@ -220,11 +221,16 @@ void Engine::sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::v
     const int64_t end = std::min(rows.rows(), begin + chunk), n = end - begin;
     Tensor logits = arena_.make("sample.logits", DType::f32, {end - begin, config_.vocab_size});
     linear(stream_, logits, rows.rows(begin, end), weights_.lm_head);
-    const Tensor drawn = arena_.make("sample.tokens", DType::i32, {n});
-    const Tensor found = log_probs == nullptr ? Tensor() : arena_.make("sample.log_probs", DType::f32, {n});
+    // Tokens and log-probs side by side come to the host in one copy.
+    const Tensor both = arena_.make("sample.drawn", DType::i32, {log_probs == nullptr ? n : 2 * n});
+    const Tensor drawn = both.rows(0, n);
+    const Tensor found =
+        log_probs == nullptr ? Tensor() : Tensor(both.rows(n, 2 * n).data(), DType::f32, {n}, both.device());
     sample(stream_, drawn, found, logits, {keys.begin() + begin, keys.begin() + end});
-    copy(stream_, Tensor(tokens.data() + begin, DType::i32, {n}), drawn);
-    if (log_probs != nullptr) copy(stream_, Tensor(log_probs->data() + begin, DType::f32, {n}), found);
+    std::vector<int32_t> words(static_cast<size_t>(both.rows()));
+    copy(stream_, Tensor(words.data(), DType::i32, {both.rows()}), both);
+    std::copy_n(words.begin(), n, tokens.begin() + begin);
+    if (log_probs != nullptr) std::memcpy(log_probs->data() + begin, words.data() + n, static_cast<size_t>(n) * 4);
   }
 }
 

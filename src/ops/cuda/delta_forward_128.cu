@@ -289,10 +289,7 @@ void scan(Queue& queue, const Call& c, const Records& records, const Tensor& o, 
 }  // namespace
 
 void forward_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  // A cluster of decode blocks has the value heads of a key head: at most 8.
-  if (c.slots != nullptr && c.states == nullptr && c.rows <= 4 * c.segments && c.group <= 8) {
-    return decode_128(queue, c, o, x);
-  }
+  if (decodes_128(c)) return decode_128(queue, c, o, x);
   Carve size;
   carve_records(size, c);
   Carve carve(queue.scratch(size.used()));
