@@ -57,7 +57,8 @@ void train(int64_t layers, int64_t tokens, int64_t sequences, bool offloads) {
 
 void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
   Model model(layers);
-  // The first sequences draw tokens while the last are still read in; only steps in which all decode are timed.
+  // The first sequences draw tokens while the last are still read in; only steps in which all decode are timed, and of
+  // these not the first two, which make room for a recording and record.
   const int64_t tokens_each = (batch + 48) * (drafts > 0 ? 3 : 1), longest = context + tokens_each + 64;
   Engine engine(model.config, model.weights,
                 {.max_running = batch,
@@ -78,10 +79,11 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
   auto last = Clock::now();
   EngineStats before;
   std::vector<double> steps;
-  int64_t tokens = 0;
+  int64_t tokens = 0, full = 0;
   engine.generate(requests, [&](size_t, int64_t) {
     const EngineStats now = engine.stats();
-    if (now.prefill_rows == before.prefill_rows && now.decode_rows - before.decode_rows == batch * (1 + drafts)) {
+    if (now.prefill_rows == before.prefill_rows && now.decode_rows - before.decode_rows == batch * (1 + drafts) &&
+        ++full > 2) {
       steps.push_back(seconds_since(last));
       tokens += now.emitted - before.emitted;
     }

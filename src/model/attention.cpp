@@ -66,8 +66,8 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
   saved.q_r = arena.make("attention.q_r", acc, {rows, s.shape.heads});
   saved.k = arena.make("attention.k", t, {rows, keys});
   saved.k_r = arena.make("attention.k_r", acc, {rows, s.shape.kv_heads});
-  norm_rope(stream, saved.q, saved.q_r, saved.qg, w.q_norm, batch.segments.positions, s.query_rope);
-  norm_rope(stream, saved.k, saved.k_r, saved.k_raw, w.k_norm, batch.segments.positions, s.key_rope);
+  norm_rope_both(stream, {saved.q, saved.q_r, saved.qg, w.q_norm, s.query_rope},
+                 {saved.k, saved.k_r, saved.k_raw, w.k_norm, s.key_rope}, batch.segments.positions);
   saved.o = arena.make("attention.o", t, {rows, queries});
   saved.lse = arena.make("attention.lse", acc, {rows, s.shape.heads});
   attention(stream, saved.o, saved.lse, saved.q, saved.k, saved.v, batch.segments, pages, s.shape);

@@ -5,21 +5,24 @@
 namespace furlong {
 
 void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tensor out, Tensor x, const Batch& batch,
-                   const LayerMemory& memory, bool keep, bool routed, LayerSaved& saved) {
+                   const LayerMemory& memory, bool keep, bool routed, LayerSaved& saved, bool normed,
+                   const NormAfter* after) {
   auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows();
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   saved.input = x;
-  saved.normed = arena.make("layer.normed", t, {rows, c.hidden_size});
-  saved.r = arena.make("layer.r", acc, {rows});
-  rms_norm(stream, saved.normed, saved.r, x, w.input_norm, c.rms_norm_eps);
+  if (!normed) {
+    saved.normed = arena.make("layer.normed", t, {rows, c.hidden_size});
+    saved.r = arena.make("layer.r", acc, {rows});
+    rms_norm(stream, saved.normed, saved.r, x, w.input_norm, c.rms_norm_eps);
+  }
   saved.mid = w.full_attention
                   ? attention_forward(exec, c, w.attention, saved.normed, batch, memory.pages, saved.attention)
                   : delta_net_forward(exec, c, w.delta, saved.normed, batch, memory.slots, keep, saved.delta);
   saved.mid_normed = arena.make("layer.mid_normed", t, {rows, c.hidden_size});
   saved.mid_r = arena.make("layer.mid_r", acc, {rows});
   add_rms_norm(stream, saved.mid_normed, saved.mid_r, saved.mid, x, w.post_norm, c.rms_norm_eps);
-  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, batch, routed, saved.moe);
+  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, batch, routed, saved.moe, after);
 }
 
 void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, const LayerSaved& saved, Tensor d,

@@ -110,13 +110,8 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   saved.b = arena.make("delta.b", t, {rows, vh});
   project(exec, w, s, saved);
   saved.mixed = arena.make("delta.mixed", t, {rows, s.mixer_channels()});
-  {
-    const Arena::Scope scope(arena);
-    conv_silu(stream, saved.mixed, saved.qkv, conv_weights(exec, w, s), batch.segments, slots);
-  }
   saved.g = arena.make("delta.g", acc, {rows, vh});
   saved.beta = arena.make("delta.beta", acc, {rows, vh});
-  delta_gates(stream, saved.g, saved.beta, saved.a, saved.b, of_mixer(w.A_log, s), of_mixer(w.dt_bias, s));
   DeltaSaved& rule = saved.rule;
   rule.q = arena.make("delta.q", acc, {rows, kh, dk});
   rule.k = arena.make("delta.k", acc, {rows, kh, dk});
@@ -126,14 +121,15 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
   rule.gamma = arena.make("delta.gamma", DType::f64, {rows, vh});
   rule.states = keep_states ? arena.make("delta.states", acc, {delta_chunks(batch.segments), vh, dk, dv}) : Tensor();
   saved.o = arena.make("delta.o", t, {rows, vh * dv});
-  delta_rule(stream, saved.o, saved.mixed, saved.g, saved.beta, {}, {}, batch.segments, slots, rule, s.shape);
   saved.o_r = arena.make("delta.o_r", acc, {rows * vh});
   saved.normed = arena.make("delta.normed", t, {s.rows_here, s.values});
   {
     const Arena::Scope scope(arena);
     const Tensor normed = s.whole() ? saved.normed : arena.make("delta.heads", t, {rows, vh * dv});
-    gated_rms_norm(stream, normed.reshape({rows * vh, dv}), saved.o_r, saved.o.reshape({rows * vh, dv}),
-                   saved.z.reshape({rows * vh, dv}), w.norm, c.rms_norm_eps);
+    delta_core(stream, normed,
+               {saved.qkv, saved.z, saved.a, saved.b, conv_weights(exec, w, s), of_mixer(w.A_log, s),
+                of_mixer(w.dt_bias, s), w.norm, c.rms_norm_eps, saved.mixed, saved.g, saved.beta, saved.o, saved.o_r},
+               batch.segments, slots, rule, s.shape);
     if (!s.whole()) heads_to_rows(exec, s.by_context, {{saved.normed, normed, s.of_values}});
   }
   row_parallel(exec, s.by_tensor, y, saved.normed, w.out);

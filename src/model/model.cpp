@@ -44,11 +44,18 @@ Tensor stage_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
   Tensor other = saved == nullptr ? stream_rows() : Tensor();
   const bool keep_layers = saved != nullptr && saved->recompute == Recompute::none;
   if (saved != nullptr) saved->layers.resize(w.layers.size());
-  size_t attention = 0, delta = 0;
   const Range mine = stage_layers(c, mesh.place());
+  // Where nothing is kept, each layer leaves its output normed for the next.
+  const bool ahead = saved == nullptr && mine.size() > 0;
+  LayerSaved unkept;
+  if (ahead) {
+    unkept.normed = arena.make("layer.normed", t, {rows, c.hidden_size});
+    unkept.r = arena.make("layer.r", accumulate_dtype(t), {rows});
+    rms_norm(stream, unkept.normed, unkept.r, x, w.layers[static_cast<size_t>(mine.begin)].input_norm, c.rms_norm_eps);
+  }
+  size_t attention = 0, delta = 0;
   for (auto i = static_cast<size_t>(mine.begin); i < static_cast<size_t>(mine.end); i++) {
     const LayerMemory memory = memory_of(batch, w.layers[i].full_attention, attention, delta);
-    LayerSaved unkept;
     LayerSaved& layer = saved != nullptr ? saved->layers[i] : unkept;
     if (keep_layers) {
       layer.moe.routing = make_routing(exec, c, rows, t);
@@ -64,11 +71,17 @@ Tensor stage_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
     } else {
       const Arena::Scope scope(arena);
       layer.moe.routing = make_routing(exec, c, rows, t);
-      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer);
+      const bool ends = static_cast<int64_t>(i) + 1 == mine.end;
+      const NormAfter after{ends ? hidden : layer.normed, layer.r, ends ? w.final_norm : w.layers[i + 1].input_norm,
+                            c.rms_norm_eps};
+      // What leaves a stage that is not the last is normed by the next one.
+      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer, true,
+                    ends && !last ? nullptr : &after);
       std::swap(x, other);
     }
   }
   if (!last) return x;
+  if (ahead) return hidden;
   Tensor r = arena.make("model.last_r", accumulate_dtype(t), {rows});
   rms_norm(stream, hidden, r, x, w.final_norm, c.rms_norm_eps);
   if (saved != nullptr) {

@@ -1,6 +1,7 @@
 #include "model/moe.h"
 
 #include "ops/linear.h"
+#include "ops/norm.h"
 #include "ops/reduce.h"
 #include "ops/swiglu.h"
 
@@ -17,7 +18,7 @@ Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activ
 }
 
 void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
-                 const Batch& batch, bool routed, MoeSaved& saved) {
+                 const Batch& batch, bool routed, MoeSaved& saved, const NormAfter* after) {
   auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
@@ -43,17 +44,23 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
     }
   }
   saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
-  linear(stream, saved.shared, saved.shared_act, w.shared_down);
   if (!alone) {
+    linear(stream, saved.shared, saved.shared_act, w.shared_down);
     experts_forward(exec, c, w, y, x, saved.shared, saved.shared_logit, residual, batch, saved.routing, routed,
                     saved.arrivals);
+    if (after != nullptr) rms_norm(stream, after->y, after->r, y, after->w, after->eps);
     return;
   }
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
   saved.act = arena.make("moe.act", t, {routed_rows, f});
   Tensor out = arena.make("moe.out", t, {routed_rows, c.hidden_size});
-  rows_forward(exec, w, out, {saved.routing, saved.rows, saved.gate_up, saved.act});
-  combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
+  grouped_mlp(stream, {out, saved.act, saved.gate_up, saved.rows, w.gate_up, w.down, saved.routing.offsets},
+              saved.shared, saved.shared_act, w.shared_down);
+  if (after != nullptr) {
+    combine_norm(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing, *after);
+  } else {
+    combine(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing);
+  }
 }
 
 namespace {

@@ -22,9 +22,9 @@ struct MoeSaved {
 Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
 
 // y (T,H) = residual + the mixture's output for x, of the rows here. routed: take the routing as an earlier call with
-// this MoeSaved left it.
+// this MoeSaved left it. after: a norm of y that is wanted too, or null.
 void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, const Batch&,
-                 bool routed, MoeSaved&);
+                 bool routed, MoeSaved&, const NormAfter* after = nullptr);
 // Returns dx (T,H); adds to the gradients.
 Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
 

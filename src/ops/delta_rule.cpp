@@ -63,6 +63,24 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
   front::body(x).delta_rule(stream, o, x, g, beta, state0, state1, segments, slots, saved, shape);
 }
 
+void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments& segments, const DeltaSlots& slots,
+                const DeltaSaved& saved, const DeltaShape& shape) {
+  check("delta_core", core.o, core.mixed, core.g, core.beta, segments, saved, shape);
+  front::expect(core.qkv.same_shape(core.mixed) && core.a.same_shape(core.g) && core.b.same_shape(core.g) &&
+                    y.same_shape(core.o) && core.z.same_shape(core.o) && core.conv.rows() == core.qkv.dim(1) &&
+                    core.A_log.rows() == shape.value_heads && core.dt_bias.rows() == shape.value_heads &&
+                    core.norm.rows() == shape.value_dim && core.o_r.numel() == y.rows() * shape.value_heads,
+                "delta_core", "qkv as mixed, a and b as g, y and z as o, and their weights wanted",
+                {y, core.qkv, core.z, core.a, core.b, core.conv, core.norm});
+  front::expect(!slots.defined() || (slots.slots.rows() == segments.count() && slots.window.rank() == 3 &&
+                                     slots.window.dim(2) == core.qkv.dim(1) &&
+                                     slots.window.dim(1) >= core.conv.dim(2) - 1 && slots.window.dtype() == y.dtype()),
+                "delta_core", "a window (slots, at least taps - 1, C) and a slot per segment wanted",
+                {slots.window, slots.slots});
+  if (front::skip(stream, y)) return;
+  front::body(y).delta_core(stream, y, core, segments, slots, saved, shape);
+}
+
 void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
                          Tensor x, Tensor g, Tensor beta, const Segments& segments, const DeltaSaved& saved,
                          const DeltaShape& shape) {

@@ -41,6 +41,17 @@ void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor d
 // saved: fill its tensors for the backward where they are defined (with slots their contents are left open).
 void delta_rule(Stream&, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1, const Segments&,
                 const DeltaSlots&, const DeltaSaved& saved, const DeltaShape&);
+// What lies between the products of a delta-net layer: the operands, and what is formed on the way.
+struct DeltaCore {
+  Tensor qkv, z, a, b;                // (T, 2·Kh·Dk + Vh·Dv), (T, Vh·Dv), (T, Vh), (T, Vh)
+  Tensor conv, A_log, dt_bias, norm;  // weights: (C,1,taps), (Vh), (Vh), (Dv)
+  double eps = 0;
+  Tensor mixed, g, beta, o, o_r;  // as conv_silu, delta_gates, delta_rule and gated_rms_norm (o_r: T·Vh) write them
+};
+// y (T, Vh·Dv) = conv_silu, delta_gates, delta_rule without states and gated_rms_norm, in the same bits; a GPU does
+// that for few rows in one launch. With slots the contents of `core` and `saved` are left open.
+void delta_core(Stream&, Tensor y, const DeltaCore& core, const Segments&, const DeltaSlots&, const DeltaSaved& saved,
+                const DeltaShape&);
 // dx (T, 2·Kh·Dk + Vh·Dv), dg, dbeta overwritten. dstate1 may be undefined (zero); dstate0 may be undefined.
 void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
                          Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);

@@ -72,6 +72,15 @@ void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w
   front::body(w).grouped_swiglu(stream, y, gate_up, x, w, offsets);
 }
 
+void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor w) {
+  check_product("grouped_mlp", y, x, w);
+  check_swiglu("grouped_mlp", m.act, m.gate_up);
+  check_grouped("grouped_mlp", m.gate_up, m.x, m.w_gate_up, m.offsets);
+  check_grouped("grouped_mlp", m.y, m.act, m.w_down, m.offsets);
+  if (front::skip(stream, y)) return;
+  front::body(m.y).grouped_mlp(stream, m, y, x, w);
+}
+
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
   check_grouped("grouped_linear_dx", dy, dx, w, offsets);
   if (front::skip(stream, dx)) return;

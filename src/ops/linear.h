@@ -28,6 +28,12 @@ void linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x);
 void grouped_linear(Stream&, Tensor y, Tensor x, Tensor w, Tensor offsets);
 // grouped_linear(gate_up, x, w), then swiglu(y, gate_up), in the same bits.   y (R,F)   gate_up (R,2F)   w (E,2F,K)
 void grouped_swiglu(Stream&, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets);
+// The two products of the experts: grouped_swiglu(act, gate_up, x, w_gate_up), grouped_linear(y, act, w_down).
+struct GroupedMlp {
+  Tensor y, act, gate_up, x, w_gate_up, w_down, offsets;
+};
+// linear(y, x, w) and these, in the same bits; on a GPU those of few rows run beside each other.
+void grouped_mlp(Stream&, const GroupedMlp&, Tensor y, Tensor x, Tensor w);
 void grouped_linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, Tensor offsets);
 void grouped_linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 

@@ -104,6 +104,19 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
   front::body(y).combine(stream, y, rows, shared, shared_logit, residual, routing);
 }
 
+void combine_norm(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
+                  const Routing& routing, const NormAfter& after) {
+  check_rows("combine_norm", y, rows, routing);
+  check_weights("combine_norm", rows, routing);
+  check_shared("combine_norm", y, shared, shared_logit);
+  front::expect(residual.same_shape(y) && residual.dtype() == y.dtype() && after.y.same_shape(y) &&
+                    after.y.dtype() == y.dtype() && after.w.rows() == y.dim(1) && after.r.numel() == y.rows(),
+                "combine_norm", "a residual and normed rows (T,C) as y, w (C), r (T) wanted",
+                {y, residual, after.y, after.w, after.r});
+  if (front::skip(stream, y)) return;
+  front::body(y).combine_norm(stream, y, rows, shared, shared_logit, residual, routing, after);
+}
+
 void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,
                       Tensor shared_logit) {
   check_shared("combine_backward", dy, shared, shared_logit);

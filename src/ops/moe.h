@@ -35,6 +35,14 @@ void gather_rows_backward(Stream&, Tensor dx, Tensor drows, const Routing&);
 // residual (T,C), which may be undefined, is added to y in y's dtype. shared and its logit may be undefined: no such
 // part.
 void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&);
+// A norm of what combine gives: rms_norm(y, r, ., w, eps).
+struct NormAfter {
+  Tensor y, r, w;
+  double eps = 0;
+};
+// combine with a residual, then this norm, in the same bits; a GPU does both for few rows in one launch.
+void combine_norm(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&,
+                  const NormAfter&);
 // The shared expert's part of combine's backward: dshared = σ·dy;  dshared_logit (T,1) = ⟨dy, shared⟩·σ(1-σ).
 // The routed part is drows = gather_rows(dy), scaled by scale_rows where the weight belongs.
 void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared, Tensor shared_logit);

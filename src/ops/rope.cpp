@@ -24,6 +24,12 @@ void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor po
   front::body(x).norm_rope(stream, y, r, x, w, positions, shape);
 }
 
+void norm_rope_both(Stream& stream, const RopeOf& queries, const RopeOf& keys, Tensor positions) {
+  for (const RopeOf* p : {&queries, &keys}) check("norm_rope_both", p->y, p->r, p->x, p->w, positions, p->shape);
+  if (front::skip(stream, queries.y)) return;
+  front::body(queries.x).norm_rope_both(stream, queries, keys, positions);
+}
+
 void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,
                         const RopeShape& shape) {
   check("norm_rope_backward", dy, r, x, w, positions, shape);

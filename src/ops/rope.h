@@ -16,6 +16,13 @@ struct RopeShape {
 // y (T, heads·head_dim) = rope(norm(x)); x (T, heads·head_stride), w (head_dim) zero-centred, r (T, heads) f32,
 // positions (T) i32. Angles are formed in fp32.
 void norm_rope(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape&);
+// The operands of one norm_rope.
+struct RopeOf {
+  Tensor y, r, x, w;
+  RopeShape shape;
+};
+// norm_rope of queries and of keys, in the same bits; a GPU does those of few rows in one launch.
+void norm_rope_both(Stream&, const RopeOf& queries, const RopeOf& keys, Tensor positions);
 // Writes the first head_dim entries of each head of dx; dw (head_dim) f32 +=
 void norm_rope_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,
                         const RopeShape&);

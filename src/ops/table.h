@@ -32,9 +32,11 @@ struct OpTable {
   decltype(&furlong::linear_dw) linear_dw;
   decltype(&furlong::grouped_linear) grouped_linear;
   decltype(&furlong::grouped_swiglu) grouped_swiglu;
+  decltype(&furlong::grouped_mlp) grouped_mlp;
   decltype(&furlong::grouped_linear_dx) grouped_linear_dx;
   decltype(&furlong::grouped_linear_dw) grouped_linear_dw;
   decltype(&furlong::norm_rope) norm_rope;
+  decltype(&furlong::norm_rope_both) norm_rope_both;
   decltype(&furlong::norm_rope_backward) norm_rope_backward;
   decltype(&furlong::attention) attention;
   decltype(&furlong::attention_backward) attention_backward;
@@ -45,6 +47,7 @@ struct OpTable {
   decltype(&furlong::delta_gates) delta_gates;
   decltype(&furlong::delta_gates_backward) delta_gates_backward;
   decltype(&furlong::delta_rule) delta_rule;
+  decltype(&furlong::delta_core) delta_core;
   decltype(&furlong::delta_rule_backward) delta_rule_backward;
   decltype(&furlong::delta_commit) delta_commit;
   decltype(&furlong::route) route;
@@ -54,6 +57,7 @@ struct OpTable {
   decltype(&furlong::gather_rows) gather_rows;
   decltype(&furlong::gather_rows_backward) gather_rows_backward;
   decltype(&furlong::combine) combine;
+  decltype(&furlong::combine_norm) combine_norm;
   decltype(&furlong::combine_backward) combine_backward;
   decltype(&furlong::routing_weight_gradient) routing_weight_gradient;
   decltype(&furlong::scale_rows) scale_rows;

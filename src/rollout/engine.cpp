@@ -355,11 +355,16 @@ void Engine::sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::v
     mine = {begin + mine.begin, begin + mine.end};
     const int64_t n = mine.size();
     if (n == 0) continue;
-    const Tensor drawn = arena_.make("sample.tokens", DType::i32, {n});
-    const Tensor by = log_probs == nullptr ? Tensor() : arena_.make("sample.log_probs", DType::f32, {n});
+    // Tokens and log-probs side by side come to the host in one copy.
+    const Tensor both = arena_.make("sample.drawn", DType::i32, {log_probs == nullptr ? n : 2 * n});
+    const Tensor drawn = both.rows(0, n);
+    const Tensor by =
+        log_probs == nullptr ? Tensor() : Tensor(both.rows(n, 2 * n).data(), DType::f32, {n}, both.device());
     sample(stream_, drawn, by, logits, {keys.begin() + mine.begin, keys.begin() + mine.end});
-    copy(stream_, Tensor(tokens.data() + mine.begin, DType::i32, {n}), drawn);
-    if (by.defined()) copy(stream_, Tensor(found.data() + mine.begin, DType::f32, {n}), by);
+    std::vector<int32_t> words(static_cast<size_t>(both.rows()));
+    copy(stream_, Tensor(words.data(), DType::i32, {both.rows()}), both);
+    std::copy_n(words.begin(), n, tokens.begin() + mine.begin);
+    if (by.defined()) std::memcpy(found.data() + mine.begin, words.data() + n, static_cast<size_t>(n) * 4);
     drawn_here.push_back(mine);
   }
   if (in_lockstep()) share_draws(mesh_, drawn_here, tokens, found);

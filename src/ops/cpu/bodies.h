@@ -33,9 +33,11 @@ void linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, bool accumulate);
 void linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x);
 void grouped_linear(Stream&, Tensor y, Tensor x, Tensor w, Tensor offsets);
 void grouped_swiglu(Stream&, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets);
+void grouped_mlp(Stream&, const GroupedMlp&, Tensor y, Tensor x, Tensor w);
 void grouped_linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, Tensor offsets);
 void grouped_linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 void norm_rope(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape&);
+void norm_rope_both(Stream&, const RopeOf& queries, const RopeOf& keys, Tensor positions);
 void norm_rope_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,
                         const RopeShape&);
 void attention(Stream&, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor v, const Segments&, const KvPages&,
@@ -51,6 +53,8 @@ void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor d
                           Tensor g, Tensor beta, Tensor a, Tensor A_log, Tensor dt_bias);
 void delta_rule(Stream&, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1, const Segments&,
                 const DeltaSlots&, const DeltaSaved& saved, const DeltaShape&);
+void delta_core(Stream&, Tensor y, const DeltaCore&, const Segments&, const DeltaSlots&, const DeltaSaved& saved,
+                const DeltaShape&);
 void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
                          Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
 void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
@@ -61,6 +65,8 @@ void route_backward(Stream&, Tensor dlogits, Tensor dweights, const Routing&);
 void gather_rows(Stream&, Tensor rows, Tensor x, const Routing&);
 void gather_rows_backward(Stream&, Tensor dx, Tensor drows, const Routing&);
 void combine(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&);
+void combine_norm(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual, const Routing&,
+                  const NormAfter&);
 void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared, Tensor shared_logit);
 void routing_weight_gradient(Stream&, Tensor dweights, Tensor da, Tensor a, const Routing&);
 void scale_rows(Stream&, Tensor rows, const Routing&);

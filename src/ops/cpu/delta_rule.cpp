@@ -286,6 +286,16 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
   });
 }
 
+void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments& segments, const DeltaSlots& slots,
+                const DeltaSaved& saved, const DeltaShape& shape) {
+  const int64_t heads = y.rows() * shape.value_heads;
+  const auto by_head = [&](const Tensor& t) { return t.reshape({heads, shape.value_dim}); };
+  FURLONG_ISA::conv_silu(stream, core.mixed, core.qkv, core.conv, segments, slots);
+  FURLONG_ISA::delta_gates(stream, core.g, core.beta, core.a, core.b, core.A_log, core.dt_bias);
+  FURLONG_ISA::delta_rule(stream, core.o, core.mixed, core.g, core.beta, {}, {}, segments, slots, saved, shape);
+  FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
+}
+
 void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {
   dispatch(slots.state.dtype(), [&]<class S>() {
     if constexpr (std::is_same_v<S, bf16>) {

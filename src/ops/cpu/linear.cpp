@@ -137,6 +137,12 @@ void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w
   FURLONG_ISA::swiglu(stream, y, gate_up);
 }
 
+void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor w) {
+  FURLONG_ISA::linear(stream, y, x, w);
+  FURLONG_ISA::grouped_swiglu(stream, m.act, m.gate_up, m.x, m.w_gate_up, m.offsets);
+  FURLONG_ISA::grouped_linear(stream, m.y, m.act, m.w_down, m.offsets);
+}
+
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
   each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
     product_dx(s, dx.rows(r0, r1), dy.rows(r0, r1), w, w.dim(1), w.dim(2), e, false);

@@ -174,6 +174,12 @@ void combine(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared
   if (residual.defined()) FURLONG_ISA::add(stream, y, residual);
 }
 
+void combine_norm(Stream& stream, Tensor y, Tensor rows, Tensor shared, Tensor shared_logit, Tensor residual,
+                  const Routing& routing, const NormAfter& after) {
+  FURLONG_ISA::combine(stream, y, rows, shared, shared_logit, residual, routing);
+  FURLONG_ISA::rms_norm(stream, after.y, after.r, y, after.w, after.eps);
+}
+
 void combine_backward(Stream& stream, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared,
                       Tensor shared_logit) {
   dispatch(dy.dtype(), [&]<class T>() {

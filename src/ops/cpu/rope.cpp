@@ -87,6 +87,12 @@ void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor po
   });
 }
 
+void norm_rope_both(Stream& stream, const RopeOf& queries, const RopeOf& keys, Tensor positions) {
+  for (const RopeOf* p : {&queries, &keys}) {
+    FURLONG_ISA::norm_rope(stream, p->y, p->r, p->x, p->w, positions, p->shape);
+  }
+}
+
 void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,
                         const RopeShape& shape) {
   dispatch(x.dtype(), [&]<class T>() {

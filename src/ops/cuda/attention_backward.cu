@@ -133,6 +133,8 @@ __device__ void produce_queries(const Backward& b, const Span& span, const KeySh
     if (j == 0) bring<64, 64>(shared.v, keys, [&](int i) { return key(b.v, i); });
     bring<64, 64>(shared.grad + stage * tile_bytes, valid,
                   [&](int i) { return query_row(b, b.grad, span, kv_head, at + i); });
+    // Every lane that reads delta tells so together with the weights; of grad's readers one lane of a warp speaks.
+    barrier_wait(shared.weights_empty + stage, parity);
     if (threadIdx.x >= query_rows)
       copy_4(shared_address(shared.delta + stage * query_rows + r), b.delta + t * b.rows.heads + head, r < valid);
     announce_copies(shared.grad_full + stage);

@@ -450,13 +450,19 @@ __global__ void __launch_bounds__(decode_threads, 1) decode_kernel(const __grid_
   copies_wait<0>();
 }
 
-// Block (t, head), 64 threads: joins the parts of one row.
-__global__ void __launch_bounds__(64) join_kernel(const __grid_constant__ Decode f) {
-  const int t = blockIdx.x, head = blockIdx.y, c = threadIdx.x * 4;
+// Block (t, head) of teams of 64 threads: joins the parts of one row. Each team joins the splits of a group, the first
+// then the groups.
+constexpr int join_team = wide / 4, most_teams = 8;
+
+__global__ void __launch_bounds__(join_team* most_teams) join_kernel(const __grid_constant__ Decode f) {
+  const int t = blockIdx.x, head = blockIdx.y, c = threadIdx.x * 4, team = threadIdx.y, teams = blockDim.y;
   __shared__ int tokens;
-  if (threadIdx.x == 0) tokens = 0;
+  __shared__ float4 parts[most_teams][join_team];
+  __shared__ float2 totals[most_teams];
+  dependents_may_start();
+  if (threadIdx.x == 0 && team == 0) tokens = 0;
   __syncthreads();
-  for (int s = threadIdx.x; s < f.rows.segments; s += blockDim.x) {
+  for (int s = team * join_team + threadIdx.x; s < f.rows.segments; s += teams * join_team) {
     const int start = f.rows.starts[s], end = f.rows.starts[s + 1];
     if (start <= t && t < end) tokens = end - start;
   }
@@ -465,33 +471,42 @@ __global__ void __launch_bounds__(64) join_kernel(const __grid_constant__ Decode
   wait_for_earlier();
   if (tokens == 0 || tokens > decode_tokens) return;
   const int64_t at = (static_cast<int64_t>(t) * f.rows.heads + head) * f.most_parts;
-  const auto add = [&](float(&out)[4], float& top, float& sum, const float(&part)[4], float part_top, float part_sum) {
-    const Join j = join(top, part_top, f.scale);
+  const auto add = [&](float4& out, float& top, float& sum, const float4& part, float2 total) {
+    const Join j = join(top, total.x, f.scale);
     top = j.top;
-    sum = joined(sum, part_sum, j);
-#pragma unroll
-    for (int e = 0; e < 4; e++) out[e] = joined(out[e], part[e], j);
+    sum = joined(sum, total.y, j);
+    out = {joined(out.x, part.x, j), joined(out.y, part.y, j), joined(out.z, part.z, j), joined(out.w, part.w, j)};
   };
-  const auto add_kept = [&](float(&out)[4], float& top, float& sum, int i) {
-    const float2 total = f.totals[at + i];
-    const float4 kept = *reinterpret_cast<const float4*>(f.parts + (at + i) * wide + c);
-    add(out, top, sum, {kept.x, kept.y, kept.z, kept.w}, total.x, total.y);
-  };
-  float out[4] = {}, top = -INFINITY, sum = 0;
-  for (int g = 0; g < groups; g++) {
-    if (f.grouped) {
-      add_kept(out, top, sum, g);
-      continue;
-    }
-    const Group group = group_at(g);
-    float part[4] = {}, part_top = -INFINITY, part_sum = 0;
+  const auto kept = [&](int i) { return *reinterpret_cast<const float4*>(f.parts + (at + i) * wide + c); };
+  float4 out = {};
+  float top = -INFINITY, sum = 0;
+  for (int first = 0; first < groups; first += teams) {
+    if (first + team < groups) {
+      float4 part = {};
+      float2 total = {-INFINITY, 0};
+      if (f.grouped) {
+        part = kept(first + team);
+        total = f.totals[at + first + team];
+      } else {
+        const Group group = group_at(first + team);
 #pragma unroll 8
-    for (int i = group.first; i < min(group.first + group.splits, splits); i++) add_kept(part, part_top, part_sum, i);
-    add(out, top, sum, part, part_top, part_sum);
+        for (int i = group.first; i < min(group.first + group.splits, splits); i++) {
+          add(part, total.x, total.y, kept(i), f.totals[at + i]);
+        }
+      }
+      parts[team][threadIdx.x] = part;
+      if (threadIdx.x == 0) totals[team] = total;
+    }
+    __syncthreads();
+    if (team == 0) {
+      for (int i = 0; i < min(teams, groups - first); i++) add(out, top, sum, parts[i][threadIdx.x], totals[i]);
+    }
+    __syncthreads();
   }
+  if (team > 0) return;
   const float inverse = 1 / sum;
-  *reinterpret_cast<uint2*>(f.o.at(t, head, wide) + c) = {pack(out[0] * inverse, out[1] * inverse),
-                                                          pack(out[2] * inverse, out[3] * inverse)};
+  *reinterpret_cast<uint2*>(f.o.at(t, head, wide) + c) = {pack(out.x * inverse, out.y * inverse),
+                                                          pack(out.z * inverse, out.w * inverse)};
   if (threadIdx.x == 0) *f.lse.at(t, head, 1) = top * f.scale * 0.693147181f + logf(sum);
 }
 
@@ -522,8 +537,8 @@ void decode(Stream& stream, Tensor o, Tensor lse, Tensor q, const Segments& segm
                  .totals = reinterpret_cast<float2*>(scratch + count * wide * 4)};
   launch_early(stream, decode_kernel, dim3(static_cast<unsigned>(queue.multiprocessors)), decode_threads, decode_bytes,
                f);
-  launch_early(stream, join_kernel, dim3(static_cast<unsigned>(q.rows()), static_cast<unsigned>(shape.heads)), wide / 4,
-               0, f);
+  launch_early(stream, join_kernel, dim3(static_cast<unsigned>(q.rows()), static_cast<unsigned>(shape.heads)),
+               dim3(join_team, static_cast<unsigned>(std::min(groups, most_teams))), 0, f);
 }
 
 }  // namespace furlong::cuda::attn

@@ -33,17 +33,19 @@ struct Call {
     return ring_u + ((static_cast<int64_t>(slot) * ring + position % ring) * vh + head) * dv;
   }
   __device__ int64_t entry(int slot, int position) const { return static_cast<int64_t>(slot) * ring + position % ring; }
+  __device__ half_t* keys_of(int64_t entry, int key_head) const { return ring_keys + (entry * kh + key_head) * dk; }
+  __device__ half_t* right_of(int64_t entry, int head) const { return ring_right + (entry * vh + head) * dv; }
+  __device__ double& g_of(int64_t entry, int head) const { return ring_g[entry * vh + head]; }
+  __device__ float& beta_of(int64_t entry, int head) const { return ring_beta[entry * vh + head]; }
   __device__ half_t* ring_keys_at(int slot, int position, int key_head) const {
-    return ring_keys + (entry(slot, position) * kh + key_head) * dk;
+    return keys_of(entry(slot, position), key_head);
   }
   __device__ half_t* ring_right_at(int slot, int position, int head) const {
-    return ring_right + (entry(slot, position) * vh + head) * dv;
+    return right_of(entry(slot, position), head);
   }
-  __device__ double& ring_g_at(int slot, int position, int head) const {
-    return ring_g[entry(slot, position) * vh + head];
-  }
+  __device__ double& ring_g_at(int slot, int position, int head) const { return g_of(entry(slot, position), head); }
   __device__ float& ring_beta_at(int slot, int position, int head) const {
-    return ring_beta[entry(slot, position) * vh + head];
+    return beta_of(entry(slot, position), head);
   }
 };
 
@@ -128,7 +130,15 @@ inline bool fits_tensor_cores(const Tensor& x, const DeltaShape& d) {
 }
 
 void forward_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
+// Whether a batch is one of decode_128: few rows of segments with memory. A cluster of its blocks has the value heads
+// of a key head: at most 8.
+inline bool decodes_128(const Call& c) {
+  return c.slots != nullptr && c.states == nullptr && c.rows <= 4 * c.segments && c.group <= 8;
+}
 void decode_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
+// The whole core of a layer, y being what comes out of the norm.
+bool core_fits(const Tensor& y, const DeltaCore&, const DeltaSlots&);
+void decode_core_128(Queue&, const Call&, const Tensor& y, const DeltaCore&, const Segments&, const DeltaSlots&);
 void commit_128(Queue&, const Call&, const int32_t* before, const int32_t* after);
 void backward_128(Queue&, const Call&, const Tensor& dx, const Tensor& dg, const Tensor& dbeta, const Tensor& dstate0,
                   const Tensor& do_, const Tensor& dstate1, const Tensor& x);

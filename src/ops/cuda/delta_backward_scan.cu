@@ -20,7 +20,9 @@ struct Shared {
   uint64_t full[stages];
 };
 
-constexpr int solving = 1;  // barrier of the solving warps
+// The barrier of the solvers, and one that the others pass as often: racecheck takes accesses for ordered by the number
+// of barriers that their threads have passed.
+enum Barrier { solving = 1, holding = 2 };
 
 // A block takes W columns of one value head of one segment. With P and T as the forward's, a chunk is
 //   x = Tᵀ (Pᵀ do + e^{γ_C-γ} k D),   dv = β x,   y = -β e^γ x,   D <- e^{γ_C} D + qᵀ (e^γ do / sqrt(Dk)) + kᵀ y.
@@ -181,6 +183,7 @@ struct Scan {
     for (int n = 0; n < end - begin; n++) {
       const auto& in = arrived(n);
       __syncthreads();  // D is there, and the stage of the chunk before is free
+      group_sync<holding, threads - solvers>();
       if (threadIdx.x == solvers && n > 0 && n - 1 + stages < end - begin) fetch(n - 1 + stages);
       keep_D(end - 1 - n);
       const float decay = in.head.e_gamma[chunk_rows - 1];

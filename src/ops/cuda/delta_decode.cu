@@ -1,13 +1,15 @@
 // The delta rule of a few rows per segment with memory, for heads of 128 in bf16: bound by reading the states. A row is
 // solved by the arithmetic of the training chunk (delta_prepare.cu, delta_forward_128.cu), operand by operand and in
 // its order, so that it has the same bits: from the ring come the keys and right-hand sides of the chunk's earlier
-// rows.
+// rows. The same kernel may do the whole core of a layer: the convolution and the gates before the rule and the norm
+// behind it, each by the arithmetic of its own kernel.
+#include "ops/cuda/delta_core.cuh"
 #include "ops/cuda/delta_solve.cuh"
 
 namespace furlong::cuda::delta {
 namespace {
 
-constexpr int threads = 256, warps = threads / warp;
+constexpr int threads = core_threads, warps = threads / warp;
 constexpr int own_columns = head_dim / warps, N = own_columns / 8;  // of the state, of a warp
 constexpr int row_tiles = chunk_rows / 16, state_tiles = head_dim / 16;
 static_assert(threads == 2 * team && team / warp == row_tiles);
@@ -18,16 +20,22 @@ struct Shared {
   float L[chunk_rows * t_stride];
   double gamma[chunk_rows];
   float beta[chunk_rows], e_gamma[chunk_rows], to_end[chunk_rows];
-};
+  uint4 inputs[convolving];  // of the convolution: each thread's first own row
 
-__device__ inline void copy_16(void* to, const void* from) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(to)), "l"(from) : "memory");
-}
+  // Where T, P and L will lie.
+  __device__ Early& early() { return reinterpret_cast<Early*>(T)[threadIdx.x]; }
+  // Where L has been: own rows of o.
+  __device__ half_t* outputs() { return reinterpret_cast<half_t*>(L); }
+};
+static_assert(sizeof(Early) * convolving <= offsetof(Shared, gamma) - offsetof(Shared, T));
+static_assert(sizeof(half_t) * chunk_rows * head_dim <= sizeof(Shared::L));
 
 // A block takes one value head of one segment. A warp has 16 columns of the state, in registers as accumulators of the
-// tensor cores lie.
+// tensor cores lie. Core: x is what comes before the convolution, o what comes out of the norm.
+template <bool Core>
 struct Decode {
   const Call& c;
+  const Layer* layer;
   const half_t* x;
   int64_t x_stride;
   half_t* o;
@@ -35,9 +43,16 @@ struct Decode {
   Shared& sh;
   int segment, head, slot;
 
+  // Where in the ring a chunk's rows lie: one division for all.
+  struct Entries {
+    int64_t first;
+    int begin, ring;
+    __device__ int64_t at(int r) const { return first + (begin + r < ring ? begin + r : begin + r - ring); }
+  };
   using State = float[state_tiles][N][4];
   using Pairs = uint32_t[row_tiles][N][2];  // 64 rows of the warp's columns as right operands
 
+  __device__ CoreRows core() const { return {c, *layer, x, x_stride, segment, head}; }
   __device__ int column() const { return threadIdx.x / warp * own_columns; }
 
   // f(row, column, two numbers of the state)
@@ -71,56 +86,95 @@ struct Decode {
   // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
   __device__ void load_rows(const ChunkRead& in) const {
     const Chunk& ck = in.ck;
-    constexpr int pieces = head_dim / 8;
-    const int w = threadIdx.x / warp;
 #pragma unroll 1
     for (int i = threadIdx.x; i < end_of(ck) * pieces; i += threads) {
       const int r = i / pieces, piece = i % pieces * 8, at = place<head_dim>(r, piece);
       if (r < ck.lo) {
-        copy_16(sh.k + at, c.ring_keys_at(slot, ck.begin + r, in.key_head) + piece);
-        copy_16(sh.r + at, c.ring_right_at(slot, ck.begin + r, head) + piece);
+        const int64_t entry = c.entry(slot, ck.begin + r);
+        copy_16(sh.k + at, c.keys_of(entry, in.key_head) + piece);
+        copy_16(sh.r + at, c.right_of(entry, head) + piece);
       } else if (r >= ck.hi) {
         *reinterpret_cast<uint4*>(sh.k + at) = uint4{};
         *reinterpret_cast<uint4*>(sh.r + at) = uint4{};
       }
     }
-    if (w == warps - 1) {
-      in.decays(head, {sh.gamma, sh.beta, sh.e_gamma, sh.to_end}, [] { wait_for_earlier(); });
+    if constexpr (Core) core().fetch_early(ck, sh.early());
+    if (threadIdx.x / warp == warps - 1) {
+      find_decays(in);
     } else {
       wait_for_earlier();
     }
+    take_own(in);
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    __syncthreads();
+  }
+  __device__ void take_own(const ChunkRead& in) const {
+    const Chunk& ck = in.ck;
+    if constexpr (Core) {
+      core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs);
+    } else {
+      load_own(ck);
+    }
+#pragma unroll 1
+    for (int i = threadIdx.x / warp; i < 2 * (ck.hi - ck.lo); i += warps) {
+      const int r = ck.lo + i / 2;
+      half_t* image = i % 2 == 0 ? sh.q : sh.k;
+      const half_t* from =
+          Core ? image + place<head_dim>(r, threadIdx.x % warp * 4) : in.query(r) + i % 2 * c.kh * head_dim;
+      in.normalise(*reinterpret_cast<const uint2*>(from), r, image, nullptr, nullptr);
+    }
+  }
+
+  __device__ void find_decays(const ChunkRead& in) const {
+    const auto ready = [] { wait_for_earlier(); };
+    const ChunkRead::Decays to{sh.gamma, sh.beta, sh.e_gamma, sh.to_end};
+    if constexpr (Core) {
+      const float A_log = layer->A_log[head];
+      const half_t bias = layer->dt_bias[head];
+      in.decays(head, to, ready, [&](int64_t t) {
+        return gates_of(A_log, layer->a[t * layer->a_stride + head], layer->b[t * layer->b_stride + head], bias);
+      });
+    } else {
+      in.decays(head, to, ready);
+    }
+  }
+
+  // The values of own rows.
+  __device__ void load_own(const Chunk& ck) const {
 #pragma unroll 1
     for (int i = threadIdx.x; i < (ck.hi - ck.lo) * pieces; i += threads) {
       const int r = ck.lo + i / pieces, piece = i % pieces * 8;
       copy_16(sh.r + place<head_dim>(r, piece),
               x + static_cast<int64_t>(ck.base + r) * x_stride + (2 * c.kh + head) * head_dim + piece);
     }
-#pragma unroll 1
-    for (int i = w; i < 2 * (ck.hi - ck.lo); i += warps) {
-      const int r = ck.lo + i / 2;
-      const half_t* from = in.query(r) + i % 2 * c.kh * head_dim;
-      in.normalise(*reinterpret_cast<const uint2*>(from), r, i % 2 == 0 ? sh.q : sh.k, nullptr, nullptr);
-    }
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    __syncthreads();
   }
+
   // The rows up to the end of the last row's tile.
   __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
   // T by the first team, P of the tiles with own rows by the second.
   __device__ void prepare(const Chunk& ck) const {
-    const int r0 = threadIdx.x % team / warp * 16;
+    const int w = threadIdx.x % team / warp, tiles = (ck.hi + 15) / 16;
     const bool first = team_of() == 0;
-    if (r0 < ck.hi && (first || r0 + 16 > ck.lo)) {
-      products<2>(first ? sh.k : sh.q, sh.k, sh.gamma, r0, [&](int r, int j, float x, float y) {
-        if (first) {
-          put_lower_pair(sh.L, sh.beta, r, j, x, y);
+    if (first) {
+#pragma unroll 1
+      for (int m = 0; m < row_tiles; m++) {
+        const int r0 = m * 16, c = (w + 3 * m) % row_tiles;  // no warp has more than three blocks below the diagonal
+        if (m < tiles && c <= m) {
+          block_products(sh.k, sh.k, sh.gamma, r0, c * 16,
+                         [&](int r, int j, float x, float y) { put_lower_pair(sh.L, sh.beta, r, j, x, y); });
         } else {
-          put_query_pair(sh.P, r, j, x, y);
+          float* to = sh.L + (r0 + threadIdx.x % warp / 2) * t_stride + c * 16 + threadIdx.x % 2 * 8;
+          *reinterpret_cast<float4*>(to) = *reinterpret_cast<float4*>(to + 4) = float4{};
         }
-      });
-    } else if (first) {
-      for (int i = threadIdx.x % warp; i < 16 * t_stride; i += warp) sh.L[r0 * t_stride + i] = 0;
+      }
+    } else {
+#pragma unroll 1
+      for (int m = ck.lo / 16; m < tiles; m++) {
+        if (w > m) continue;
+        block_products(sh.q, sh.k, sh.gamma, m * 16, w * 16,
+                       [&](int r, int j, float x, float y) { put_query_pair(sh.P, r, j, x, y); });
+      }
     }
     if (first) {
       team_sync();
@@ -144,7 +198,7 @@ struct Decode {
   }
 
   // r of the own rows, into the image and, where they stay, into the ring.
-  __device__ void right_sides(const Chunk& ck, State& S, bool stays) const {
+  __device__ void right_sides(const Chunk& ck, State& S, bool stays, const Entries& entries) const {
     for (int r0 = ck.lo / 16 * 16; r0 < ck.hi; r0 += 16) {
       float acc[N][4] = {};
       through_state(acc, sh.k, r0, S);
@@ -161,7 +215,7 @@ struct Decode {
           const uint32_t both = pack(right_side(beta, value.x, decay, acc[n][2 * h]),
                                      right_side(beta, value.y, decay, acc[n][2 * h + 1]));
           *place_of = both;
-          if (stays) *reinterpret_cast<uint32_t*>(c.ring_right_at(slot, ck.begin + r, head) + at) = both;
+          if (stays) *reinterpret_cast<uint32_t*>(c.right_of(entries.at(r), head) + at) = both;
         }
       }
     }
@@ -215,7 +269,9 @@ struct Decode {
       for (int h = 0; h < 2; h++) {
         const int r = r0 + tile_row() + h * 8;
         if (r < ck.lo || r >= ck.hi) continue;
-        half_t* to = o + static_cast<int64_t>(ck.base + r) * o_stride + head * head_dim + column() + tile_column();
+        half_t* to = (Core ? sh.outputs() + (r - ck.lo) * head_dim
+                           : o + static_cast<int64_t>(ck.base + r) * o_stride + head * head_dim) +
+                     column() + tile_column();
 #pragma unroll
         for (int n = 0; n < N; n++) *reinterpret_cast<uint32_t*>(to + n * 8) = pack(acc[n][2 * h], acc[n][2 * h + 1]);
       }
@@ -243,15 +299,14 @@ struct Decode {
   }
 
   // Keys, γ and β of the own rows, into the ring; keys by the first value head of their key head.
-  __device__ void keep_rows(const Chunk& ck) const {
+  __device__ void keep_rows(const Chunk& ck, const Entries& entries) const {
     for (int r = ck.lo + threadIdx.x; r < ck.hi; r += threads) {
-      c.ring_g_at(slot, ck.begin + r, head) = sh.gamma[r];
-      c.ring_beta_at(slot, ck.begin + r, head) = sh.beta[r];
+      c.g_of(entries.at(r), head) = sh.gamma[r];
+      c.beta_of(entries.at(r), head) = sh.beta[r];
     }
     if (head % c.group != 0) return;
-    constexpr int pieces = head_dim / 8;
     for (int i = ck.lo * pieces + threadIdx.x; i < ck.hi * pieces; i += threads) {
-      half_t* to = c.ring_keys_at(slot, ck.begin + i / pieces, head / c.group) + i % pieces * 8;
+      half_t* to = c.keys_of(entries.at(i / pieces), head / c.group) + i % pieces * 8;
       *reinterpret_cast<uint4*>(to) =
           *reinterpret_cast<const uint4*>(sh.k + place<head_dim>(i / pieces, i % pieces * 8));
     }
@@ -268,22 +323,36 @@ struct Decode {
       const ChunkRead in = chunk(chunk_of(c, segment, i));
       const Chunk& ck = in.ck;
       const bool stays = speculative || ck.hi < chunk_rows;
+      const Entries entries{static_cast<int64_t>(slot) * c.ring, ck.begin % c.ring, c.ring};
       load_rows(in);
-      // The blocks of a cluster read the same keys of the ring before one of them writes others there. Nothing written
-      // is handed over: no fence.
+      // The blocks of a cluster read the same keys of the ring, and the same inputs of the window, before one of them
+      // writes others there. Nothing written is handed over: no fence.
       if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
       prepare(ck);
-      right_sides(ck, S, stays);
+      right_sides(ck, S, stays, entries);
       solve(ck, false, u);
-      outputs(ck, S, u);
+      if constexpr (Core) {
+        CoreRows::Gate gate = core().gate_of(ck);
+        outputs(ck, S, u);
+        core().norm_outputs(ck, gate, sh.outputs(), o, o_stride);
+      } else {
+        outputs(ck, S, u);
+      }
       if (i == 0) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
-      if (stays) keep_rows(ck);
+      if (stays) keep_rows(ck, entries);
       if (ck.hi < chunk_rows) break;
       if (!speculative || i + 1 < chunks) {
         solve(ck, true, u);
         advance(S, u);
       }
       if (i + 1 < chunks) __syncthreads();
+    }
+    if constexpr (Core) {
+      if (chunks > 1) {
+        asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+        asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+      }
+      core().keep_inputs(chunks == 1, sh.inputs);
     }
     const int hi = chunk_of(c, segment, chunks - 1).hi;
     if (!speculative && (chunks > 1 || hi == chunk_rows)) store_state(S);
@@ -303,21 +372,24 @@ struct Decode {
   }
 };
 
+template <bool Core>
 __global__ void __launch_bounds__(threads, 2)
-    decode_kernel(Call c, const half_t* x, int64_t x_stride, half_t* o, int64_t o_stride) {
+    decode_kernel(const __grid_constant__ Call c, const __grid_constant__ Layer layer, const half_t* x,
+                  int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
   dependents_may_start();
   const int segment = blockIdx.y, chunks = chunks_in(c, segment);
   if (chunks == 0) return wait_for_earlier();
-  Decode{c,
-         x,
-         x_stride,
-         o,
-         o_stride,
-         *reinterpret_cast<Shared*>(memory),
-         segment,
-         static_cast<int>(blockIdx.x),
-         c.slots[segment]}
+  Decode<Core>{c,
+               &layer,
+               x,
+               x_stride,
+               o,
+               o_stride,
+               *reinterpret_cast<Shared*>(memory),
+               segment,
+               static_cast<int>(blockIdx.x),
+               c.slots[segment]}
       .run(chunks);
 }
 
@@ -326,15 +398,16 @@ __global__ void __launch_bounds__(threads, 2) commit_kernel(Call c, const int32_
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, from = before[segment] / chunk_rows;
   if (from == after[segment] / chunk_rows) return;
-  Decode{c,
-         nullptr,
-         0,
-         nullptr,
-         0,
-         *reinterpret_cast<Shared*>(memory),
-         segment,
-         static_cast<int>(blockIdx.x),
-         c.slots[segment]}
+  Decode<false>{c,
+                nullptr,
+                nullptr,
+                0,
+                nullptr,
+                0,
+                *reinterpret_cast<Shared*>(memory),
+                segment,
+                static_cast<int>(blockIdx.x),
+                c.slots[segment]}
       .commit(from * chunk_rows);
 }
 
@@ -344,25 +417,50 @@ void allow_memory(Kernel* kernel) {
         "cudaFuncSetAttribute");
 }
 
-}  // namespace
-
-void decode_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  allow_memory(decode_kernel);
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {static_cast<unsigned>(c.group), 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+template <bool Core>
+void launch(Queue& queue, const Call& c, const Layer& layer, const Tensor& o, const Tensor& x) {
+  allow_memory(decode_kernel<Core>);
+  EarlyLaunch early;
+  cudaLaunchAttribute& cluster = early.attributes[EarlyLaunch::count];
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(c.group), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
   config.blockDim = dim3(threads);
   config.dynamicSmemBytes = sizeof(Shared);
   config.stream = queue.stream;
-  config.attrs = attributes;
-  config.numAttrs = queue.recording ? 2 : 1;  // early only there, as in launch_early
-  check(cudaLaunchKernelEx(&config, decode_kernel, c, data_of<half_t>(x), x.row_stride(), data_of<half_t>(o),
-                           o.row_stride()),
+  config.attrs = queue.recording ? early.attributes : &cluster;  // early only there, as in launch_early
+  config.numAttrs = queue.recording ? EarlyLaunch::count + 1 : 1;
+  check(cudaLaunchKernelEx(&config, decode_kernel<Core>, c, layer, data_of<half_t>(x), x.row_stride(),
+                           data_of<half_t>(o), o.row_stride()),
         "launching the delta rule");
+}
+
+}  // namespace
+
+void decode_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) { launch<false>(queue, c, {}, o, x); }
+
+bool core_fits(const Tensor& y, const DeltaCore& core, const DeltaSlots& slots) {
+  return core.conv.dtype() == DType::bf16 && has_fast_taps<half_t>(core.conv) &&
+         reinterpret_cast<uintptr_t>(core.conv.data()) % 16 == 0 && packs<half_t, 8>(y, y.dim(1)) &&
+         packs<half_t, 8>(core.qkv, core.qkv.dim(1)) && packs<half_t, 8>(core.z, core.z.dim(1)) &&
+         packs<half_t, 8>(slots.window, slots.window.dim(2)) && weights_of(core.norm, 0).aligned;
+}
+
+void decode_core_128(Queue& queue, const Call& c, const Tensor& y, const DeltaCore& core, const Segments& segments,
+                     const DeltaSlots& slots) {
+  const Layer layer{.conv = conv_of<half_t>(core.qkv, core.conv, segments, slots),
+                    .a = data_of<const half_t>(core.a),
+                    .b = data_of<const half_t>(core.b),
+                    .a_stride = core.a.row_stride(),
+                    .b_stride = core.b.row_stride(),
+                    .A_log = core.A_log.as<float>(),
+                    .dt_bias = data_of<const half_t>(core.dt_bias),
+                    .z = data_of<const half_t>(core.z),
+                    .z_stride = core.z.row_stride(),
+                    .norm = weights_of(core.norm, 0),
+                    .eps = static_cast<float>(core.eps)};
+  launch<true>(queue, c, layer, y, core.qkv);
 }
 
 void commit_128(Queue& queue, const Call& c, const int32_t* before, const int32_t* after) {

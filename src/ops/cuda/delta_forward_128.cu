@@ -20,6 +20,8 @@ struct Shared {
   uint64_t full[stages];
 };
 
+// The barrier of the solvers, and one that the others pass as often: racecheck takes accesses for ordered by the number
+// of barriers that their threads have passed.
 enum Barrier { solving = 1, holding = 2 };
 
 // A block takes W columns of one value head of one segment. With r_i = β_i (v_i - e^{γ_i} Sᵀk_i), a chunk is
@@ -209,6 +211,7 @@ struct Scan {
     for (int chunk = begin; chunk < end; chunk++) {
       const auto& in = arrived(chunk);
       __syncthreads();  // S is there
+      group_sync<holding, threads - solvers>();
       if (chunk > begin) outputs(acc, chunk - 1);
 #pragma unroll
       for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
@@ -286,10 +289,7 @@ void scan(Queue& queue, const Call& c, const Records& records, const Tensor& o, 
 }  // namespace
 
 void forward_128(Queue& queue, const Call& c, const Tensor& o, const Tensor& x) {
-  // A cluster of decode blocks has the value heads of a key head: at most 8.
-  if (c.slots != nullptr && c.states == nullptr && c.rows <= 4 * c.segments && c.group <= 8) {
-    return decode_128(queue, c, o, x);
-  }
+  if (decodes_128(c)) return decode_128(queue, c, o, x);
   Carve size;
   carve_records(size, c);
   Carve carve(queue.scratch(size.used()));

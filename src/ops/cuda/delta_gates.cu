@@ -1,4 +1,4 @@
-#include "ops/cuda/kernel.cuh"
+#include "ops/cuda/delta_gates.cuh"
 
 namespace furlong::cuda {
 namespace {
@@ -7,9 +7,6 @@ constexpr int threads = 256;
 constexpr int lanes = 32;               // heads side by side
 constexpr int parts = threads / lanes;  // rows side by side
 constexpr int sum_tile = 16 * parts;    // rows of one partial sum
-
-__device__ inline float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
-__device__ inline float sigmoid_exact(float x) { return 1.0f / (1.0f + expf(-x)); }
 
 template <class T>
 __global__ void __launch_bounds__(threads)
@@ -20,8 +17,9 @@ __global__ void __launch_bounds__(threads)
   const int64_t i = static_cast<int64_t>(blockIdx.x) * threads + threadIdx.x;
   if (i >= rows * heads) return;
   const int64_t t = i / heads, h = i % heads;
-  g[i] = -expf(A_log[h]) * softplus(widen(a[t * a_stride + h]) + widen(dt_bias[h]));
-  beta[i] = sigmoid_exact(widen(b[t * b_stride + h]));
+  const float2 both = gates_of(A_log[h], a[t * a_stride + h], b[t * b_stride + h], dt_bias[h]);
+  g[i] = both.x;
+  beta[i] = both.y;
 }
 
 template <class T>

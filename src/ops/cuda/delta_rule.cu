@@ -414,6 +414,23 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
   check_launch(queue, "delta_rule");
 }
 
+void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments& segments, const DeltaSlots& slots,
+                const DeltaSaved& saved, const DeltaShape& shape) {
+  const delta::Call c = delta::call_of(core.g, core.beta, {}, {}, segments, slots, saved, shape);
+  if (delta::decodes_128(c) && delta::rings_of_tensor_cores(slots) && delta::fits_tensor_cores(core.qkv, shape) &&
+      delta::core_fits(y, core, slots)) {
+    delta::decode_core_128(stream.queue(), c, y, core, segments, slots);
+    check_launch(stream.queue(), "delta_core");
+    return;
+  }
+  const int64_t heads = y.rows() * shape.value_heads;
+  const auto by_head = [&](const Tensor& t) { return t.reshape({heads, shape.value_dim}); };
+  cuda::conv_silu(stream, core.mixed, core.qkv, core.conv, segments, slots);
+  cuda::delta_gates(stream, core.g, core.beta, core.a, core.b, core.A_log, core.dt_bias);
+  cuda::delta_rule(stream, core.o, core.mixed, core.g, core.beta, {}, {}, segments, slots, saved, shape);
+  cuda::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
+}
+
 void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& d) {
   Queue& queue = stream.queue();
   delta::Call c{};

@@ -61,9 +61,14 @@ __device__ inline void invert(float* L, int rows = chunk_rows) {
 #pragma unroll
     for (int i = 0; i < block; i++) x[i] = i == column ? 1.0f : 0.0f;
 #pragma unroll
-    for (int j = 0; j < block - 1; j++) {
+    for (int j = 0; j < block; j += 4) {
 #pragma unroll
-      for (int i = j + 1; i < block; i++) x[i] = fmaf(-diagonal[i * t_stride + j], x[j], x[i]);
+      for (int i = j + 1; i < block; i++) {
+        const float4 four = *reinterpret_cast<const float4*>(diagonal + i * t_stride + j);
+        const float factors[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+        for (int e = 0; e < min(4, i - j); e++) x[i] = fmaf(-factors[e], x[j + e], x[i]);
+      }
     }
     __syncwarp();
     if (lane < block) {
@@ -138,9 +143,13 @@ struct ChunkRead {
     float *beta, *e_gamma, *to_end;
   };
   // Of every row, by one warp, two rows a lane: β and γ (zero and that of the last row where there is none), e^γ and
-  // e^{γ_C-γ}. Calls ready() before it reads g and β of own rows.
+  // e^{γ_C-γ}. Calls ready() before it asks gates(t) for g and β of row t of the batch.
   template <class Ready>
   __device__ void decays(int head, const Decays& to, Ready ready) const {
+    decays(head, to, ready, [&](int64_t t) { return float2{c.g[t * c.vh + head], c.beta[t * c.vh + head]}; });
+  }
+  template <class Ready, class Gates>
+  __device__ void decays(int head, const Decays& to, Ready ready, Gates gates) const {
     const int lane = threadIdx.x % warp;
     double before = 0, kept[2] = {}, g[2];
     float beta[2] = {};
@@ -157,9 +166,11 @@ struct ChunkRead {
     for (int i = 0; i < 2; i++) {
       const int r = lane * 2 + i;
       const bool own = r >= ck.lo && r < ck.hi;
-      const int64_t at = static_cast<int64_t>(ck.base + r) * c.vh + head;
-      g[i] = own ? on_grid(c.g[at]) : 0.0;
-      if (own) beta[i] = c.beta[at];
+      g[i] = 0;
+      if (!own) continue;
+      const float2 found = gates(static_cast<int64_t>(ck.base + r));
+      g[i] = on_grid(found.x);
+      beta[i] = found.y;
     }
     double sum = g[0] + g[1];
 #pragma unroll
@@ -199,21 +210,53 @@ __device__ inline void products(const half_t* rows, const half_t* keys, const do
       mma(s[n + 1], a, y[2], y[3]);
     }
   }
+  const int i0 = r0 + tile_row();
+  const double own[2] = {gamma[i0], gamma[i0 + 8]};
 #pragma unroll
-  for (int h = 0; h < 2; h++) {
-    const int i = r0 + tile_row() + h * 8;
-    const double own = gamma[i];
+  for (int n = 0; n < 8; n++) {
+    const int j = n * 8 + tile_column();
+    float p[2][2] = {};
+    if (n * 8 <= r0 + 8) {  // without branches between lanes, which would run one after the other
+      const double2 at = *reinterpret_cast<const double2*>(gamma + j);
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-      const int j = n * 8 + tile_column();
-      float p[2] = {};
-      if (n * 8 <= r0 + 8) {
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-          if (j + e <= i) p[e] = s[n][2 * h + e] * __expf(static_cast<float>(own - gamma[j + e]));
-        }
+      for (int h = 0; h < 2; h++) {
+        const int i = i0 + h * 8;
+        const float x = s[n][2 * h] * __expf(static_cast<float>(own[h] - at.x));
+        const float y = s[n][2 * h + 1] * __expf(static_cast<float>(own[h] - at.y));
+        p[h][0] = j <= i ? x : 0.0f;
+        p[h][1] = j + 1 <= i ? y : 0.0f;
       }
-      put(i, j, p[0], p[1]);
+    }
+    put(i0, j, p[0][0], p[0][1]);
+    put(i0 + 8, j, p[1][0], p[1][1]);
+  }
+}
+
+// The same of the keys c0 .. c0 + 15 alone, by one warp: several share the rows of a tile so.
+template <class Put>
+__device__ inline void block_products(const half_t* rows, const half_t* keys, const double* gamma, int r0, int c0,
+                                      Put put) {
+  float s[2][4] = {};
+#pragma unroll
+  for (int k = 0; k < head_dim; k += 16) {
+    uint32_t a[4], y[4];
+    load_a<head_dim>(a, rows, r0, k);
+    load_b_transposed<head_dim>(y, keys, k, c0);
+    mma(s[0], a, y[0], y[1]);
+    mma(s[1], a, y[2], y[3]);
+  }
+  const int i0 = r0 + tile_row();
+  const double own[2] = {gamma[i0], gamma[i0 + 8]};
+#pragma unroll
+  for (int n = 0; n < 2; n++) {
+    const int j = c0 + n * 8 + tile_column();
+    const double2 at = *reinterpret_cast<const double2*>(gamma + j);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+      const int i = i0 + h * 8;
+      const float x = s[n][2 * h] * __expf(static_cast<float>(own[h] - at.x));
+      const float y = s[n][2 * h + 1] * __expf(static_cast<float>(own[h] - at.y));
+      put(i, j, j <= i ? x : 0.0f, j + 1 <= i ? y : 0.0f);
     }
   }
 }
@@ -242,9 +285,11 @@ __device__ inline void put_queries(half_t* P, const half_t* queries, const half_
 __device__ inline void put_inverse(half_t* T, const float* L, int rows = chunk_rows) {
   for (int at = threadIdx.x % team; at < rows * chunk_rows / 8; at += team) {
     const int r = at / 8, column = at % 8 * 8;
-    float x[8];
+    const auto* from = reinterpret_cast<const float4*>(L + r * t_stride + column);
+    const float4 low = from[0], high = from[1];
+    float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = column + i <= r ? L[r * t_stride + column + i] : 0.0f;
+    for (int i = 0; i < 8; i++) x[i] = column + i <= r ? x[i] : 0.0f;
     *reinterpret_cast<uint4*>(T + place<chunk_rows>(r, column)) = {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
                                                                    pack(x[6], x[7])};
   }

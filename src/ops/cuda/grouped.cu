@@ -3,6 +3,7 @@
 #include <cudaTypedefs.h>
 
 #include "ops/cuda/kernel.cuh"
+#include "ops/cuda/products.h"
 
 namespace furlong::cuda {
 namespace grouped {
@@ -72,6 +73,20 @@ void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w
     cuda::grouped_linear(stream, gate_up, x, w, offsets);
     cuda::swiglu(stream, y, gate_up);
   }
+}
+
+void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor w) {
+  if (m.w_down.dtype() == DType::bf16 && grouped::regular(m.gate_up, m.x, m.offsets) &&
+      grouped::regular(m.y, m.act, m.offsets) && grouped::narrow_takes(m.x, m.w_gate_up) && w.rows() > 1 &&
+      is_skinny(y, x, w)) {
+    skinny_linear_ahead(stream, y, x, w);
+    grouped::tensor_mlp(stream, m);
+    check_launch(stream.queue(), "grouped_mlp");
+    return;
+  }
+  cuda::linear(stream, y, x, w);
+  cuda::grouped_swiglu(stream, m.act, m.gate_up, m.x, m.w_gate_up, m.offsets);
+  cuda::grouped_linear(stream, m.y, m.act, m.w_down, m.offsets);
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {

@@ -14,6 +14,8 @@ void generic_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 void tensor_rows(Stream&, Tensor y, Tensor x, Tensor w, Tensor offsets, bool across);
 // y = x · w[e]ᵀ as above, and act = swiglu(y), of few rows: those that narrow_takes.
 void tensor_swiglu(Stream&, Tensor act, Tensor y, Tensor x, Tensor w, Tensor offsets);
+// The two products of an expert of so few rows, behind a kernel that lets the first read all it needs before its wait.
+void tensor_mlp(Stream&, const GroupedMlp&);
 bool narrow_takes(const Tensor& x, const Tensor& w);
 void tensor_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
 

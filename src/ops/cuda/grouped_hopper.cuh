@@ -96,7 +96,7 @@ __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap& map, ui
       "l"(&map), "r"(barrier), "r"(x), "r"(y)
       : "memory");
 }
-// The same into both blocks of a pair, each block's barrier counting.
+// load_box into both blocks of a pair, each block's barrier counting.
 __device__ __forceinline__ void load_box_to_pair(uint32_t to, const CUtensorMap& map, uint32_t barrier, int x, int y) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "

@@ -26,6 +26,13 @@ struct Narrow {  // decoding: weights stream through; small tiles so that all mu
   using widths = Widths<16, 32, 64>;
   static constexpr int groups = 1, rows = 64, stages = 6, blocks = 1, per_sm = 2;
 };
+struct Few {  // at most 16 rows in all: room for more stages
+  using widths = Widths<16>;
+  static constexpr int groups = 1, rows = 16, stages = 10, blocks = 1, per_sm = 2;
+};
+
+// What is final when a kernel starts, before the kernels ahead of it have ended (kernel.cuh).
+enum class Known : uint8_t { nothing, offsets, inputs };
 
 template <class S>
 struct Memory {
@@ -36,7 +43,8 @@ struct Memory {
   using dealer = Dealer<4 * S::groups + 1>;
   static constexpr int deals = barriers + static_cast<int>(ring::bytes),
                        table = deals + static_cast<int>(dealer::bytes);
-  static size_t bytes(int experts) { return table + TileTable::bytes(experts); }
+  static constexpr int tables = S::blocks == 1 ? 2 : 1;  // the tiles, and the offsets where there is room
+  static size_t bytes(int experts) { return table + tables * TileTable::bytes(experts); }
 };
 
 struct Job {
@@ -48,6 +56,7 @@ struct Job {
   half_t* act;                  // where gate and up are joined by swiglu
   int64_t act_stride;
   int* counter;  // of tiles dealt, for pairs of blocks
+  Known known;
 };
 
 struct Maps {  // of boxes of 64 columns by the rows named
@@ -58,28 +67,38 @@ struct Maps {  // of boxes of 64 columns by the rows named
 // the gate, and the same of the second, the up, to be joined by swiglu.
 enum class Form : uint8_t { along, across, both };
 
-// One thread: loads the stages of one tile. `column` is the block's first output column.
+// One thread: announces the bytes of one stage of a tile and loads its weights.
+template <class S, Form W>
+__device__ void load_weights(const typename Memory<S>::ring& ring, uint32_t memory, const Maps& maps, const Job& job,
+                             const RowTile& tile, int column, int k) {
+  const auto load = [&](uint32_t to, int x, int y) { load_box(to, maps.weights, ring.full(), x, y); };
+  const uint32_t a = memory + static_cast<uint32_t>(ring.stage() * Memory<S>::stage);
+  barrier_expect(ring.full(), static_cast<uint32_t>(Memory<S>::weights + (tile.rows + 15) / 16 * 16 * 128));
+  if constexpr (W == Form::both) {
+    const int gate = tile.expert * job.weight_rows + column / 2;
+    load(a, k, gate);
+    load(a + 4096, k, gate + job.weight_rows / 2);
+  } else if constexpr (W == Form::across) {
+    for (int g = 0; g < S::groups; g++) {
+      load(a + static_cast<uint32_t>(g) * 8192, column + 64 * g, tile.expert * job.weight_rows + k);
+    }
+  } else {
+    load(a, k, tile.expert * job.weight_rows + column);
+  }
+}
+
+// One thread: loads the stages of one tile, but for the weights of those `ahead` that are on their way. `column` is the
+// block's first output column.
 template <class S, Form W>
 __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const Maps& maps, const Job& job,
-                          const RowTile& tile, int column) {
+                          const RowTile& tile, int column, int ahead) {
   const int sixteens = (tile.rows + 15) / 16, boxes64 = sixteens / 4, boxes = boxes64 + sixteens % 4;
   const int rank = S::blocks > 1 ? static_cast<int>(cluster_rank()) : 0;
-  const auto bytes = static_cast<uint32_t>(Memory<S>::weights + sixteens * 16 * 128);
   for (int k = 0; k < job.depth; k += depth_step, ring.advance()) {
-    ring.wait_empty();
-    const uint32_t a = memory + static_cast<uint32_t>(ring.stage() * Memory<S>::stage), b = a + Memory<S>::weights;
-    barrier_expect(ring.full(), bytes);
-    if constexpr (W == Form::both) {
-      const int gate = tile.expert * job.weight_rows + column / 2;
-      load_box(a, maps.weights, ring.full(), k, gate);
-      load_box(a + 4096, maps.weights, ring.full(), k, gate + job.weight_rows / 2);
-    } else if constexpr (W == Form::across) {
-      for (int g = 0; g < S::groups; g++) {
-        load_box(a + static_cast<uint32_t>(g) * 8192, maps.weights, ring.full(), column + 64 * g,
-                 tile.expert * job.weight_rows + k);
-      }
-    } else {
-      load_box(a, maps.weights, ring.full(), k, tile.expert * job.weight_rows + column);
+    const uint32_t b = memory + static_cast<uint32_t>(ring.stage() * Memory<S>::stage) + Memory<S>::weights;
+    if (k >= ahead * depth_step) {
+      ring.wait_empty();
+      load_weights<S, W>(ring, memory, maps, job, tile, column, k);
     }
     for (int i = rank; i < boxes; i += S::blocks) {
       const int at = i < boxes64 ? 64 * i : 64 * boxes64 + 16 * (i - boxes64);
@@ -91,6 +110,18 @@ __device__ void load_tile(typename Memory<S>::ring& ring, uint32_t memory, const
       }
     }
   }
+}
+
+// One thread: starts the weights of a block's first tile before the kernels ahead have ended; returns of how many
+// stages.
+template <class S, Form W>
+__device__ int load_ahead(typename Memory<S>::ring ring, uint32_t memory, const Maps& maps, const Job& job,
+                          const RowTile& tile, int column) {
+  int stages = 0;
+  for (; stages < S::stages && stages * depth_step < job.depth; stages++, ring.advance()) {
+    load_weights<S, W>(ring, memory, maps, job, tile, column, stages * depth_step);
+  }
+  return stages;
 }
 
 // Rows [base, base + 64) of a group's tile from shared memory to y. Whole sixteens leave by tensor copies when Copies.
@@ -204,13 +235,14 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
   if constexpr (S::blocks == 1) dependents_may_start();
   typename M::ring ring(shared_address(memory + M::barriers));
   typename M::dealer dealer(memory + M::deals);
-  TileTable table(reinterpret_cast<int32_t*>(memory + M::table), job.offsets, job.experts, S::rows);
+  auto* tables = reinterpret_cast<int32_t*>(memory + M::table);
+  TileTable table(tables, job.offsets, job.experts, S::rows, M::tables > 1 ? tables + job.experts + 1 : nullptr);
   if (threadIdx.x == 0) {
     for (const CUtensorMap* map : {&maps.weights, &maps.x64, &maps.x16}) prefetch_map(*map);
     ring.init();
     if constexpr (S::blocks > 1) dealer.init();
   }
-  wait_for_earlier();
+  if (job.known == Known::nothing) wait_for_earlier();
   table.build();
   if constexpr (S::blocks > 1) cluster_sync();
 
@@ -230,6 +262,7 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
     if constexpr (S::groups == 2) take_registers<224>();
     const int group = uniform(static_cast<int>(threadIdx.x) / 128);
     int turn = 0;
+    if (job.known == Known::offsets) wait_for_earlier();
     each_tile([&](const RowTile& tile, int column) {
       S::widths::pick(tile.rows, [&]<int Width>() {
         multiply_tile<S, W, Width>(ring, memory, turn, maps, job, tile, column, group);
@@ -239,8 +272,15 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
   } else {
     if constexpr (S::groups == 2) leave_registers<56>();
     if (role == 0) {
+      const uint32_t stages = shared_address(memory);
+      bool waits = job.known == Known::offsets;
       each_tile([&](const RowTile& tile, int column) {
-        if (first) load_tile<S, W>(ring, shared_address(memory), maps, job, tile, column);
+        if (first) {
+          const int ahead = waits ? load_ahead<S, W>(ring, stages, maps, job, tile, column) : 0;
+          if (waits) wait_for_earlier();
+          load_tile<S, W>(ring, stages, maps, job, tile, column, ahead);
+          waits = false;
+        }
         __syncwarp();
       });
     } else if (S::blocks > 1 && role == 1 && first && rank == 0) {
@@ -249,11 +289,12 @@ __global__ void __launch_bounds__((S::groups + 1) * 128, S::per_sm)
   }
   __syncwarp();
   if constexpr (S::blocks > 1) cluster_sync();  // the other block may still arrive at barriers here
+  if (job.known != Known::nothing) wait_for_earlier();
 }
 
 template <class S, Form W>
 void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets,
-            const Tensor& act = {}) {
+            const Tensor& act = {}, Known known = Known::nothing) {
   constexpr int box_rows = W == Form::across ? 64 : W == Form::both ? 32 : 64 * S::groups;
   Queue& queue = stream.queue();
   const int64_t experts = w.dim(0), n = w.dim(1), k = w.dim(2);
@@ -271,7 +312,8 @@ void launch(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, c
                 static_cast<int>(n),
                 act.defined() ? data_of<half_t>(act) : nullptr,
                 act.defined() ? act.row_stride() : 0,
-                S::blocks > 1 ? zero_counter(queue) : nullptr};
+                S::blocks > 1 ? zero_counter(queue) : nullptr,
+                known};
   const auto kernel = rows_kernel<S, W>;
   const size_t bytes = Memory<S>::bytes(job.experts);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
@@ -308,6 +350,20 @@ void tensor_rows(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets, b
 
 void tensor_swiglu(Stream& stream, Tensor act, Tensor y, Tensor x, Tensor w, Tensor offsets) {
   launch<Narrow, Form::both>(stream, y, x, w, offsets, act);
+}
+
+// All three shapes of tile give equal bits. The second kernel starts when the first has, and so when what the first was
+// allowed to read is final.
+void tensor_mlp(Stream& stream, const GroupedMlp& m) {
+  const auto both = [&]<class S>() {
+    launch<S, Form::both>(stream, m.gate_up, m.x, m.w_gate_up, m.offsets, m.act, Known::inputs);
+    launch<S, Form::along>(stream, m.y, m.act, m.w_down, m.offsets, {}, Known::offsets);
+  };
+  if (m.x.rows() <= Few::rows) {
+    both.operator()<Few>();
+  } else {
+    both.operator()<Narrow>();
+  }
 }
 
 }  // namespace furlong::cuda::grouped

@@ -14,17 +14,19 @@ struct RowTile {
 // In shared memory: the number of tiles before each expert.
 class TileTable {
  public:
-  // Tiles have at most `most` rows.
-  __device__ TileTable(int32_t* memory, const int32_t* offsets, int experts, int most)
-      : before_(memory), offsets_(offsets), experts_(experts), most_(most) {}
+  // Tiles have at most `most` rows. kept: room for the offsets, which are then read only once, or null.
+  __device__ TileTable(int32_t* memory, const int32_t* offsets, int experts, int most, int32_t* kept = nullptr)
+      : before_(memory), offsets_(offsets), kept_(kept), experts_(experts), most_(most) {}
   static constexpr size_t bytes(int experts) { return sizeof(int32_t) * (static_cast<size_t>(experts) + 1); }
 
   // By all threads of the block.
   __device__ void build() {
     for (int e = static_cast<int>(threadIdx.x); e < experts_; e += static_cast<int>(blockDim.x)) {
-      const int rows = offsets_[e + 1] - offsets_[e];
+      const int begin = __ldcg(offsets_ + e), end = __ldcg(offsets_ + e + 1), rows = end - begin;
       before_[e] = rows / most_ + (rows % most_ != 0);
+      if (kept_ != nullptr) kept_[e] = begin, kept_[e + 1] = end;
     }
+    if (kept_ != nullptr) offsets_ = kept_;
     __syncthreads();
     if (threadIdx.x < warp) add_up();
     __syncthreads();
@@ -71,6 +73,7 @@ class TileTable {
 
   int32_t* before_;
   const int32_t* offsets_;
+  int32_t* kept_;
   int experts_, most_;
 };
 

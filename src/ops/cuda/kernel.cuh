@@ -87,25 +87,38 @@ inline int64_t blocks_for(int64_t n, int64_t per_block) { return (n + per_block 
 //  - says dependents_may_start first of all;
 //  - waits, before it reads what another kernel wrote or writes anything, until all kernels before it have ended;
 //  - may read the weights of the model before that: no recorded step writes them.
+// One that says dependents_may_start only when its own wait is over lets the next kernel read before its wait, past the
+// first-level cache, what kernels before both wrote; where that is all the next one reads, it waits at its end.
 // Outside a recording both are nothing, and kernels run one after the other.
 __device__ inline void dependents_may_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 __device__ inline void wait_for_earlier() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
+// What a launch in a recording says: that it keeps these rules; and that its multiprocessor shall set as much memory
+// aside for blocks as it can, since it does not change that while a block runs, and the next kernels need theirs.
+struct EarlyLaunch {
+  EarlyLaunch() {
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[1].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  }
+  static constexpr unsigned count = 2;
+  cudaLaunchAttribute attributes[count + 1]{};  // the last one is free
+};
+
 // Launches a kernel that keeps these rules.
 template <class... Parameters, class... Arguments>
-void launch_early(Stream& stream, void (*kernel)(Parameters...), dim3 grid, int threads, size_t shared,
+void launch_early(Stream& stream, void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t shared,
                   const Arguments&... arguments) {
   Queue& queue = stream.queue();
-  cudaLaunchAttribute early{};
-  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  early.val.programmaticStreamSerializationAllowed = 1;
+  EarlyLaunch early;
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
-  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.blockDim = threads;
   config.dynamicSmemBytes = shared;
   config.stream = queue.stream;
-  config.attrs = &early;
-  config.numAttrs = queue.recording ? 1 : 0;
+  config.attrs = early.attributes;
+  config.numAttrs = queue.recording ? EarlyLaunch::count : 0;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), "launching a kernel");
 }
 

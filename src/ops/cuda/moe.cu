@@ -194,6 +194,7 @@ __global__ __launch_bounds__(most_threads, 2) void combine_kernel(Rows<T> y, Row
     const bool joined = shared.data != nullptr;
     Pack<T, V> sh{};
     if (joined) sh = load<T, V>(shared.at(t, column));
+    const auto before = residual.data != nullptr ? load<T, V>(residual.at(t, column)) : Pack<T, V>{};
     const float gate = joined ? sigmoid(logit.get(t)) : 0.0f;
     float sum[V] = {};
     each_row<const T, V>(rows, row_of, weights, t, k, column, choices, [&](const Pack<T, V>& in, float weight, int) {
@@ -205,7 +206,6 @@ __global__ __launch_bounds__(most_threads, 2) void combine_kernel(Rows<T> y, Row
       for (int j = 0; j < V; j++) sum[j] = fmaf(gate, widen(sh.x[j]), sum[j]);
     }
     if (residual.data != nullptr) {
-      const auto before = load<T, V>(residual.at(t, column));
 #pragma unroll
       for (int j = 0; j < V; j++) sum[j] = widen(narrow<T>(sum[j])) + widen(before.x[j]);
     }

@@ -78,13 +78,12 @@ __global__ void __launch_bounds__(block_threads)
     for (int p = 0; p < Packs; p++) {
       float v[pack];
       widen_pack(in[b][p], v);
-#pragma unroll
-      for (int i = 0; i < pack; i++) sum[b] = fmaf(v[i], v[i], sum[b]);
+      add_squares(sum[b], v);
     }
   }
   team_sum<Lanes>(sum, shared);
 #pragma unroll
-  for (int b = 0; b < Batch; b++) sum[b] = 1.0f / sqrtf(sum[b] / static_cast<float>(n) + eps);
+  for (int b = 0; b < Batch; b++) sum[b] = inverse_rms(sum[b], n, eps);
 #pragma unroll
   for (int p = 0; p < Packs; p++) {
     const int64_t c = At::column(p);
@@ -97,14 +96,8 @@ __global__ void __launch_bounds__(block_threads)
       if (first + b >= rows) break;
       float v[pack];
       widen_pack(in[b][p], v);
-#pragma unroll
-      for (int i = 0; i < pack; i++) v[i] = v[i] * sum[b] * scale[i];
-      if constexpr (With == Beside::gate) {
-        float g[pack];
-        widen_pack(other[b][p], g);
-#pragma unroll
-        for (int i = 0; i < pack; i++) v[i] *= g[i] * sigmoid_of<T>(g[i]);
-      }
+      scale_pack(v, sum[b], scale);
+      if constexpr (With == Beside::gate) gate_pack(v, other[b][p]);
       store_floats<Whole>(y.at(first + b, c), v, n - c, y.aligned);
     }
   }

@@ -164,6 +164,26 @@ __device__ inline void team_sum(float (&x)[Count], float* shared) {
   }
 }
 
+// The steps of an RMS norm on a pack: the sum of squares, 1/rms of n numbers, x · r · w, and the gate v · silu(z).
+__device__ inline void add_squares(float& sum, const float (&v)[pack]) {
+#pragma unroll
+  for (int i = 0; i < pack; i++) sum = fmaf(v[i], v[i], sum);
+}
+__device__ inline float inverse_rms(float sum, int64_t n, float eps) {
+  return 1.0f / sqrtf(sum / static_cast<float>(n) + eps);
+}
+__device__ inline void scale_pack(float (&v)[pack], float r, const float (&w)[pack]) {
+#pragma unroll
+  for (int i = 0; i < pack; i++) v[i] = v[i] * r * w[i];
+}
+template <class T>
+__device__ inline void gate_pack(float (&v)[pack], const Octet<T>& z) {
+  float g[pack];
+  widen_pack(z, g);
+#pragma unroll
+  for (int i = 0; i < pack; i++) v[i] *= g[i] * sigmoid_of<T>(g[i]);
+}
+
 // Sums over rows that a team's lanes hold for their columns: adds the teams' in order and writes the block's row of
 // `partial`, for add_columns.
 template <int Lanes, int Packs>

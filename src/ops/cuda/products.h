@@ -12,6 +12,8 @@ void plain_product(Queue&, const Product&);
 constexpr size_t most_skinny = 4;  // weights in one launch
 bool is_skinny(const Tensor& y, const Tensor& x, const Tensor& w);
 void skinny_linear(Stream&, const Tensor& x, std::initializer_list<LinearOf> products);
+// One product, by a kernel that lets the next one read at once what the kernels before both wrote (kernel.cuh).
+void skinny_linear_ahead(Stream&, const Tensor& y, const Tensor& x, const Tensor& w);
 // gate_up (T,2F) = x · w_gateᵀ | x · w_upᵀ and act (T,F) = swiglu(gate_up), F > 1, beside other products.
 struct SkinnySwiglu {
   Tensor act, gate_up, w_gate, w_up;

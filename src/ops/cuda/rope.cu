@@ -149,10 +149,21 @@ __device__ inline void load_heads(Octet<T> (&to)[Batch][Packs], const Items<Batc
   }
 }
 
-// Each warp: y = turned(x · r · w) of heads of the block's rows, r = 1/rms(x).
+// One norm and its output, or two of the same shape of head.
+template <class T>
+struct Norms {
+  Heads<T> a[2];
+  Rows<T> y[2];
+  float* r[2];
+};
+
+// Each warp: y = turned(x · r · w) of heads of the block's rows, r = 1/rms(x). blockIdx.y says which of the norms.
 template <class T, bool Whole, int Packs>
 __global__ void __launch_bounds__(block_threads, Packs == 1 ? 4 : 1)
-    norm_rope_kernel(Rows<T> y, float* r, const Heads<T> a, const __grid_constant__ Frequencies frequencies) {
+    norm_rope_kernel(const __grid_constant__ Norms<T> norms, const __grid_constant__ Frequencies frequencies) {
+  const Heads<T>& a = norms.a[blockIdx.y];
+  const Rows<T>& y = norms.y[blockIdx.y];
+  float* r = norms.r[blockIdx.y];
   constexpr int batch = Packs == 1 ? batch_of_heads : 1;
   extern __shared__ float4 shared[];
   float* whole = reinterpret_cast<float*>(shared) + threadIdx.x / warp * 2 * a.half;
@@ -164,6 +175,7 @@ __global__ void __launch_bounds__(block_threads, Packs == 1 ? 4 : 1)
 #pragma unroll
   for (int p = 0; p < Packs; p++) a.w.load<Whole>(scale[p], (p * warp + lane) * pack, a.n);
   wait_for_earlier();
+  if (first >= a.rows) return;
   int item = threadIdx.x / warp * batch;
   Items<batch> items(a, first, item);
   Octet<T> in[batch][Packs];
@@ -348,10 +360,41 @@ void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor po
     for_head_dim(shape.head_dim, is_whole(a) && out.aligned, [&]<bool Whole, int Packs>() {
       launch_early(stream, norm_rope_kernel<T, Whole, Packs>,
                    dim3(static_cast<uint32_t>(blocks_for(a.rows, a.rows_per_block))), block_threads, shared_bytes(a, 1),
-                   out, data_of<float>(r), a, frequencies);
+                   Norms<T>{{a, a}, {out, out}, {data_of<float>(r), nullptr}}, frequencies);
     });
   });
   check_launch(stream.queue(), "norm_rope");
+}
+
+void norm_rope_both(Stream& stream, const RopeOf& one, const RopeOf& two, Tensor positions) {
+  constexpr int64_t few_rows = 64;
+  const RopeShape &s = one.shape, &t = two.shape;
+  const bool alike = one.x.dtype() == two.x.dtype() && one.x.rows() == two.x.rows() && s.head_dim == t.head_dim &&
+                     s.rotary_dim == t.rotary_dim && s.theta == t.theta;
+  if (!alike || one.x.rows() > few_rows) {
+    for (const RopeOf* p : {&one, &two}) cuda::norm_rope(stream, p->y, p->r, p->x, p->w, positions, p->shape);
+    return;
+  }
+  const Frequencies frequencies = frequencies_of(s);
+  dispatch(one.x.dtype(), [&]<class T>() {
+    const Norms<T> n{{heads_of<T>(one.x, one.w, positions, s, batch_of_heads),
+                      heads_of<T>(two.x, two.w, positions, t, batch_of_heads)},
+                     {head_rows<T>(one.y, s.head_dim), head_rows<T>(two.y, t.head_dim)},
+                     {data_of<float>(one.r), data_of<float>(two.r)}};
+    bool whole = true;
+    int64_t blocks = 0;
+    size_t shared = 0;
+    for (int i = 0; i < 2; i++) {
+      whole = whole && is_whole(n.a[i]) && n.y[i].aligned;
+      blocks = std::max(blocks, blocks_for(n.a[i].rows, n.a[i].rows_per_block));
+      shared = std::max(shared, shared_bytes(n.a[i], 1));
+    }
+    for_head_dim(s.head_dim, whole, [&]<bool Whole, int Packs>() {
+      launch_early(stream, norm_rope_kernel<T, Whole, Packs>, dim3(static_cast<uint32_t>(blocks), 2), block_threads,
+                   shared, n, frequencies);
+    });
+  });
+  check_launch(stream.queue(), "norm_rope_both");
 }
 
 void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,

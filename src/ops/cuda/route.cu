@@ -147,6 +147,7 @@ __device__ int block_scan(int x, int* sums, int& total) {
       const int other = __shfl_up_sync(all_lanes, mine, d);
       if (lane >= d) mine += other;
     }
+    __syncwarp();  // all have read
     sums[lane + 1] = mine;
     if (lane == 0) sums[0] = 0;
   }

@@ -21,9 +21,10 @@ constexpr int most_stages = 32;
 constexpr size_t shared_limit = size_t{227} << 10, page = 1024, overread = most_rows * row_bytes;
 constexpr size_t stage_space = shared_limit - page - overread - 2 * most_stages * sizeof(uint64_t);
 // With few rows of x the stages are nearly all weights: less memory keeps enough on the way, and what is left lets the
-// next kernels of a recorded step start beside this one.
+// next kernels of a recorded step start beside this one. But two blocks that read more than that must not share a
+// multiprocessor, as they would where the kernels ahead leave some of these sooner than others.
 constexpr int64_t few_rows = 16;
-constexpr size_t few_rows_space = size_t{100} << 10;
+constexpr size_t few_rows_space = size_t{108} << 10, alone = size_t{115} << 10;
 
 // One of the products, or two: those of a gate and an up, whose strips hold half of each.
 struct Part {
@@ -45,6 +46,7 @@ struct Shape {
   int strips, chunks;  // of Width rows of a w; of Boxes * 64 numbers along k
   int stages, stage_bytes;
   bool early;  // weights are read before earlier kernels have ended
+  bool holds;  // the next kernel starts only when these have
   int parts;
   Part part[most_skinny];
 };
@@ -194,7 +196,7 @@ __global__ __launch_bounds__(threads, 1) void skinny_kernel(const __grid_constan
                                                             const __grid_constant__ Shape s) {
   extern __shared__ uint8_t dynamic[];
   __shared__ Stages stages;
-  dependents_may_start();
+  if (!s.holds) dependents_may_start();
   const uint32_t base = (shared_address(dynamic) + page - 1) / page * page;
   const int wi = uniform(threadIdx.x / warp), lane = threadIdx.x % warp;
   if (threadIdx.x == 0) {
@@ -211,6 +213,7 @@ __global__ __launch_bounds__(threads, 1) void skinny_kernel(const __grid_constan
   }
 
   wait_for_earlier();
+  if (s.holds) dependents_may_start();
   constexpr uint32_t w_box = Width * row_bytes;
   const uint32_t x_box = s.x_rows * row_bytes;
   int stage = 0;
@@ -263,6 +266,7 @@ struct Work {
   const Tensor& x;
   std::initializer_list<LinearOf> products;
   const SkinnySwiglu* both = nullptr;
+  bool holds = false;
 
   int64_t strips(int64_t width) const {
     int64_t sum = both == nullptr ? 0 : blocks_for(both->w_gate.rows(), width / 2);
@@ -288,8 +292,8 @@ void launch(Stream& stream, const Work& work) {
   s.chunks = static_cast<int>(blocks_for(s.k, boxes * box));
   s.stage_bytes = (Width + s.x_rows) * boxes * row_bytes;
   const size_t space = x.rows() <= few_rows ? few_rows_space : stage_space;
-  s.stages = std::min(most_stages, static_cast<int>(space / s.stage_bytes));
   s.early = queue.recording;
+  s.holds = work.holds;
   const int64_t x_stride = x.rows() > 1 ? x.row_stride() : blocks_for(s.k, 8) * 8;
   Maps maps{};
   maps.x = box_map(x.data(), DType::bf16, x.rows(), s.k, x_stride, s.x_rows);
@@ -331,7 +335,11 @@ void launch(Stream& stream, const Work& work) {
           "linear");
     return true;
   }();
-  const size_t shared = page + static_cast<size_t>(s.stages) * s.stage_bytes + overread;
+  const int64_t fills = blocks_for(s.strips, queue.multiprocessors) * s.chunks;  // of stages, by a block
+  const int64_t fit = std::min<int64_t>(most_stages, static_cast<int64_t>(space / s.stage_bytes));
+  s.stages = static_cast<int>(std::min(fit, fills));
+  size_t shared = page + static_cast<size_t>(s.stages) * s.stage_bytes + overread;
+  if (fills > fit) shared = std::max(shared, alone);
   launch_early(stream, skinny_kernel<Width, boxes>,
                dim3(static_cast<unsigned>(std::min(s.strips, queue.multiprocessors))), threads, shared, maps, s);
 }
@@ -361,6 +369,10 @@ bool is_skinny(const Tensor& y, const Tensor& x, const Tensor& w) {
 
 void skinny_linear(Stream& stream, const Tensor& x, std::initializer_list<LinearOf> products) {
   run(stream, {.x = x, .products = products});
+}
+
+void skinny_linear_ahead(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w) {
+  run(stream, {.x = x, .products = {{y, w}}, .holds = true});
 }
 
 void skinny_swiglu(Stream& stream, const Tensor& x, const SkinnySwiglu& both, std::initializer_list<LinearOf> others) {

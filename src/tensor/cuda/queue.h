@@ -53,6 +53,8 @@ struct Queue {
   int multiprocessors = 0;
   uint64_t scratch_version = 0;   // raised when scratch moves
   bool recording = false;         // inside record()
+  int recorded = 0;               // ops since a recording began
+  Graph* graph = nullptr;         // the recording
   const char* last_op = nullptr;  // the op launched last
   std::shared_ptr<void> blas;     // the matrix library's handle and plans (ops/cuda/blas.cu)
 
@@ -70,12 +72,15 @@ struct Event {
   cudaEvent_t event = nullptr;
 };
 
+// A recording in two parts: the device works on the first, a short one, while the host hands over the second.
 struct Graph {
-  explicit Graph(cudaGraphExec_t exec) : exec(exec) {}
-  ~Graph() { cudaGraphExecDestroy(exec); }
+  Graph() = default;
+  ~Graph() {
+    for (cudaGraphExec_t part : parts) cudaGraphExecDestroy(part);
+  }
   Graph(const Graph&) = delete;
   Graph& operator=(const Graph&) = delete;
-  cudaGraphExec_t exec;
+  std::vector<cudaGraphExec_t> parts;
 };
 
 // Throws when the launches before it failed, naming the op; in a cuda-debug build it also waits for them.

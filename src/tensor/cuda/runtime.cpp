@@ -220,34 +220,63 @@ std::shared_ptr<Queue> make_queue() {
 
 void synchronize(Queue& queue) { check(queue, cudaStreamSynchronize(queue.stream), "cudaStreamSynchronize"); }
 
-std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
+namespace {
+
+constexpr int first_part = 18;  // ops: two layers, longer on the device than the rest takes the host
+
+void begin_part(Queue& queue) {
   check(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal), "cudaStreamBeginCapture");
+}
+
+void end_part(Queue& queue) {
   cudaGraph_t graph = nullptr;
-  queue.recording = true;
-  try {
-    body();
-  } catch (...) {
-    queue.recording = false;
-    cudaStreamEndCapture(queue.stream, &graph);
-    if (graph != nullptr) cudaGraphDestroy(graph);
-    throw;
-  }
-  queue.recording = false;
   check(cudaStreamEndCapture(queue.stream, &graph), "cudaStreamEndCapture");
   cudaGraphExec_t exec = nullptr;
   const cudaError_t status = cudaGraphInstantiate(&exec, graph, 0);
   cudaGraphDestroy(graph);
   check(status, "cudaGraphInstantiate");
-  return std::make_shared<Graph>(exec);
+  queue.graph->parts.push_back(exec);
 }
 
-void launch(Queue& queue, const Graph& graph) { check(cudaGraphLaunch(graph.exec, queue.stream), "cudaGraphLaunch"); }
+}  // namespace
+
+std::shared_ptr<Graph> record(Queue& queue, const std::function<void()>& body) {
+  auto graph = std::make_shared<Graph>();
+  begin_part(queue);
+  queue.graph = graph.get();
+  queue.recording = true;
+  queue.recorded = 0;
+  const auto stop = [&] {
+    queue.recording = false;
+    queue.graph = nullptr;
+  };
+  try {
+    body();
+    end_part(queue);
+  } catch (...) {
+    stop();
+    cudaGraph_t rest = nullptr;
+    cudaStreamEndCapture(queue.stream, &rest);
+    if (rest != nullptr) cudaGraphDestroy(rest);
+    throw;
+  }
+  stop();
+  return graph;
+}
+
+void launch(Queue& queue, const Graph& graph) {
+  for (cudaGraphExec_t part : graph.parts) check(cudaGraphLaunch(part, queue.stream), "cudaGraphLaunch");
+}
 
 uint64_t scratch_version(const Queue& queue) { return queue.scratch_version; }
 
 void check_launch(Queue& queue, const char* op) {
   check(queue, cudaGetLastError(), op);
   queue.last_op = op;
+  if (queue.recording && ++queue.recorded == first_part) {
+    end_part(queue);
+    begin_part(queue);
+  }
 #ifdef FURLONG_CUDA_DEBUG
   cudaStreamCaptureStatus status;
   check(cudaStreamIsCapturing(queue.stream, &status), op);
@@ -267,6 +296,15 @@ void copy(Queue& queue, void* to, size_t to_stride, bool to_device, const void* 
     }
     from = staged;
     from_stride = width;
+  }
+  // So do small downloads, which the driver else takes through memory of its own.
+  if (!to_device && from_device && width * rows <= Queue::stage_limit) {
+    auto* staged = static_cast<char*>(queue.stage(width * rows));
+    check(queue, cudaMemcpy2DAsync(staged, width, from, from_stride, width, rows, cudaMemcpyDeviceToHost, queue.stream),
+          "cudaMemcpy2DAsync");
+    synchronize(queue);
+    for (size_t r = 0; r < rows; r++) std::memcpy(static_cast<char*>(to) + r * to_stride, staged + r * width, width);
+    return;
   }
   const cudaMemcpyKind kind = to_device ? (from_device ? cudaMemcpyDeviceToDevice : cudaMemcpyHostToDevice)
                                         : (from_device ? cudaMemcpyDeviceToHost : cudaMemcpyHostToHost);
