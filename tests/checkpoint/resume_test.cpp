@@ -181,6 +181,9 @@ TEST_F(Resume, NamesTheTensorThatDiffers) {
   EXPECT_TRUE(
       contains(verify_checkpoint(scratch / "c/iter_0000001"), "tensor " + file.entries().back().name + " differs"));
   EXPECT_EQ(verify_checkpoint(scratch / "c/iter_0000001", /*checksums=*/false), "");
+  bad[20] = '\0';  // no JSON any more
+  write_raw(path, bad);
+  EXPECT_TRUE(contains(verify_checkpoint(scratch / "c/iter_0000001"), "its header differs"));
 }
 
 TEST_F(Resume, KeepsTheNewest) {
