@@ -15,7 +15,7 @@ int run_score(const Settings& settings, World& world);
 int run_tokenize(const Settings& settings);
 int run_grade(const Settings& settings);
 int run_init(const Settings& settings);
-int run_convert(const Settings& settings);
+int run_convert(const Settings& settings, World& world);
 int run_inspect(const Settings& settings);
 
 }  // namespace furlong

@@ -1,4 +1,6 @@
 // init and convert: checkpoints out of nothing, and from one packing or dtype to another.
+#include <numeric>
+
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -9,6 +11,7 @@
 #include "checkpoint/torch_dist.h"
 #include "furlong/commands.h"
 #include "furlong/presets.h"
+#include "parallel/agree.h"
 
 namespace furlong {
 namespace {
@@ -72,21 +75,30 @@ SaveHfOptions save_options(const Settings& settings) {
 
 }  // namespace
 
-int run_convert(const Settings& settings) {
+int run_convert(const Settings& settings, World& world) {
   const ModelConfig config = config_to_convert(settings);
+  std::vector<int> all(static_cast<size_t>(world.size()));
+  std::iota(all.begin(), all.end(), 0);
+  const auto ranks = world.group(all);
   if (settings.to == "torch_dist") {
     ToTorchDistOptions options;
     options.output_dir = settings.save;
     options.dtype = parse_hf_dtype(settings.save_hf_dtype);
-    write_torch_dist(stored_hf(settings.hf_checkpoint, config), config, options,
-                     static_cast<int>(settings.convert_workers));
+    if (world.size() == 1) {
+      write_torch_dist(stored_hf(settings.hf_checkpoint, config), config, options,
+                       static_cast<int>(settings.convert_workers));
+    } else {
+      all_or_none(*ranks, [&] {
+        write_torch_dist_part(stored_hf(settings.hf_checkpoint, config), config, options, {world.rank(), world.size()});
+      });
+    }
   } else if (settings.from == "torch_dist") {
-    save_hf(save_options(settings), stored_torch_dist(settings.load, config),
-            read_model_config(settings.hf_checkpoint));
+    save_hf(save_options(settings), stored_torch_dist(settings.load, config), read_model_config(settings.hf_checkpoint),
+            *ranks);
   } else {
-    save_hf(save_options(settings), stored_hf(settings.hf_checkpoint, config), config);
+    save_hf(save_options(settings), stored_hf(settings.hf_checkpoint, config), config, *ranks);
   }
-  log::info("{} written", settings.save);
+  if (world.rank() == 0) log::info("{} written", settings.save);
   return 0;
 }
 

@@ -42,7 +42,8 @@ void check_launch(const Launch& launch, Command command, const Settings& setting
     fail(Exit::usage, "--nproc {}, but {} has started {} ranks; leave --nproc out under {}", wanted, launch.by,
          launch.ranks, launch.by);
   }
-  if (wanted > 1 && command != Command::train && command != Command::sft) {
+  const bool shares = command == Command::train || command == Command::sft || command == Command::convert;
+  if (wanted > 1 && !shares) {
     fail(Exit::usage, "`furlong {}` runs in one process, not {}", name_of(command), wanted);
   }
 }

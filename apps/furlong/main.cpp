@@ -28,7 +28,7 @@ int run_command(const Invocation& invocation, World& world) {
     case Command::tokenize: return run_tokenize(settings);
     case Command::grade: return run_grade(settings);
     case Command::init: return run_init(settings);
-    case Command::convert: return run_convert(settings);
+    case Command::convert: return run_convert(settings, world);
     case Command::inspect: return run_inspect(settings);
   }
   CHECK(false, "a command without a function");

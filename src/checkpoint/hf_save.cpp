@@ -282,44 +282,77 @@ bool holds_checkpoint(const std::string& directory) {
   return false;
 }
 
-void write_checkpoint(const SaveHfOptions& options, const Numbers& numbers) {
-  std::error_code code;
-  std::string output = without_trailing_slash(options.output_dir);
-  const bool exists = fs::exists(output, code);
-  if (exists) output = fs::canonical(output, code).string();
-  if (exists && !fs::is_directory(output, code))
-    fail(Exit::input, "{} is not a folder; choose another place to save to", output);
-  const bool replace = exists && !fs::is_empty(output, code);
-  if (replace && !options.source_dir.empty() && fs::equivalent(output, options.source_dir, code)) {
-    fail(Exit::input, "{} is the checkpoint that the weights came from; choose another folder to save to", output);
+// Where a checkpoint is written before it is complete.
+class Destination {
+ public:
+  // Throws where nothing may be written to.
+  Destination(const SaveHfOptions& options, uint64_t bytes) : output_(without_trailing_slash(options.output_dir)) {
+    std::error_code code;
+    const bool exists = fs::exists(output_, code);
+    if (exists) output_ = fs::canonical(output_, code).string();
+    if (exists && !fs::is_directory(output_, code))
+      fail(Exit::input, "{} is not a folder; choose another place to save to", output_);
+    replaces_ = exists && !fs::is_empty(output_, code);
+    if (replaces_ && !options.source_dir.empty() && fs::equivalent(output_, options.source_dir, code)) {
+      fail(Exit::input, "{} is the checkpoint that the weights came from; choose another folder to save to", output_);
+    }
+    if (replaces_ && !holds_checkpoint(output_)) {
+      fail(Exit::input, "{} holds files that are no checkpoint; choose an empty or a new folder to save to", output_);
+    }
+    check_free_space(output_, bytes, "the checkpoint");
+    folder_.emplace(replaces_ ? output_ + "/new" : output_);
+    write_small_files(options, folder_->path());
   }
-  if (replace && !holds_checkpoint(output)) {
-    fail(Exit::input, "{} holds files that are no checkpoint; choose an empty or a new folder to save to", output);
+  const std::string& path() const { return folder_->path(); }
+  void commit(const std::string& index) {
+    if (!index.empty()) write_file_atomic(path() + "/" + index_file_name, index);
+    if (replaces_) {
+      replace_files(path(), output_);
+    } else {
+      folder_->commit();
+    }
   }
+
+ private:
+  std::string output_;
+  bool replaces_ = false;
+  std::optional<TemporaryFolder> folder_;
+};
+
+// The ranks share the files among them; the first makes the folder and gives it its name.
+void write_checkpoint(const SaveHfOptions& options, const Numbers& numbers, Group& ranks) {
   std::optional<SafetensorsDirectory> source;
-  if (!options.source_dir.empty()) source.emplace(options.source_dir);
-  SavePlan plan(options, numbers, source ? &*source : nullptr);
-  check_free_space(output, plan.bytes(), "the checkpoint");
-  TemporaryFolder folder(replace ? output + "/new" : output);
-  write_small_files(options, folder.path());
-  write_shards(folder.path(), plan.shards());
-  if (replace) {
-    replace_files(folder.path(), output);
-  } else {
-    folder.commit();
-  }
+  std::optional<SavePlan> plan;
+  std::optional<Destination> destination;
+  all_or_none(ranks, [&] {
+    if (!options.source_dir.empty()) source.emplace(options.source_dir);
+    plan.emplace(options, numbers, source ? &*source : nullptr);
+    if (ranks.rank() == 0) destination.emplace(options, plan->bytes());
+  });
+  const std::string path = from_first(ranks, destination ? destination->path() : "");
+  std::vector<ShardPlan> shards = plan->shards();
+  const std::string index = index_of_shards(shards);
+  all_or_none(ranks, [&] { write_some_shards(path, std::move(shards), ranks.rank(), ranks.size()); });
+  all_or_none(ranks, [&] {
+    if (destination) destination->commit(index);
+  });
 }
 
 }  // namespace
 
 void save_hf(const SaveHfOptions& options, const Weights& weights, const Mesh& mesh) {
   WholeTensors whole(mesh, weights);
-  all_or_none(mesh.world(),
-              [&] { whole.serve([&] { write_checkpoint(options, numbers_of(weights.specs(), whole)); }); });
+  all_or_none(mesh.world(), [&] {
+    whole.serve([&] { write_checkpoint(options, numbers_of(weights.specs(), whole), *solo_group()); });
+  });
+}
+
+void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config, Group& ranks) {
+  write_checkpoint(options, numbers_of(stored, tensor_registry(config)), ranks);
 }
 
 void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config) {
-  write_checkpoint(options, numbers_of(stored, tensor_registry(config)));
+  save_hf(options, stored, config, *solo_group());
 }
 
 }  // namespace furlong

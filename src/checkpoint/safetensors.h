@@ -120,5 +120,9 @@ std::vector<ShardPlan> plan_shards(std::vector<TensorSource> tensors, uint64_t s
 
 // Writes the files, then the index, which a lone model.safetensors does without.
 void write_shards(const std::string& directory, std::vector<ShardPlan> shards);
+// Every count-th of the files, from the rank-th on, without the index.
+void write_some_shards(const std::string& directory, std::vector<ShardPlan> shards, int rank, int count);
+// The text of the index of these files; empty for a lone model.safetensors, which does without.
+std::string index_of_shards(const std::vector<ShardPlan>& shards);
 
 }  // namespace furlong

@@ -87,19 +87,30 @@ std::vector<ShardPlan> plan_shards(std::vector<TensorSource> tensors, uint64_t s
   return shards;
 }
 
+void write_some_shards(const std::string& directory, std::vector<ShardPlan> shards, int rank, int count) {
+  for (auto i = static_cast<size_t>(rank); i < shards.size(); i += static_cast<size_t>(count)) {
+    write_safetensors(directory + "/" + shards[i].file, std::move(shards[i].tensors));
+  }
+}
+
 void write_shards(const std::string& directory, std::vector<ShardPlan> shards) {
+  const std::string index = index_of_shards(shards);
+  write_some_shards(directory, std::move(shards), 0, 1);
+  if (!index.empty()) write_file_atomic(directory + "/" + index_file_name, index);
+}
+
+std::string index_of_shards(const std::vector<ShardPlan>& shards) {
+  if (shards.size() == 1 && shards[0].file == single_file_name) return "";
   uint64_t total = 0;
   Json map = Json::object();
-  for (auto& shard : shards) {
+  for (const auto& shard : shards) {
     for (const auto& t : shard.tensors) {
       total += t.bytes();
       map[t.name] = shard.file;
     }
-    write_safetensors(directory + "/" + shard.file, std::move(shard.tensors));
   }
-  if (shards.size() == 1 && shards[0].file == single_file_name) return;
   const OrderedJson index = {{"metadata", {{"total_size", total}}}, {"weight_map", OrderedJson::parse(map.dump())}};
-  write_file_atomic(directory + "/" + index_file_name, index.dump(2) + "\n");
+  return index.dump(2) + "\n";
 }
 
 }  // namespace furlong

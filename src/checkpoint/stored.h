@@ -50,7 +50,9 @@ void emit_stored(const StoredTensors& stored, size_t tensor, int64_t first, int6
                  const ByteSink& sink);
 
 // save_hf of tensors that are read as they are written; `config`'s MTP head, where `stored` has none, is the source's.
+// With ranks each reads and writes some of the files, in a folder that all see; what is wrong for one is thrown on all.
 void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config);
+void save_hf(const SaveHfOptions& options, const StoredTensors& stored, const ModelConfig& config, Group& ranks);
 
 // The file dtype that holds the values of both exactly.
 std::string wider_dtype(const std::string& a, const std::string& b);

@@ -489,7 +489,7 @@ void add_optimizer(Table& t) {
 void add_parallel(Table& t) {
   const auto row = [](auto... a) { return Row(Topic::parallel, a...); };
   t.insert(t.end(), {
-                        row("nproc", &Settings::nproc, model_commands,
+                        row("nproc", &Settings::nproc, model_commands | V,
                             "processes on this host, which mpirun starts; with mpirun or srun of your own leave it out")
                             .unit("ranks")
                             .from(1)

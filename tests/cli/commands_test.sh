@@ -202,6 +202,12 @@ works convert --from torch_dist --to hf --load dist --hf-checkpoint "$tiny" --sa
 for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json config.json; do
   cmp "$tiny/$file" "undone/$file" || fail "torch_dist and back changed $file"
 done
+works convert --to torch_dist --hf-checkpoint "$tiny" --save by_ranks --nproc 3
+[ -s by_ranks/release/__2_0.distcp ] || fail 'the third process wrote nothing'
+works convert --from torch_dist --load by_ranks --hf-checkpoint "$tiny" --save undone_by_ranks --nproc 2
+for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json; do
+  cmp "undone/$file" "undone_by_ranks/$file" || fail "processes that convert together changed $file"
+done
 works convert --from torch_dist --load "$dist/release" --hf-checkpoint "$tiny" --save golden
 cp one.jsonl input
 works score --hf-checkpoint golden --input - --output golden.jsonl
