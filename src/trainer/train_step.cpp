@@ -181,7 +181,9 @@ void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
 
 void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weights& grads) {
   const Pack& pack = *f.pack;
-  const auto& [trajectories, targets, sums] = samples;
+  const auto& trajectories = samples.trajectories;
+  const auto& targets = samples.targets;
+  Sums& sums = samples.sums;
   loss_head(
       exec, weights_, f.output, head_rows(pack.rows), head_options(options_, f.batch.rows()),
       [&](size_t i, double log_prob, double entropy) {
