@@ -291,7 +291,7 @@ Fused combined_norm(int64_t rows, int64_t experts, int64_t k, int64_t columns) {
   const auto run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t, bool together) {
     const Routing routing{t[ids], t[weights], t[offsets], t[row_of], t[token_of]};
     ops.route(stream, routing, t[logits]);
-    ops.sort_by_expert(stream, routing);
+    ops.sort_by_expert(stream, routing, 0, experts);
     if (together) {
       ops.combine_norm(stream, t[y], t[a], t[shared], t[logit], t[residual], routing, {t[normed], t[r], t[w], 1e-6});
     } else {
