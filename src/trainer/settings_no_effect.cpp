@@ -1,11 +1,9 @@
 // The flags of miles' launch lines that are accepted, named in one warning line and otherwise left alone.
-#include "trainer/settings.h"
+#include "trainer/settings_row.h"
 
-namespace furlong {
+namespace furlong::setting {
 
-void add_without_effect(std::vector<Field>& table);
-
-void add_without_effect(std::vector<Field>& t) {
+void add_without_effect(Table& t) {
   constexpr unsigned commands = static_cast<unsigned>(Command::train) | static_cast<unsigned>(Command::sft);
   const auto add = [&](const char* why, std::initializer_list<const char*> names, const Texts& allowed = {}) {
     for (const char* name : names) {
@@ -63,4 +61,4 @@ void add_without_effect(std::vector<Field>& t) {
        "disable_wandb_random_suffix", "use_tensorboard"});
 }
 
-}  // namespace furlong
+}  // namespace furlong::setting
