@@ -41,13 +41,13 @@ const Json& member(const Json& object, const char* key, const std::string& where
   return *it;
 }
 
-struct Range {
+struct ByteRange {
   uint64_t begin, end;
 };
 
 // One entry of the header, its size held against dtype and shape; its bytes are taken from `data`.
 TensorEntry read_entry(const std::string& name, const Json& value, std::span<const uint8_t> data,
-                       const std::string& where, Range& range) {
+                       const std::string& where, ByteRange& range) {
   const std::string shown = printable(name);
   if (!value.is_object()) fail(Exit::input, "{}: the header's entry {} must be an object", where, shown);
   if (value.size() > 3)
@@ -145,13 +145,13 @@ SafetensorsContent parse_safetensors(std::span<const uint8_t> bytes, const std::
   const Json header = parse_json(text, where + ": header");
   if (!header.is_object()) fail(Exit::input, "{}: the header must be an object", where);
   SafetensorsContent content;
-  std::vector<std::pair<Range, TensorEntry>> found;
+  std::vector<std::pair<ByteRange, TensorEntry>> found;
   for (const auto& [name, value] : header.items()) {
     if (name == "__metadata__") {
       content.metadata = read_metadata(value, where);
       continue;
     }
-    Range range{};
+    ByteRange range{};
     TensorEntry entry = read_entry(name, value, data, where, range);
     found.emplace_back(range, std::move(entry));
   }

@@ -8,15 +8,16 @@
 namespace furlong {
 namespace {
 
-// Sizes on this rank: of the projections, for the rows of its context parallel rank, and of the mixer, for all rows.
-struct Sizes {
+// AttentionSizes on this rank: of the projections, for the rows of its context parallel rank, and of the mixer, for all
+// rows.
+struct AttentionSizes {
   RowBlocks by_tensor, by_context;
   AttentionShape shape;
   int64_t rows, rows_here, queries, keys;  // queries, keys: columns of the projections
   RopeShape query_rope, key_rope;
   MeshRank place;
 
-  Sizes(const ModelConfig& c, const Mesh& mesh, const Batch& batch)
+  AttentionSizes(const ModelConfig& c, const Mesh& mesh, const Batch& batch)
       : by_tensor(tensor_rows(mesh, batch.rows())),
         by_context(context_rows(mesh, batch.rows())),
         shape(attention_shape(c, mesh.place())),
@@ -33,7 +34,8 @@ struct Sizes {
 };
 
 // The projections of saved.x, for the rows and heads of the mixer.
-void project(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const Sizes& s, const AttentionSaved& saved) {
+void project(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const AttentionSizes& s,
+             const AttentionSaved& saved) {
   if (s.whole()) {
     linear_many(exec.stream, saved.x, {{saved.qg, w.q}, {saved.k_raw, w.k}, {saved.v, w.v}});
     return;
@@ -53,7 +55,7 @@ void project(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const 
 Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, Tensor x, const Batch& batch,
                          const KvPages& pages, AttentionSaved& saved) {
   auto& [stream, arena, mesh] = exec;
-  const Sizes s(c, mesh, batch);
+  const AttentionSizes s(c, mesh, batch);
   const int64_t rows = s.rows, queries = s.shape.heads * c.head_dim, keys = s.shape.kv_heads * c.head_dim;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
   const Tensor y = arena.make("attention.y", t, {x.rows(), c.hidden_size});
@@ -87,7 +89,7 @@ Tensor attention_forward(Exec& exec, const ModelConfig& c, const AttentionWeight
 Tensor attention_backward(Exec& exec, const ModelConfig& c, const AttentionWeights& w, const AttentionSaved& saved,
                           Tensor dy, const Batch& batch, AttentionWeights& grads) {
   auto& [stream, arena, mesh] = exec;
-  const Sizes s(c, mesh, batch);
+  const AttentionSizes s(c, mesh, batch);
   const DType t = dy.dtype();
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {x.rows(), x.dim(1)}); };
   const Tensor dx = arena.make("attention.dx", t, {dy.rows(), c.hidden_size});

@@ -10,8 +10,9 @@
 namespace furlong {
 namespace {
 
-// Sizes on this rank: of the projections, for the rows of its context parallel rank, and of the mixer, for all rows.
-struct Sizes {
+// DeltaSizes on this rank: of the projections, for the rows of its context parallel rank, and of the mixer, for all
+// rows.
+struct DeltaSizes {
   RowBlocks by_tensor, by_context;
   DeltaShape shape;
   Range value_heads;  // of the projection's
@@ -19,7 +20,7 @@ struct Sizes {
   int64_t channels, values, heads;               // columns of the projections
   RankColumns of_channels, of_values, of_heads;  // empty where the mixer has them all
 
-  Sizes(const ModelConfig& c, const Mesh& mesh, const Batch& batch)
+  DeltaSizes(const ModelConfig& c, const Mesh& mesh, const Batch& batch)
       : by_tensor(tensor_rows(mesh, batch.rows())),
         by_context(context_rows(mesh, batch.rows())),
         shape(delta_shape(c, mesh.place())),
@@ -41,7 +42,7 @@ struct Sizes {
 };
 
 // The projections of saved.x, for the rows and heads of the mixer.
-void project(Exec& exec, const DeltaNetWeights& w, const Sizes& s, const DeltaNetSaved& saved) {
+void project(Exec& exec, const DeltaNetWeights& w, const DeltaSizes& s, const DeltaNetSaved& saved) {
   if (s.whole()) {
     linear_many(exec.stream, saved.x, {{saved.qkv, w.qkv}, {saved.z, w.z}, {saved.b, w.b}, {saved.a, w.a}});
     return;
@@ -59,7 +60,7 @@ void project(Exec& exec, const DeltaNetWeights& w, const Sizes& s, const DeltaNe
 
 // Calls f(range of the projection's channels, range of the mixer's) for its queries, keys and values.
 template <class F>
-void each_channel_range(const Sizes& s, F&& f) {
+void each_channel_range(const DeltaSizes& s, F&& f) {
   int64_t at = 0;
   for (const Range& r : s.my_channels()) {
     f(r, Range{at, at + r.size()});
@@ -68,7 +69,7 @@ void each_channel_range(const Sizes& s, F&& f) {
 }
 
 // The convolution's weights of the mixer's channels.
-Tensor conv_weights(Exec& exec, const DeltaNetWeights& w, const Sizes& s) {
+Tensor conv_weights(Exec& exec, const DeltaNetWeights& w, const DeltaSizes& s) {
   if (s.whole()) return w.conv;
   const Tensor mine = exec.arena.make("delta.conv", w.conv.dtype(), {s.mixer_channels(), 1, w.conv.dim(2)});
   each_channel_range(s, [&](const Range& in, const Range& at) {
@@ -78,9 +79,11 @@ Tensor conv_weights(Exec& exec, const DeltaNetWeights& w, const Sizes& s) {
 }
 
 // The entries of the mixer's value heads.
-Tensor of_mixer(const Tensor& by_head, const Sizes& s) { return by_head.rows(s.value_heads.begin, s.value_heads.end); }
+Tensor of_mixer(const Tensor& by_head, const DeltaSizes& s) {
+  return by_head.rows(s.value_heads.begin, s.value_heads.end);
+}
 
-void conv_backward(Exec& exec, const DeltaNetWeights& w, const Sizes& s, Tensor dqkv, Tensor dmixed, Tensor qkv,
+void conv_backward(Exec& exec, const DeltaNetWeights& w, const DeltaSizes& s, Tensor dqkv, Tensor dmixed, Tensor qkv,
                    const Batch& batch, Tensor grad) {
   const Arena::Scope scope(exec.arena);
   const Tensor mine =
@@ -98,7 +101,7 @@ void conv_backward(Exec& exec, const DeltaNetWeights& w, const Sizes& s, Tensor 
 Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, Tensor x, const Batch& batch,
                          const DeltaSlots& slots, bool keep_states, DeltaNetSaved& saved) {
   auto& [stream, arena, mesh] = exec;
-  const Sizes s(c, mesh, batch);
+  const DeltaSizes s(c, mesh, batch);
   const auto [kh, vh, dk, dv] = s.shape;
   const int64_t rows = s.rows;
   const DType t = x.dtype(), acc = accumulate_dtype(t);
@@ -139,7 +142,7 @@ Tensor delta_net_forward(Exec& exec, const ModelConfig& c, const DeltaNetWeights
 Tensor delta_net_backward(Exec& exec, const ModelConfig& c, const DeltaNetWeights& w, const DeltaNetSaved& saved,
                           Tensor dy, const Batch& batch, DeltaNetWeights& grads) {
   auto& [stream, arena, mesh] = exec;
-  const Sizes s(c, mesh, batch);
+  const DeltaSizes s(c, mesh, batch);
   const int64_t rows = s.rows, vh = s.shape.value_heads, dv = s.shape.value_dim;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);
   const auto like = [&](const char* name, const Tensor& x) { return arena.make(name, t, {x.rows(), x.dim(1)}); };

@@ -13,13 +13,14 @@
 namespace furlong {
 namespace {
 
-// Sizes on this rank. Rank e·width_ranks + j of the group holds block e of the experts and block j of their width.
-struct Sizes {
+// ExpertSizes on this rank. Rank e·width_ranks + j of the group holds block e of the experts and block j of their
+// width.
+struct ExpertSizes {
   Group& group;
   int64_t experts, here, first;  // of the model; on this rank, from which on
   int64_t width_ranks, width, k, hidden;
 
-  Sizes(const ModelConfig& c, const Mesh& mesh)
+  ExpertSizes(const ModelConfig& c, const Mesh& mesh)
       : group(mesh.experts()),
         experts(c.num_experts),
         here(c.num_experts / mesh.place().sizes.expert),
@@ -32,7 +33,7 @@ struct Sizes {
   int64_t most_choices() const { return std::min(k, here); }  // of a token among the experts here
 };
 
-Routing make_arrived(Arena& arena, const Sizes& s, int64_t tokens, int64_t k, int64_t rows, DType acc) {
+Routing make_arrived(Arena& arena, const ExpertSizes& s, int64_t tokens, int64_t k, int64_t rows, DType acc) {
   return {.ids = arena.make("experts.ids", DType::i32, {tokens, k}),
           .weights = arena.make("experts.weights", acc, {tokens, k}),
           .offsets = arena.make("experts.offsets", DType::i32, {s.here + 1}),
@@ -40,7 +41,7 @@ Routing make_arrived(Arena& arena, const Sizes& s, int64_t tokens, int64_t k, in
           .token_of = arena.make("experts.token_of", DType::i32, {rows})};
 }
 
-void make_work(Exec& exec, const Sizes& s, int64_t rows, DType t, Arrivals& a) {
+void make_work(Exec& exec, const ExpertSizes& s, int64_t rows, DType t, Arrivals& a) {
   a.rows = exec.arena.make("experts.rows", t, {rows, s.hidden});
   a.gate_up = exec.arena.make("experts.gate_up", t, {rows, 2 * s.width});
   a.act = exec.arena.make("experts.act", t, {rows, s.width});
@@ -54,7 +55,7 @@ struct Routes {
   std::vector<int64_t> sent, arrived;  // starts by block of experts, by rank
 
   // Nothing is known on a dry stream: all that can arrive, and it is not said where from.
-  Routes(Exec& exec, const Sizes& s, const Batch* batch, const Arrivals& a, int64_t arrived_before) {
+  Routes(Exec& exec, const ExpertSizes& s, const Batch* batch, const Arrivals& a, int64_t arrived_before) {
     if (exec.stream.is_dry()) {
       const int64_t most =
           batch == nullptr ? arrived_before : s.ranks() * most_rows_here(exec.mesh, batch->rows()) * s.most_choices();
@@ -81,7 +82,7 @@ Tensor slice(const Tensor& t, const std::vector<int64_t>& starts, int64_t i, int
 }
 
 // arrived (R,C) = everyone's rows for the experts here, from `home` (T·k,C) of each.
-void to_experts(Exec& exec, const Sizes& s, const Routes& routes, Tensor arrived, Tensor home) {
+void to_experts(Exec& exec, const ExpertSizes& s, const Routes& routes, Tensor arrived, Tensor home) {
   if (exec.stream.is_dry()) return;
   std::vector<Tensor> to, from;
   for (int64_t r = 0; r < s.ranks(); r++) {
@@ -92,7 +93,7 @@ void to_experts(Exec& exec, const Sizes& s, const Routes& routes, Tensor arrived
 }
 
 // home (T·k,C) = what the experts made of its rows, summed over the blocks of their width.
-void to_homes(Exec& exec, const Sizes& s, const Routes& routes, Tensor home, Tensor arrived) {
+void to_homes(Exec& exec, const ExpertSizes& s, const Routes& routes, Tensor home, Tensor arrived) {
   const Arena::Scope scope(exec.arena);
   const int64_t n = home.rows();
   const Tensor parts =
@@ -109,7 +110,7 @@ void to_homes(Exec& exec, const Sizes& s, const Routes& routes, Tensor home, Ten
 }
 
 // Every rank's rows for every expert.
-void count_rows(Exec& exec, const Sizes& s, const Routing& routing, Arrivals& a) {
+void count_rows(Exec& exec, const ExpertSizes& s, const Routing& routing, Arrivals& a) {
   std::vector<int32_t> offsets(static_cast<size_t>(s.experts) + 1);
   copy(exec.stream, Tensor(offsets.data(), DType::i32, {s.experts + 1}), routing.offsets);
   const std::string_view mine(reinterpret_cast<const char*>(offsets.data()), offsets.size() * sizeof(int32_t));
@@ -122,7 +123,7 @@ void count_rows(Exec& exec, const Sizes& s, const Routing& routing, Arrivals& a)
 }
 
 // The choices of arrived rows: one each.
-void sort_arrived(Exec& exec, const Sizes& s, const Arrivals& a) {
+void sort_arrived(Exec& exec, const ExpertSizes& s, const Arrivals& a) {
   if (!exec.stream.is_dry()) {
     std::vector<int32_t> ids;
     for (int64_t r = 0; r < s.ranks(); r++) {
@@ -144,7 +145,7 @@ Routing back_again(const Routing& routing) {
   return r;
 }
 
-void alltoall_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
+void alltoall_forward(Exec& exec, const ExpertSizes& s, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
                       Tensor shared_logit, Tensor residual, const Batch& batch, const Routing& routing, bool replayed,
                       Arrivals& a) {
   auto& [stream, arena, mesh] = exec;
@@ -172,7 +173,7 @@ void alltoall_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y,
   combine(stream, y, home, shared, shared_logit, residual, routing);
 }
 
-void alltoall_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
+void alltoall_backward(Exec& exec, const ExpertSizes& s, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
                        const Routing& routing, const Arrivals& a, MoeWeights& grads) {
   auto& [stream, arena, mesh] = exec;
   const DType t = dy.dtype(), acc = accumulate_dtype(t);
@@ -201,7 +202,7 @@ void alltoall_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor d
 // flex ----------------------------------------------------------------------------------------------------------------
 
 // A routing by which combine and gather_rows_backward sum what the ranks made of each token, one after another.
-Routing from_ranks(Exec& exec, const Sizes& s, int64_t tokens, DType acc) {
+Routing from_ranks(Exec& exec, const ExpertSizes& s, int64_t tokens, DType acc) {
   auto& [stream, arena, mesh] = exec;
   const int64_t parts = tokens * s.ranks();
   Routing r;
@@ -241,7 +242,7 @@ Tensor to_tokens(Exec& exec, const RowBlocks& blocks, Tensor all) {
   return parts;
 }
 
-void flex_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
+void flex_forward(Exec& exec, const ExpertSizes& s, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
                   Tensor shared_logit, Tensor residual, const Batch& batch, const Routing& routing, bool replayed,
                   Arrivals& a) {
   auto& [stream, arena, mesh] = exec;
@@ -272,7 +273,7 @@ void flex_forward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor y, Ten
   combine(stream, y, parts, shared, shared_logit, residual, from_ranks(exec, s, x.rows(), acc));
 }
 
-void flex_backward(Exec& exec, const Sizes& s, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
+void flex_backward(Exec& exec, const ExpertSizes& s, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
                    const Arrivals& a, MoeWeights& grads) {
   auto& [stream, arena, mesh] = exec;
   const Arena::Scope scope(arena);
@@ -318,14 +319,14 @@ void rows_backward(Exec& exec, const MoeWeights& w, Tensor dx, Tensor dweights, 
 void experts_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor shared,
                      Tensor shared_logit, Tensor residual, const Batch& batch, const Routing& routing, bool replayed,
                      Arrivals& a) {
-  const Sizes s(c, exec.mesh);
+  const ExpertSizes s(c, exec.mesh);
   const auto forward = exec.mesh.dispatcher() == Dispatcher::flex ? flex_forward : alltoall_forward;
   forward(exec, s, w, y, x, shared, shared_logit, residual, batch, routing, replayed, a);
 }
 
 void experts_backward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor dx, Tensor dweights, Tensor dy,
                       const Routing& routing, const Arrivals& a, MoeWeights& grads) {
-  const Sizes s(c, exec.mesh);
+  const ExpertSizes s(c, exec.mesh);
   if (exec.mesh.dispatcher() == Dispatcher::flex) {
     flex_backward(exec, s, w, dx, dweights, dy, a, grads);
   } else {

@@ -8,7 +8,7 @@
 #include "checkpoint/values.h"
 #include "dist_maker.h"
 
-namespace furlong {
+namespace furlong::converting {
 namespace {
 
 ModelConfig tiny_config(int64_t mtp = 1) {
@@ -412,4 +412,4 @@ TEST(ConvertToTorchDist, RefusesNanAndInfinity) {
 }
 
 }  // namespace
-}  // namespace furlong
+}  // namespace furlong::converting

@@ -4,7 +4,7 @@
 #include "checkpoint/zip.h"
 #include "dist_maker.h"
 
-namespace furlong {
+namespace furlong::dist_folders {
 namespace {
 
 using namespace std::string_literals;
@@ -362,4 +362,4 @@ TEST(TorchDistFolder, KindsAreToldApart) {
 }
 
 }  // namespace
-}  // namespace furlong
+}  // namespace furlong::dist_folders

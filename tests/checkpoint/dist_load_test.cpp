@@ -6,7 +6,7 @@
 #include "checkpoint/values.h"
 #include "dist_maker.h"
 
-namespace furlong {
+namespace furlong::dist_loading {
 namespace {
 
 ModelConfig tiny_config(int64_t mtp = 1) {
@@ -301,4 +301,4 @@ TEST(BoxRange, AgreesWithCounting) {
 }
 
 }  // namespace
-}  // namespace furlong
+}  // namespace furlong::dist_loading

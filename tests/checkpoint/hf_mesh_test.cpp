@@ -13,7 +13,7 @@
 #include "parallel/threads.h"
 #include "scratch.h"
 
-namespace furlong {
+namespace furlong::hf_on_ranks {
 namespace {
 
 // The checkpoint of a model of random numbers, and the numbers.
@@ -233,4 +233,4 @@ TEST(SaveHfOnRanks, AnErrorOfTheWriterEndsAll) {
 }
 
 }  // namespace
-}  // namespace furlong
+}  // namespace furlong::hf_on_ranks

@@ -12,7 +12,7 @@
 #include "parallel/threads.h"
 #include "scratch.h"
 
-namespace furlong {
+namespace furlong::resume_on_ranks {
 namespace {
 
 // What a run keeps: weights in bf16 with flat masters and moments, or weights in f32 that are their own masters.
@@ -347,4 +347,4 @@ TEST(ResumeVersion1, IsReadOnAnyLayout) {
 }
 
 }  // namespace
-}  // namespace furlong
+}  // namespace furlong::resume_on_ranks

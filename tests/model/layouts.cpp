@@ -9,7 +9,7 @@
 namespace furlong::test {
 namespace {
 
-double norm(const std::vector<double>& x) {
+double length_of(const std::vector<double>& x) {
   double sum = 0;
   for (const double v : x) sum += v * v;
   return std::sqrt(sum);
@@ -107,8 +107,8 @@ void expect_same(const Outcome& found, const Outcome& expected, double tolerance
     std::vector<double> difference = at->second;
     ASSERT_EQ(difference.size(), theirs.size()) << name;
     for (size_t i = 0; i < difference.size(); i++) difference[i] -= theirs[i];
-    EXPECT_GT(norm(theirs), 1e-9) << name << " does not matter";
-    EXPECT_LE(norm(difference), tolerance * norm(theirs)) << name;
+    EXPECT_GT(length_of(theirs), 1e-9) << name << " does not matter";
+    EXPECT_LE(length_of(difference), tolerance * length_of(theirs)) << name;
   }
 }
 
