@@ -80,6 +80,10 @@ int run_convert(const Settings& settings, World& world) {
   std::vector<int> all(static_cast<size_t>(world.size()));
   std::iota(all.begin(), all.end(), 0);
   const auto ranks = world.group(all);
+  if (world.size() > 1 && settings.convert_workers > 1) {
+    fail(Exit::usage, "--convert-workers {} with {} processes: each process is one worker; leave one of the two out",
+         settings.convert_workers, world.size());
+  }
   if (settings.to == "torch_dist") {
     ToTorchDistOptions options;
     options.output_dir = settings.save;

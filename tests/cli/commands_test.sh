@@ -202,6 +202,7 @@ works convert --from torch_dist --to hf --load dist --hf-checkpoint "$tiny" --sa
 for file in model-00001-of-00002.safetensors model-00002-of-00002.safetensors tokenizer.json config.json; do
   cmp "$tiny/$file" "undone/$file" || fail "torch_dist and back changed $file"
 done
+refused 2 'each process is one worker' convert --to torch_dist --hf-checkpoint "$tiny" --save by_ranks --nproc 2 --convert-workers 3
 works convert --to torch_dist --hf-checkpoint "$tiny" --save by_ranks --nproc 3
 [ -s by_ranks/release/__2_0.distcp ] || fail 'the third process wrote nothing'
 works convert --from torch_dist --load by_ranks --hf-checkpoint "$tiny" --save undone_by_ranks --nproc 2
