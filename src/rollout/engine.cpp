@@ -106,6 +106,26 @@ MemoryOptions smaller_pools(MemoryOptions mine, const std::string& theirs) {
   return mine;
 }
 
+// Whether steps can be recorded: what a rank sends to others in one must not depend on what they or it hold.
+bool may_record(const Mesh& mesh) {
+  const MeshRank& place = mesh.place();
+  return place.row_parts() == 1 && place.sizes.pipeline == 1 &&
+         (mesh.experts().size() == 1 || mesh.dispatcher() == Dispatcher::flex);
+}
+
+// The most sequences of any rank of the group; -1 where one of them has -1.
+int64_t most_running(Group& group, int64_t here) {
+  if (group.size() == 1) return here;
+  int64_t most = here;
+  bool all = true;
+  for (const std::string& theirs : group.gather_bytes(std::to_string(here))) {
+    const int64_t count = std::stoll(theirs);
+    most = std::max(most, count);
+    all = all && count >= 0;
+  }
+  return all ? most : -1;
+}
+
 // One row's draw as it travels.
 struct Draw {
   int32_t row = 0, token = 0;
@@ -190,8 +210,7 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
   CHECK(weights.rank().ranks() == mesh.place().ranks(), "weights for {} ranks on {}", weights.rank().ranks(),
         mesh.place().ranks());
-  // A recorded step cannot change the number of rows that other ranks send.
-  if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
+  if (weights.device() == Device::cuda && !options.graph_batches.empty() && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
   }
@@ -263,12 +282,19 @@ Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
   const int64_t rows = 1 + options_.drafts;
   const auto running = static_cast<int64_t>(round.decoding.size());
-  if (graphs_ != nullptr && round.prefixes.empty() && round.batch.rows() == running * rows) {
-    const Tensor tokens = round.batch.batch().tokens;
-    const Tensor hidden =
-        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
-    if (hidden.defined()) return hidden;
+  if (graphs_ != nullptr) {
+    const bool decodes = round.prefixes.empty() && round.batch.rows() == running * rows;
+    const int64_t most = most_running(mesh_.experts(), decodes ? running : -1);
+    if (most > 0) {
+      const Tensor tokens = round.batch.batch().tokens;
+      const Tensor hidden =
+          graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                       most, [&](Batch batch) {
+                         batch.expert_rows.assign(static_cast<size_t>(mesh_.experts().size()), batch.rows());
+                         return model_forward(exec, config_, weights_, batch, nullptr);
+                       });
+      if (hidden.defined()) return hidden;
+    }
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
   return all_rows(model_forward(exec, config_, weights_, batch, nullptr), batch.rows());
