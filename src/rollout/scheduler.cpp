@@ -132,7 +132,7 @@ void Scheduler::grow() {
   for (size_t i = 0; i < running_.size(); i++) {
     const Age mine = age(*running_[i]);
     const int64_t length = running_[i]->again ? running_[i]->rows() : running_[i]->memory.length;
-    const int64_t rows = std::min(rows_of(running_[i]->job->request), length + 1 + options_.drafts);
+    const int64_t rows = rows_to_step(running_[i]->job->request, length);
     const auto missing = [&] { return memory_.pages_for(rows) - std::ssize(running_[i]->memory.pages); };
     // A sequence may have to give up itself, as the newest.
     while (i < running_.size() && !make_room(missing(), 0)) {

@@ -110,9 +110,14 @@ class Scheduler {
   int64_t rows_of(const Request& r) const {
     return static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens + options_.drafts;
   }
-  // Rows that a sequence of so many has pages for when it starts.
+  // Rows that the coming step of a sequence of so many may write: the root's, the drafts', and those of the drafts for
+  // the step after it.
+  int64_t rows_to_step(const Request& r, int64_t rows) const {
+    return std::min(rows_of(r), rows + 1 + 2 * options_.drafts);
+  }
+  // Rows that it has pages for when it starts.
   int64_t rows_to_start(const Request& r, int64_t rows) const {
-    return std::min(rows_of(r), rows + options_.margin + 1 + options_.drafts);
+    return std::min(rows_of(r), rows_to_step(r, rows) + options_.margin);
   }
   void end_cancelled();
   void grow();
