@@ -10,7 +10,7 @@ constexpr size_t line = 256;                        // the alignment of parts of
 constexpr size_t most_rounded = size_t{256} << 20;  // bytes of a gradient rounded to bf16 at a time
 
 // The library has kernels of their own for few rows in fp32, whose sums run in another order than those for many.
-constexpr int64_t few_rows = 64;
+constexpr int64_t few_rows = 32;
 
 size_t padded(size_t bytes) { return (bytes + line - 1) / line * line; }
 
