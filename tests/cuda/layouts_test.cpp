@@ -73,6 +73,7 @@ class CudaLayoutBits : public CudaLayouts {};
 TEST_P(CudaLayoutBits, LogProbsAreThoseOfOneRank) {
   for (const ModelConfig& config : {many_heads(), wide_heads()}) {
     for (const DType dtype : {DType::f32, DType::bf16}) {
+      SCOPED_TRACE(fmt::format("heads of {}, {}", config.head_dim, furlong::name_of(dtype)));
       Weights whole(config, dtype);
       fill_random(whole, 37);
       expect_bits_of_one_rank(GetParam(), config, whole,
