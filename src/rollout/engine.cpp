@@ -34,7 +34,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
-      arena_(0) {
+      arena_(0),
+      policy_(options.drafts, options.step_costs) {
   const ModelConfig kept = remembered_model(config, weights.rank());
   EngineNeeds needs = engine_needs(config, weights, options, threads);
   if (in_lockstep()) {
@@ -65,6 +66,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+      plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
+    }
   }
 }
 
@@ -72,9 +76,12 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle() || !share_.defined() || !share_.enter()) return;
-  scheduler_->cache().clear();
-  memory_->reset();
+  if (!scheduler_->idle()) return;
+  if (share_.defined() && share_.enter()) {
+    scheduler_->cache().clear();
+    memory_->reset();
+  }
+  measure_speculation();
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -253,13 +260,15 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
 
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
-  const int64_t rows = 1 + options_.drafts;
-  const auto running = static_cast<int64_t>(round.decoding.size());
-  if (graphs_ != nullptr && round.pieces.empty() && round.batch.rows() == running * rows) {
+  const auto running = std::ssize(round.decoding);
+  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
+                         : round.batch.rows() == running                       ? plain_graphs_.get()
+                                                                               : nullptr;
+  if (graphs != nullptr && round.pieces.empty()) {
     const Tensor tokens = round.batch.batch().tokens;
     const Tensor hidden =
-        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
+        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
     if (hidden.defined()) return hidden;
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
@@ -298,15 +307,19 @@ void Engine::build(Round& round) {
       round.fresh.push_back(sample.get());
       continue;
     }
-    std::vector<int32_t> rows = {sample->root()};
-    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
-    round.decoding.push_back(sample.get());
-    round.first_row.push_back(round.batch.rows());
-    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
-    round.sequences.push_back(&sample->memory);
-    round.speculative.push_back(1);
-    stats_.decode_rows += static_cast<int64_t>(rows.size());
+    add_decoding(round, *sample);
   }
+}
+
+void Engine::add_decoding(Round& round, Sample& sample) {
+  std::vector<int32_t> rows = {sample.root()};
+  rows.insert(rows.end(), sample.drafts.begin(), sample.drafts.end());
+  round.decoding.push_back(&sample);
+  round.first_row.push_back(round.batch.rows());
+  round.batch.add(rows.data(), std::ssize(rows), sample.memory.length);
+  round.sequences.push_back(&sample.memory);
+  round.speculative.push_back(1);
+  stats_.decode_rows += std::ssize(rows);
 }
 
 }  // namespace furlong
