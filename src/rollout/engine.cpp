@@ -76,12 +76,19 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle()) return;
+  if (std::exchange(awake_, true)) return;
   if (share_.defined() && share_.enter()) {
     scheduler_->cache().clear();
     memory_->reset();
   }
   measure_speculation();
+}
+
+// Others may use the memory of an engine without work.
+void Engine::rest() {
+  if (!scheduler_->idle()) return;
+  stream_.synchronize();
+  awake_ = false;
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -113,10 +120,11 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   } catch (...) {
     scheduler_->forget(ids);
     scheduler_->cache().clear();
+    rest();
     throw;
   }
   if (!options_.keep_prefixes) scheduler_->cache().clear();
-  stream_.synchronize();  // others may use the memory now
+  rest();
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });
@@ -125,12 +133,18 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
 
 uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
-  enter();
   return scheduler_->submit(std::move(request), std::move(sink));
 }
 
+void Engine::sleep() {
+  CHECK(!stepping_, "sleep within a step");
+  scheduler_->preempt_all();
+  stream_.synchronize();
+  awake_ = false;
+}
+
 void Engine::set_weights_version(uint64_t version) {
-  CHECK(idle(), "weights that change while requests run");
+  CHECK(idle() || !awake_, "weights that change while requests run");
   if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
@@ -138,8 +152,9 @@ void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
 
 bool Engine::step() {
   if (scheduler_->idle()) return false;
+  enter();
   advance();
-  if (scheduler_->idle()) stream_.synchronize();
+  rest();
   return true;
 }
 
