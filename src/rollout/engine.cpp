@@ -31,17 +31,23 @@ bool may_record(const Mesh& mesh) {
          (mesh.experts().size() == 1 || mesh.dispatcher() == Dispatcher::flex);
 }
 
-// The most sequences of any rank of the group; -1 where one of them has -1.
-int64_t most_running(Group& group, int64_t here) {
-  if (group.size() == 1) return here;
-  int64_t most = here;
-  bool all = true;
-  for (const std::string& theirs : group.gather_bytes(std::to_string(here))) {
-    const int64_t count = std::stoll(theirs);
-    most = std::max(most, count);
-    all = all && count >= 0;
+// What a step consists of: only decoding rows, one or 1 + drafts a sequence; nothing at all, which goes with any; or
+// something else.
+enum class StepKind : uint8_t { any, plain, drafted, other };
+
+// What all ranks of the group do, `other` where they differ, and the most sequences of any of them.
+std::pair<StepKind, int64_t> agree(Group& group, StepKind kind, int64_t sequences) {
+  if (group.size() == 1) return {kind, sequences};
+  for (const std::string& theirs : group.gather_bytes(fmt::format("{} {}", static_cast<int>(kind), sequences))) {
+    int other = 0;
+    int64_t count = 0;
+    CHECK(std::sscanf(theirs.c_str(), "%d %" SCNd64, &other, &count) == 2, "a step of \"{}\"", theirs);
+    const auto of_other = static_cast<StepKind>(other);
+    if (kind == StepKind::any) kind = of_other;
+    if (of_other != StepKind::any && of_other != kind) kind = StepKind::other;
+    sequences = std::max(sequences, count);
   }
-  return all ? most : -1;
+  return {kind, sequences};
 }
 
 }  // namespace
@@ -54,7 +60,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
-      arena_(0) {
+      arena_(0),
+      policy_(options.drafts, options.step_costs) {
   const ModelConfig kept = remembered_model(config, weights.rank());
   EngineNeeds needs = engine_needs(config, weights, options, threads);
   if (in_lockstep()) {
@@ -84,6 +91,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && !options.graph_batches.empty() && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+      plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
+    }
   }
 }
 
@@ -91,9 +101,19 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle() || !share_.defined() || !share_.enter()) return;
-  scheduler_->cache().clear();
-  memory_->reset();
+  if (std::exchange(awake_, true)) return;
+  if (share_.defined() && share_.enter()) {
+    scheduler_->cache().clear();
+    memory_->reset();
+  }
+  measure_speculation();
+}
+
+// Others may use the memory of an engine without work.
+void Engine::rest() {
+  if (!scheduler_->idle()) return;
+  stream_.synchronize();
+  awake_ = false;
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -125,10 +145,11 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   } catch (...) {
     scheduler_->forget(ids);
     scheduler_->cache().clear();
+    rest();
     throw;
   }
   if (!options_.keep_prefixes) scheduler_->cache().clear();
-  stream_.synchronize();  // others may use the memory now
+  rest();
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });
@@ -137,12 +158,18 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
 
 uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
-  enter();
   return scheduler_->submit(std::move(request), std::move(sink));
 }
 
+void Engine::sleep() {
+  CHECK(!stepping_, "sleep within a step");
+  scheduler_->preempt_all();
+  stream_.synchronize();
+  awake_ = false;
+}
+
 void Engine::set_weights_version(uint64_t version) {
-  CHECK(idle(), "weights that change while requests run");
+  CHECK(idle() || !awake_, "weights that change while requests run");
   if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
@@ -150,8 +177,9 @@ void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
 
 bool Engine::step() {
   if (scheduler_->idle()) return false;
+  enter();
   advance();
-  if (scheduler_->idle()) stream_.synchronize();
+  rest();
   return true;
 }
 
@@ -272,19 +300,25 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
 
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
-  const int64_t rows = 1 + options_.drafts;
-  const auto running = static_cast<int64_t>(round.decoding.size());
+  const auto running = std::ssize(round.decoding);
   if (graphs_ != nullptr) {
-    const bool decodes = round.pieces.empty() && round.batch.rows() == running * rows;
-    const int64_t most = most_running(mesh_.experts(), decodes ? running : -1);
-    if (most > 0) {
+    StepKind kind = StepKind::other;
+    if (round.pieces.empty()) {
+      kind = running == 0                                                ? StepKind::any
+             : round.batch.rows() == running * (1 + options_.drafts)     ? StepKind::drafted
+             : round.batch.rows() == running && plain_graphs_ != nullptr ? StepKind::plain
+                                                                         : StepKind::other;
+    }
+    const auto [agreed, most] = agree(mesh_.experts(), kind, running);
+    if (most > 0 && (agreed == StepKind::drafted || agreed == StepKind::plain)) {
+      DecodeGraphs& graphs = agreed == StepKind::drafted ? *graphs_ : *plain_graphs_;
       const Tensor tokens = round.batch.batch().tokens;
       const Tensor hidden =
-          graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                       most, [&](Batch batch) {
-                         batch.expert_rows.assign(static_cast<size_t>(mesh_.experts().size()), batch.rows());
-                         return model_forward(exec, config_, weights_, batch, nullptr);
-                       });
+          graphs.run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                     most, [&](Batch batch) {
+                       batch.expert_rows.assign(static_cast<size_t>(mesh_.experts().size()), batch.rows());
+                       return model_forward(exec, config_, weights_, batch, nullptr);
+                     });
       if (hidden.defined()) return hidden;
     }
   }
@@ -324,15 +358,19 @@ void Engine::build(Round& round) {
       round.fresh.push_back(sample.get());
       continue;
     }
-    std::vector<int32_t> rows = {sample->root()};
-    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
-    round.decoding.push_back(sample.get());
-    round.first_row.push_back(round.batch.rows());
-    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
-    round.sequences.push_back(&sample->memory);
-    round.speculative.push_back(1);
-    stats_.decode_rows += static_cast<int64_t>(rows.size());
+    add_decoding(round, *sample);
   }
+}
+
+void Engine::add_decoding(Round& round, Sample& sample) {
+  std::vector<int32_t> rows = {sample.root()};
+  rows.insert(rows.end(), sample.drafts.begin(), sample.drafts.end());
+  round.decoding.push_back(&sample);
+  round.first_row.push_back(round.batch.rows());
+  round.batch.add(rows.data(), std::ssize(rows), sample.memory.length);
+  round.sequences.push_back(&sample.memory);
+  round.speculative.push_back(1);
+  stats_.decode_rows += std::ssize(rows);
 }
 
 }  // namespace furlong
