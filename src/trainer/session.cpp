@@ -275,6 +275,7 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
     options.measure_speculation =
         options.forced_accept_length == 0 && (model == "measured" || (model == "auto" && settings.device == "cuda"));
   }
+  options.exact = settings.true_on_policy;
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {
     options.graph_batches = {1, 2, 4, 8};

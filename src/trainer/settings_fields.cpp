@@ -252,8 +252,10 @@ void add_engine(Table& t) {
               "tokens stay the same, how many are drafted follows the machine. auto: measured on GPUs")
               .choices({"auto", "measured", "none"}),
           row("true_on_policy", &Settings::true_on_policy, T,
-              "stop with exit code 5 unless the trainer's log-probs of a rollout are the sampler's, to the bit")
-              .differs("miles: --true-on-policy-mode, kernels of their own for dense models. Here the CPU's only ones"),
+              "the trainer's log-probs of a rollout are the sampler's, to the bit, or the run stops with exit code 5")
+              .differs(
+                  "miles: --true-on-policy-mode, kernels of their own for dense models. Here the program's own, and "
+                  "on a GPU attention in the order of training for decoded rows too"),
           row("rollout_mem_fraction_static", &Settings::rollout_mem_fraction_static, engine,
               "part of memory for all that stays there, KV pages and recurrent slots")
               .above(0)
