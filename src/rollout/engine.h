@@ -31,8 +31,8 @@ struct EngineOptions {
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
-  // On a GPU in bf16: decoded rows have the very bits that training's forward gives them. Slower where few sequences are
-  // long; the CPU needs nothing for it.
+  // On a GPU in bf16: decoded rows have the very bits that training's forward gives them. Slower where few sequences
+  // are long; the CPU needs nothing for it.
   bool exact = false;
   // Time steps with and without drafts before the first request, and leave drafts out where they do not pay. That
   // changes no token, but how often drafts are verified follows the machine.

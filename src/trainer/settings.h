@@ -91,7 +91,7 @@ struct Settings {
   std::optional<int64_t> rollout_speculative_eagle_topk;        //
   std::optional<int64_t> rollout_speculative_num_draft_tokens;  //
   std::optional<double> rollout_forced_accept_length;
-  std::string rollout_speculative_cost_model = "auto";          // auto | measured | none
+  std::string rollout_speculative_cost_model = "auto";  // auto | measured | none
   bool true_on_policy = false;
   std::optional<double> rollout_mem_fraction_static;
   std::optional<int64_t> rollout_max_running_requests;
