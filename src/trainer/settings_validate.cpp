@@ -143,16 +143,14 @@ class Validator {
     }
   }
 
-  // The built-in chat formats know one value.
+  // Any value may be the template's; what a run itself hands to it may not.
   void template_values() {
     if (s_.apply_chat_template_kwargs.empty()) return;
     const Json values = parse_json(s_.apply_chat_template_kwargs, "--apply-chat-template-kwargs");
     for (const auto& [key, value] : values.items()) {
-      if (key != "enable_thinking") {
-        complain(
-            "--apply-chat-template-kwargs: the chat formats have no value {}; enable_thinking is the one they have",
-            printable(key));
-      } else if (!value.is_boolean()) {
+      if (key == "messages" || key == "tools" || key == "add_generation_prompt") {
+        complain("--apply-chat-template-kwargs: {} comes from the rows and the command, not from this flag", key);
+      } else if (key == "enable_thinking" && !value.is_boolean()) {
         complain("--apply-chat-template-kwargs: enable_thinking needs true or false");
       }
     }

@@ -327,8 +327,8 @@ INSTANTIATE_TEST_SUITE_P(
                      "without --apply-chat-template"},
         ConflictCase{
             "KwargsName",
-            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"thinking": true})"; },
-            "the chat formats have no value thinking"},
+            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"tools": []})"; },
+            "tools comes from the rows"},
         ConflictCase{"KwargsType",
                      [](Settings& s) {
                        s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"enable_thinking": 1})";
