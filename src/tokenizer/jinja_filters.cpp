@@ -9,6 +9,7 @@
 #include "tokenizer/python_text.h"
 
 namespace furlong::jinja {
+namespace filter {  // apart from methods of the same names
 namespace {
 
 using Filter = Value (*)(Run&, const Value& input, const Args& args);
@@ -363,8 +364,8 @@ Value wordcount(Run& run, const Value& value, const Args&) {
   return Value(words);
 }
 
-const std::unordered_map<std::string_view, Filter>& filters() {
-  static const std::unordered_map<std::string_view, Filter> table = {{"abs", absolute},
+const std::unordered_map<std::string_view, Filter>& table() {
+  static const std::unordered_map<std::string_view, Filter> known = {{"abs", absolute},
                                                                      {"attr", attr},
                                                                      {"capitalize", capitalize},
                                                                      {"count", length},
@@ -402,14 +403,15 @@ const std::unordered_map<std::string_view, Filter>& filters() {
                                                                      {"unique", unique},
                                                                      {"upper", upper},
                                                                      {"wordcount", wordcount}};
-  return table;
+  return known;
 }
 
 }  // namespace
+}  // namespace filter
 
 Value apply_filter(Run& run, const std::string& name, const Value& input, const Args& args) {
-  const auto found = filters().find(name);
-  if (found == filters().end()) run.fail(fmt::format("there is no filter `{}` here", printable(name)));
+  const auto found = filter::table().find(name);
+  if (found == filter::table().end()) run.fail(fmt::format("there is no filter `{}` here", printable(name)));
   run.charge(0);
   return found->second(run, input, args);
 }

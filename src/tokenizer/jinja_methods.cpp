@@ -8,6 +8,7 @@
 #include "tokenizer/python_text.h"
 
 namespace furlong::jinja {
+namespace method {  // apart from filters of the same names
 namespace {
 
 using python::Side;
@@ -187,8 +188,8 @@ Value format(Run& run, const std::string& text, const Args& args) {
   return run.text(std::move(out));
 }
 
-const std::unordered_map<std::string_view, TextMethod>& text_methods() {
-  static const std::unordered_map<std::string_view, TextMethod> table = {{"strip", strip<Side::both>},
+const std::unordered_map<std::string_view, TextMethod>& of_texts() {
+  static const std::unordered_map<std::string_view, TextMethod> known = {{"strip", strip<Side::both>},
                                                                          {"lstrip", strip<Side::left>},
                                                                          {"rstrip", strip<Side::right>},
                                                                          {"split", split<false>},
@@ -220,7 +221,7 @@ const std::unordered_map<std::string_view, TextMethod>& text_methods() {
                                                                          {"ljust", pad<true>},
                                                                          {"rjust", pad<false>},
                                                                          {"format", format}};
-  return table;
+  return known;
 }
 
 bool names(std::initializer_list<std::string_view> known, std::string_view name) {
@@ -279,25 +280,26 @@ Value call_loop(Run& run, const Loop& loop, const std::string& name, const Args&
 }
 
 }  // namespace
+}  // namespace method
 
 bool has_method(const Value& value, std::string_view name) {
-  if (value.string()) return text_methods().contains(name);
-  if (value.dict() != nullptr) return dict_method(name);
-  return value.list() != nullptr && value.list()->kind == ListKind::list && list_method(name);
+  if (value.string()) return method::of_texts().contains(name);
+  if (value.dict() != nullptr) return method::dict_method(name);
+  return value.list() != nullptr && value.list()->kind == ListKind::list && method::list_method(name);
 }
 
-Value call_method(Run& run, const Method& method, const Args& args) {
-  if (const auto* loop = method.self.get<const Loop*>()) return call_loop(run, **loop, method.name, args);
-  const std::string& name = method.name;
-  if (method.self.string()) {
-    run.charge(weight_of(method.self));
-    return text_methods().at(name)(run, method.self.text(), args);
+Value call_method(Run& run, const Method& bound, const Args& args) {
+  if (const auto* loop = bound.self.get<const Loop*>()) return method::call_loop(run, **loop, bound.name, args);
+  const std::string& name = bound.name;
+  if (bound.self.string()) {
+    run.charge(weight_of(bound.self));
+    return method::of_texts().at(name)(run, bound.self.text(), args);
   }
-  const bool reads = method.self.dict() != nullptr ? names({"get", "items", "keys", "values", "copy"}, name)
-                                                   : names({"index", "count", "copy"}, name);
-  if (!reads) run.fail(fmt::format("a template may not change a {} (.{})", type_name(method.self), name));
-  return method.self.dict() != nullptr ? call_dict(run, method.self, name, args)
-                                       : call_list(run, method.self, name, args);
+  const bool reads = bound.self.dict() != nullptr ? method::names({"get", "items", "keys", "values", "copy"}, name)
+                                                  : method::names({"index", "count", "copy"}, name);
+  if (!reads) run.fail(fmt::format("a template may not change a {} (.{})", type_name(bound.self), name));
+  return bound.self.dict() != nullptr ? method::call_dict(run, bound.self, name, args)
+                                      : method::call_list(run, bound.self, name, args);
 }
 
 std::vector<const Value*> bind(const Run& run, const std::string& what, const Args& args,
