@@ -50,6 +50,7 @@ class RolloutMemory {
   const MemoryOptions& options() const { return options_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_pages_.size()); }
   int64_t free_slots() const { return static_cast<int64_t>(free_slots_.size()); }
+  int32_t references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
   int64_t pages_for(int64_t rows) const { return (rows + options_.page - 1) / options_.page; }
   // New pages that a fork of a prompt of `prompt` rows needs to hold `rows` rows.
   int64_t pages_for_fork(int64_t prompt, int64_t rows) const { return pages_for(rows) - shared_pages(prompt); }
@@ -59,6 +60,8 @@ class RolloutMemory {
   // Shares the parent's full pages, copies the page of its last row (the MTP row of the last prompt position depends on
   // the sample's first token) and its slot, and adds pages for `rows` rows in all.
   SequenceMemory fork(const SequenceMemory& parent, int64_t rows);
+  // Adds pages for `rows` rows in all. There must be room.
+  void extend(SequenceMemory&, int64_t rows);
   // Moves the sequences on to their new lengths: a delta-net state passes the chunk that the accepted rows complete.
   // Rejected rows are overwritten later.
   void commit(Stream&, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths);
