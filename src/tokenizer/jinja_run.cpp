@@ -299,13 +299,14 @@ Value Run::call_function(const std::string& name, Args args) {
     if (args.positional.size() > 1 || args.positional[0].dict() == nullptr) fail(name + " takes one dict and names");
     items = args.positional[0].dict()->items;
   }
-  for (auto& [key, value] : args.named) {
+  for (auto& arg : args.named) {
+    Value key = make_text(arg.first);
     const auto known =
-        std::find_if(items.begin(), items.end(), [&](auto& item) { return same(item.first, make_text(key)); });
+        std::find_if(items.begin(), items.end(), [&](const auto& item) { return same(item.first, key); });
     if (known != items.end()) {
-      known->second = std::move(value);
+      known->second = std::move(arg.second);
     } else {
-      items.emplace_back(make_text(key), std::move(value));
+      items.emplace_back(std::move(key), std::move(arg.second));
     }
   }
   charge(item_weight * std::ssize(items));

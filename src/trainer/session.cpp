@@ -269,6 +269,7 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
   EngineOptions options;
   options.max_running = std::min(settings.rollout_max_running_requests.value_or(default_max_running), max_requests);
   options.max_tokens = max_tokens;
+  options.record_routes = settings.use_rollout_routing_replay;
   if (settings.rollout_speculative_algorithm != "none") {
     if (config.mtp_num_layers == 0) {
       fail(Exit::usage, "--rollout-speculative-algorithm {}: {} has no MTP head (mtp_num_hidden_layers is 0); use none",

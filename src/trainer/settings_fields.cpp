@@ -261,8 +261,8 @@ void add_engine(Table& t) {
               .from(1)
               .no_effect("the rollout runs on the trainer's ranks in the trainer's layout"),
           row("use_rollout_routing_replay", &Settings::use_rollout_routing_replay, T,
-              "train with the experts chosen while sampling")
-              .later({"false"}),
+              "train with the experts and gate weights of sampling (not the MTP head, nor a reference model)")
+              .differs("miles replays the ids alone"),
       });
 }
 

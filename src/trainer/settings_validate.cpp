@@ -43,6 +43,7 @@ class Validator {
     if (is(Command::train) || is(Command::eval)) evaluation();
     if (is(Command::train) || is(Command::eval) || is(Command::generate)) engine();
     template_values();
+    routing_replay();
     commands();
     folders();
     return complaints_;
@@ -154,6 +155,16 @@ class Validator {
         complain("--apply-chat-template-kwargs: enable_thinking needs true or false");
       }
     }
+  }
+
+  void routing_replay() {
+    const bool split =
+        s_.tensor_model_parallel_size > 1 || s_.context_parallel_size > 1 || s_.pipeline_model_parallel_size > 1;
+    if (!s_.use_rollout_routing_replay || !split) return;
+    complain(
+        "--use-rollout-routing-replay needs whole rows and all layers on each rank: leave out "
+        "--tensor-model-parallel-size, --context-parallel-size and --pipeline-model-parallel-size; data and expert "
+        "parallel ranks are fine");
   }
 
   void run_length() {
