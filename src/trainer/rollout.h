@@ -16,6 +16,7 @@ struct SamplingLimits {
   int64_t max_context = 0;   // prompt and response
   std::vector<int32_t> stop_ids;
   std::function<bool(std::span<const int32_t>)> stop_when;
+  bool routes = false;  // trajectories get their routes
 };
 
 SamplingLimits rollout_limits(const Session&, const Settings&);
