@@ -239,26 +239,6 @@ PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& opt
   return prepared;
 }
 
-Label label_of(const LabelValue& value) {
-  switch (value.kind) {
-    case LabelValue::Kind::none: return Label::none();
-    case LabelValue::Kind::string: return Label::string(value.text);
-    case LabelValue::Kind::integer: return {Label::Kind::integer, value.text};
-    case LabelValue::Kind::floating: return Label::real(value.number);
-    case LabelValue::Kind::boolean: return Label::boolean(value.number != 0);
-    case LabelValue::Kind::other: break;
-  }
-  return Label::other();
-}
-
-std::optional<double> reward_of(const Score& score, const std::string& reward_key) {
-  if (reward_key == "acc") return score.acc ? std::optional<double>(*score.acc ? 1.0 : 0.0) : std::nullopt;
-  if (!reward_key.empty() && reward_key != "score") {
-    fail(Exit::usage, "--reward-key {}: the rewards here have the keys score and acc", reward_key);
-  }
-  return score.reward;
-}
-
 EngineOptions engine_options(const ModelConfig& config, const std::string& where, const Settings& settings,
                              int64_t max_tokens, int64_t max_requests) {
   EngineOptions options;
