@@ -21,7 +21,10 @@ struct EngineOptions {
   int64_t page = 32;                   // rows per page
   int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
   int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
+  int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
   size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
+  int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit
+  int64_t max_slots = 0;               //
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
@@ -31,6 +34,7 @@ struct EngineOptions {
 struct EngineStats {
   int64_t steps = 0, prefill_rows = 0, decode_rows = 0, emitted = 0;
   int64_t drafted = 0, accepted = 0, verify_steps = 0;
+  int64_t preemptions = 0;
 };
 
 // What an engine of these options takes: the pools that fit memory_bytes, and the working memory of its largest step.
@@ -55,8 +59,19 @@ class Engine {
   ~Engine();
 
   using Progress = std::function<void(size_t finished, int64_t tokens)>;
-  // Completions in order of (request, sample). Throws Error(Exit::resources) for a request that can never fit.
+  // Completions in order of (request, sample). Throws Error(Exit::resources) for a request that can never fit, before
+  // anything runs.
   std::vector<Completion> generate(std::span<const Request> requests, const Progress& progress = {});
+
+  // The same as requests come and go, on one rank; the weights must not change meanwhile. All of it belongs to one
+  // thread, which may call submit and cancel from a sink, too.
+  // Returns the request's number; numbers rise. Throws Error(Exit::resources) for a request that can never fit.
+  uint64_t submit(Request, Sink);
+  // Within one step its samples end by FinishReason::abort and their memory is free.
+  void cancel(uint64_t request);
+  // One step for whatever is there; the sinks are called at its end. False: there was nothing to do.
+  bool step();
+  bool idle() const { return scheduler_->idle(); }
 
   const EngineStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
@@ -65,8 +80,12 @@ class Engine {
 
  private:
   struct Round;  // what one step works on
-  void step(Scheduler&);
-  void build(Scheduler&, Round&);
+  struct Draws;  // what was drawn for some rows
+  void enter();
+  void advance();
+  void run(Round&);
+  void tell(Sample&, bool finished);
+  void build(Round&);
   // Whether other ranks may have work where this one has none.
   bool in_lockstep() const { return mesh_.place().ranks() > 1; }
   bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
@@ -74,15 +93,16 @@ class Engine {
   // All rows of a batch of `rows`, of which this rank has computed its own. Undefined where `here` is.
   Tensor all_rows(Tensor here, int64_t rows);
   Tensor forward(Round&);
-  void draw(Scheduler&, Round&, Tensor hidden);
-  void extend_drafts(Scheduler&, Round&, Tensor hidden);
+  void run_pieces(Round&, Tensor hidden);
+  void draw(Round&, Tensor hidden);
+  void accept(Round&, const Draws&);
+  void extend_drafts(Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
   Tensor mtp_rows(Tensor hidden, Tensor next_tokens, const Batch&, const MemoryView&);
-  void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, std::vector<int32_t>& tokens,
-                   std::vector<float>* log_probs);
+  void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, Draws&);
   Tensor logits_of(Tensor rows, Range& mine);
   void gather(Tensor to, Tensor from, const std::vector<int32_t>& index);
-  bool append(const Request&, Sample&, int32_t token, float log_prob);
+  void append(Sample&, const Draws&, size_t row);
 
   ModelConfig config_;
   const Weights& weights_;
@@ -91,9 +111,11 @@ class Engine {
   Stream stream_;
   Share share_;
   std::unique_ptr<RolloutMemory> memory_;
+  std::unique_ptr<Scheduler> scheduler_;
   Arena arena_;
   std::unique_ptr<DecodeGraphs> graphs_;
   EngineStats stats_;
+  bool stepping_ = false;
 };
 
 }  // namespace furlong

@@ -196,6 +196,10 @@ SequenceMemory RolloutMemory::fork(const SequenceMemory& parent, int64_t rows) {
   return child;
 }
 
+void RolloutMemory::extend(SequenceMemory& sequence, int64_t rows) {
+  while (std::ssize(sequence.pages) < pages_for(rows)) sequence.pages.push_back(take_page());
+}
+
 void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequences,
                            std::span<const int64_t> lengths) {
   slots_.clear();

@@ -59,6 +59,8 @@ class RolloutMemory {
   // Shares the parent's full pages, copies the page of its last row (the MTP row of the last prompt position depends on
   // the sample's first token) and its slot, and adds pages for `rows` rows in all.
   SequenceMemory fork(const SequenceMemory& parent, int64_t rows);
+  // Adds pages for `rows` rows in all. There must be room.
+  void extend(SequenceMemory&, int64_t rows);
   // Moves the sequences on to their new lengths: a delta-net state passes the chunk that the accepted rows complete.
   // Rejected rows are overwritten later.
   void commit(Stream&, std::span<SequenceMemory* const> sequences, std::span<const int64_t> lengths);

@@ -107,7 +107,9 @@ std::vector<Trajectory> generate_trajectories(const Session& session, Engine& en
     t.group_index = draw.group_index;
     t.index = draw.first_index + c.sample;
     t.rollout_log_probs = std::move(c.log_probs);
-    t.status = c.reason == FinishReason::stop ? Trajectory::Status::completed : Trajectory::Status::truncated;
+    t.status = c.reason == FinishReason::stop    ? Trajectory::Status::completed
+               : c.reason == FinishReason::abort ? Trajectory::Status::aborted
+                                                 : Trajectory::Status::truncated;
     t.weight_version = weight_version;
     t.label = prompt.label;
     t.spec_accepted = c.accepted;

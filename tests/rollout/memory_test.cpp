@@ -86,14 +86,21 @@ TEST(Memory, AForkCopiesTheLastPageAndTheSlot) {
 
 // Pages of running samples and waiting prefixes: none handed out twice, prompt pages shared with kin only.
 void check_holders(Scheduler& scheduler, const RolloutMemory& memory) {
-  std::map<int32_t, std::vector<std::pair<size_t, size_t>>> holders;  // page: request, place in the sequence
+  std::map<int32_t, std::vector<std::pair<uint64_t, size_t>>> holders;  // page: request, place in the sequence
   std::map<int32_t, int> slots;
-  const auto add = [&](const SequenceMemory& s, size_t request) {
+  const auto add = [&](const SequenceMemory& s, uint64_t request) {
     slots[s.slot]++;
     for (size_t i = 0; i < s.pages.size(); i++) holders[s.pages[i]].push_back({request, i});
   };
-  for (const auto& p : scheduler.prefixes()) add(p->memory, p->request);
-  for (const auto& s : scheduler.running()) add(s->memory, s->request);
+  std::map<uint64_t, int64_t> prompts;
+  for (const auto& p : scheduler.prefixes()) {
+    add(p->memory, p->job->id);
+    prompts[p->job->id] = p->job->prompt();
+  }
+  for (const auto& s : scheduler.running()) {
+    add(s->memory, s->job->id);
+    prompts[s->job->id] = s->job->prompt();
+  }
   for (const auto& [slot, count] : slots) {
     EXPECT_EQ(count, 1);
     EXPECT_NE(slot, 0);
@@ -101,7 +108,7 @@ void check_holders(Scheduler& scheduler, const RolloutMemory& memory) {
   for (const auto& [id, list] : holders) {
     EXPECT_NE(id, 0);
     for (const auto& holder : list) EXPECT_EQ(holder, list.front()) << "page " << id;
-    const auto prompt = static_cast<int64_t>(scheduler.request(list.front().first).prompt.size());
+    const int64_t prompt = prompts[list.front().first];
     if (list.size() > 1) {
       EXPECT_LT(static_cast<int64_t>(list.front().second), (prompt - 1) / page) << "page " << id;
     }
@@ -110,8 +117,9 @@ void check_holders(Scheduler& scheduler, const RolloutMemory& memory) {
   EXPECT_EQ(static_cast<int64_t>(slots.size()) + memory.free_slots(), memory.options().slots - 1);
 }
 
-// Runs the scheduler without a model: prompts advance and samples end after random numbers of rounds.
-void play(const ModelConfig& config, uint64_t seed) {
+// Runs the scheduler without a model: prompts and samples that run again advance, samples grow and end after random
+// numbers of tokens, and some requests are cancelled.
+void play(const ModelConfig& config, uint64_t seed, int64_t& preempted) {
   SCOPED_TRACE(fmt::format("seed {}", seed));
   Numbers numbers(seed);
   const int64_t drafts = numbers.between(0, 3), count = numbers.between(1, 12);
@@ -122,53 +130,77 @@ void play(const ModelConfig& config, uint64_t seed) {
                         .max_new_tokens = numbers.between(1, 40)});
   }
   RolloutMemory memory(config, DType::f32, pool(numbers.between(2, 40), numbers.between(3, 10)));
-  int64_t largest = 0;
+  const int64_t margins[] = {0, 3, 20, SchedulerOptions::reserve_all};
+  const SchedulerOptions options{
+      .max_running = numbers.between(1, 8), .drafts = drafts, .margin = margins[numbers.between(0, 3)]};
+  Scheduler scheduler(memory, options);
+  struct Fate {
+    std::vector<int64_t> ended, aborted;
+    int64_t samples = 0;
+    bool cancelled = false;
+  };
+  std::map<uint64_t, Fate> fates;
   for (const auto& r : requests) {
     const auto prompt = static_cast<int64_t>(r.prompt.size());
-    largest =
-        std::max(largest, memory.pages_for(prompt) + memory.pages_for_fork(prompt, prompt + r.max_new_tokens + drafts));
-  }
-  const int64_t max_running = numbers.between(1, 8);
-  if (largest > memory.options().pages - 1) {
+    const int64_t needed = memory.pages_for(prompt) + memory.pages_for_fork(prompt, prompt + r.max_new_tokens + drafts);
     try {
-      Scheduler(requests, memory, max_running, drafts);
-      ADD_FAILURE() << "a request of " << largest << " pages was taken by a pool of " << memory.options().pages - 1;
+      fates[scheduler.submit(r, {})].samples = r.samples;
+      EXPECT_LE(needed, memory.options().pages - 1);
     } catch (const Error& e) {
+      EXPECT_GT(needed, memory.options().pages - 1);
       EXPECT_EQ(e.code(), Exit::resources);
       EXPECT_NE(std::string(e.what()).find("pages of 8 tokens"), std::string::npos) << e.what();
     }
-    EXPECT_EQ(memory.free_pages(), memory.options().pages - 1);
-    return;
   }
-  Scheduler scheduler(requests, memory, max_running, drafts);
-  std::map<size_t, std::vector<int64_t>> ended;
   int rounds = 0;
-  for (scheduler.admit(); !scheduler.finished(); scheduler.admit(), rounds++) {
+  for (; !scheduler.idle(); rounds++) {
     ASSERT_LT(rounds, 5000) << "requests wait for each other";
-    EXPECT_LE(static_cast<int64_t>(scheduler.running().size()), max_running);
+    if (numbers.between(0, 30) == 0 && !fates.empty()) {
+      auto it = fates.begin();
+      std::advance(it, numbers.between(0, std::ssize(fates) - 1));
+      it->second.cancelled = true;
+      scheduler.cancel(it->first);
+    }
+    scheduler.schedule();
+    preempted += scheduler.preempted();
+    EXPECT_LE(std::ssize(scheduler.running()), options.max_running);
     check_holders(scheduler, memory);
-    bool moved = false;
+    bool moved = scheduler.running().empty() && scheduler.prefixes().empty();  // all that was left was cancelled
     for (auto& prefix : scheduler.prefixes()) {
-      const auto prompt = static_cast<int64_t>(scheduler.request(prefix->request).prompt.size());
-      if (prefix->done == prompt) continue;
-      prefix->done = std::min(prompt, prefix->done + numbers.between(1, 32));
+      if (prefix->complete()) continue;
+      prefix->done = std::min(prefix->job->prompt(), prefix->done + numbers.between(1, 32));
       prefix->memory.length = prefix->done;
       moved = true;
     }
     for (auto& sample : scheduler.running()) {
-      sample->fresh = nullptr;
       moved = true;
-      if (numbers.between(0, 3) > 0) continue;
-      ended[sample->request].push_back(sample->out.sample);
-      scheduler.ended.push_back(sample.get());
+      auto& tokens = sample->out.tokens;
+      if (sample->again) {
+        sample->memory.length = std::min(sample->rows(), sample->memory.length + numbers.between(1, 32));
+        sample->again = sample->memory.length < sample->rows();
+        continue;
+      }
+      // A step's rows have their pages.
+      const int64_t rows = sample->fresh ? sample->memory.length : sample->memory.length + 1 + drafts;
+      ASSERT_GE(std::ssize(sample->memory.pages) * page, rows);
+      const int64_t drawn = sample->fresh ? 1 : numbers.between(1, 1 + drafts);
+      if (!sample->fresh) sample->memory.length += drawn;
+      sample->fresh = nullptr;
+      tokens.insert(tokens.end(), static_cast<size_t>(drawn), 1);
+      sample->ended = std::ssize(tokens) >= sample->job->request.max_new_tokens || numbers.between(0, 30) == 0;
     }
     ASSERT_TRUE(moved) << "a round without work";
-    scheduler.retire();
+    for (const auto& sample : scheduler.retire()) {
+      Fate& fate = fates.at(sample->out.request);
+      (sample->out.reason == FinishReason::abort ? fate.aborted : fate.ended).push_back(sample->out.sample);
+    }
   }
-  for (size_t i = 0; i < requests.size(); i++) {
-    std::sort(ended[i].begin(), ended[i].end());
-    ASSERT_EQ(static_cast<int64_t>(ended[i].size()), requests[i].samples);
-    for (int64_t s = 0; s < requests[i].samples; s++) EXPECT_EQ(ended[i][static_cast<size_t>(s)], s);
+  for (auto& [id, fate] : fates) {
+    EXPECT_TRUE(fate.cancelled || fate.aborted.empty());
+    fate.ended.insert(fate.ended.end(), fate.aborted.begin(), fate.aborted.end());
+    std::sort(fate.ended.begin(), fate.ended.end());
+    ASSERT_EQ(std::ssize(fate.ended), fate.samples);
+    for (int64_t s = 0; s < fate.samples; s++) EXPECT_EQ(fate.ended[static_cast<size_t>(s)], s);
   }
   EXPECT_EQ(memory.free_pages(), memory.options().pages - 1);
   EXPECT_EQ(memory.free_slots(), memory.options().slots - 1);
@@ -176,17 +208,19 @@ void play(const ModelConfig& config, uint64_t seed) {
 
 TEST(Scheduler, FinishesEveryRandomSetOrRefusesIt) {
   const TestModel m = toy_model();
-  for (uint64_t seed = 1; seed <= 1500 && !testing::Test::HasFailure(); seed++) play(m.config, seed);
+  int64_t preempted = 0;
+  for (uint64_t seed = 1; seed <= 3000 && !testing::Test::HasFailure(); seed++) play(m.config, seed, preempted);
+  EXPECT_GT(preempted, 1000);
 }
 
 TEST(Scheduler, RequestsStartInOrder) {
   const TestModel m = toy_model();
   RolloutMemory memory(m.config, DType::f32, pool(64, 16));
-  std::vector<Request> requests(6, {.prompt = {1, 2}, .samples = 1, .max_new_tokens = 4});
-  Scheduler scheduler(requests, memory, 3, 0);
-  scheduler.admit();
+  Scheduler scheduler(memory, {.max_running = 3});
+  for (int i = 0; i < 6; i++) scheduler.submit({.prompt = {1, 2}, .samples = 1, .max_new_tokens = 4}, {});
+  scheduler.schedule();
   ASSERT_EQ(scheduler.prefixes().size(), 3u);
-  for (size_t i = 0; i < 3; i++) EXPECT_EQ(scheduler.prefixes()[i]->request, i);
+  for (size_t i = 0; i < 3; i++) EXPECT_EQ(scheduler.prefixes()[i]->job->id, i + 1);
 }
 
 // The engine in every pool from one page up: refused before anything runs, or the same completions as with room.
@@ -238,6 +272,40 @@ TEST(Pools, DownToTheSmallest) {
   }
   EXPECT_TRUE(refused);
   EXPECT_TRUE(served);
+}
+
+// Sequences that outgrow the pool take turns: the newest gives way and comes back from its tokens, to the same bits.
+TEST(Pools, PreemptedSamplesGoOnWithTheSameBits) {
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    const TestModel& m = tiny_model(dtype);
+    Numbers numbers(43);
+    std::vector<Request> requests;
+    for (int64_t i = 0; i < 8; i++) {
+      requests.push_back({.prompt = random_tokens(numbers, numbers.between(1, 100), 512),
+                          .samples = numbers.between(1, 3),
+                          .params = {.temperature = i % 2 == 0 ? 1.0 : 0.0},
+                          .max_new_tokens = numbers.between(60, 140),
+                          .seed = 5,
+                          .group_index = i});
+    }
+    EngineOptions options{.max_running = 8, .page = 16, .max_tokens = 240, .prefill_budget = 64};
+    const auto expected = generate(m, options, requests);
+    ThreadPool threads(1);
+    for (const int64_t drafts : {0, 2}) {
+      options.drafts = drafts;
+      options.margin = 0;
+      options.max_pages = 41;
+      Engine engine(m.config, m.weights, options, threads);
+      expect_same(engine.generate(requests), expected, fmt::format("{} drafts", drafts));
+      EXPECT_GT(engine.stats().preemptions, 5);
+      // With everything reserved nothing is preempted.
+      options.margin = SchedulerOptions::reserve_all;
+      Engine patient(m.config, m.weights, options, threads);
+      expect_same(patient.generate(requests), expected, "reserved");
+      EXPECT_EQ(patient.stats().preemptions, 0);
+      EXPECT_GT(patient.stats().steps, engine.stats().steps);
+    }
+  }
 }
 
 // Many slots must not eat the memory of the pages: fewer run at once instead.

@@ -1,0 +1,135 @@
+// Drafts from the MTP head.
+#include <algorithm>
+
+#include "model/mtp.h"
+#include "ops/embed.h"
+#include "ops/reduce.h"
+#include "rollout/round.h"
+#include "tensor/copy.h"
+
+namespace furlong {
+
+// The MTP head's rows for hidden rows that every rank has.
+Tensor Engine::mtp_rows(Tensor hidden, Tensor next_tokens, const Batch& batch, const MemoryView& view) {
+  Exec exec{stream_, arena_, mesh_};
+  const Range here = rows_here(mesh_, batch.rows());
+  const Tensor m =
+      mtp_forward(exec, config_, weights_, hidden.rows(here.begin, here.end), next_tokens, batch, view.mtp, nullptr);
+  return all_rows(m, batch.rows());
+}
+
+// to[r] = from[index[r]]; rows whose index is negative hold anything.
+void Engine::gather(Tensor to, Tensor from, const std::vector<int32_t>& index) {
+  if (from.numel() == 0) return;
+  std::vector<int32_t> rows(index);
+  for (int32_t& row : rows) row = std::max(row, 0);
+  const Arena::Scope scope(arena_);
+  const auto n = static_cast<int64_t>(rows.size());
+  embed(stream_, to, on_device(stream_, arena_, "gather.index", Tensor(rows.data(), DType::i32, {n})), from);
+}
+
+// Runs the MTP head over the rows just accepted (and over pieces), with the true hidden states, and lets it propose.
+void Engine::extend_drafts(Round& round, Tensor hidden) {
+  BatchBuilder batch;
+  std::vector<int32_t> next, source;  // token t+1 of each row; its row of `hidden`, or -1 - i for fresh sample i
+  std::vector<const SequenceMemory*> sequences;
+  std::vector<Sample*> proposing;
+  std::vector<int32_t> last_row;
+  const auto add = [&](const SequenceMemory& memory, int64_t position, const std::vector<int32_t>& following) {
+    batch.add(following.data(), std::ssize(following), position);
+    next.insert(next.end(), following.begin(), following.end());
+    sequences.push_back(&memory);
+  };
+  const auto propose_for = [&](Sample* s) {
+    proposing.push_back(s);
+    last_row.push_back(static_cast<int32_t>(batch.rows() - 1));
+  };
+  int64_t row = 0;
+  for (const Piece& piece : round.pieces) {
+    // The last prompt row waits for each sample's first token.
+    const int64_t end = std::min(piece.begin + piece.rows, piece.known() - 1);
+    std::vector<int32_t> following;
+    for (int64_t t = piece.begin; t < end; t++) {
+      following.push_back(piece.token(t + 1));
+      source.push_back(static_cast<int32_t>(row + t - piece.begin));
+    }
+    if (!following.empty()) add(piece.memory(), piece.begin, following);
+    if (piece.sample != nullptr && !piece.sample->again) propose_for(piece.sample);
+    row += piece.rows;
+  }
+  for (size_t i = 0; i < round.decoding.size(); i++) {
+    Sample& s = *round.decoding[i];
+    const int64_t n = round.accepted[i];
+    s.drafts.clear();
+    if (n == 0) continue;
+    add(s.memory, s.memory.length - n, {s.out.tokens.end() - n, s.out.tokens.end()});
+    for (int64_t j = 0; j < n; j++) source.push_back(static_cast<int32_t>(round.first_row[i] + j));
+    propose_for(&s);
+  }
+  for (size_t i = 0; i < round.fresh.size(); i++) {
+    Sample& s = *round.fresh[i];
+    if (s.ended) continue;
+    add(s.memory, s.memory.length - 1, {s.root()});
+    source.push_back(-1 - static_cast<int32_t>(i));
+    propose_for(&s);
+  }
+  if (batch.rows() == 0 && !in_lockstep()) return;
+  CHECK(!is_last_stage() || hidden.defined() ||
+            std::all_of(source.begin(), source.end(), [](int32_t row) { return row < 0; }),
+        "rows of a step that ran none");
+  Tensor rows =
+      arena_.make("mtp.rows", weights_.dtype(), {static_cast<int64_t>(proposing.size()), config_.hidden_size});
+  if (is_last_stage()) {
+    Tensor inputs = arena_.make("mtp.hidden", weights_.dtype(), {batch.rows(), config_.hidden_size});
+    gather(inputs, hidden, source);
+    for (int64_t r = 0; r < batch.rows(); r++) {
+      const int32_t from = source[static_cast<size_t>(r)];
+      if (from < 0) convert(stream_, inputs.rows(r, r + 1), round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden);
+    }
+    const Arena::Scope scope(arena_);
+    const std::vector<uint8_t> speculative(sequences.size(), 1);
+    const MemoryView& view = memory_->view(sequences, speculative);
+    Exec exec{stream_, arena_, mesh_};
+    const Batch extended = placed(exec, batch.batch(&view));
+    const Tensor next_tokens =
+        on_device(stream_, arena_, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
+    gather(rows, mtp_rows(inputs, next_tokens, extended, view), last_row);
+  }
+  if (!proposing.empty() || in_lockstep()) propose(proposing, rows);
+}
+
+// Draws the drafts of each sample: the first from the MTP head's rows (R,H), every further one after running the head
+// on the draft before it, with its own output as the hidden state.
+void Engine::propose(std::span<Sample* const> samples, Tensor rows) {
+  for (int64_t ahead = 1;; ahead++) {
+    std::vector<SampleRow> keys;
+    for (const Sample* s : samples) {
+      // The root stands at memory.length; the target will draw position memory.length + ahead with this very key.
+      RngKey key = s->key;
+      key.position = static_cast<uint32_t>(s->memory.length + ahead);
+      keys.push_back(
+          {key,
+           {.temperature = options_.greedy_drafts ? 0.0 : s->job->request.params.temperature, .top_k = 0, .top_p = 1}});
+    }
+    Draws draws{.with_log_probs = false};
+    sample_rows(rows, keys, draws);
+    const std::vector<int32_t>& tokens = draws.tokens;
+    for (size_t i = 0; i < samples.size(); i++) samples[i]->drafts.push_back(tokens[i]);
+    if (ahead == options_.drafts) return;
+    if (!is_last_stage()) continue;
+    const Arena::Scope scope(arena_);
+    BatchBuilder batch;
+    std::vector<const SequenceMemory*> sequences;
+    for (size_t i = 0; i < samples.size(); i++) {
+      batch.add(&tokens[i], 1, samples[i]->memory.length + ahead - 1);
+      sequences.push_back(&samples[i]->memory);
+    }
+    const std::vector<uint8_t> speculative(sequences.size(), 1);
+    const MemoryView& view = memory_->view(sequences, speculative);
+    Exec exec{stream_, arena_, mesh_};
+    const Batch drafted = placed(exec, batch.batch(&view));
+    convert(stream_, rows, mtp_rows(rows, drafted.tokens, drafted, view));
+  }
+}
+
+}  // namespace furlong

@@ -1,0 +1,86 @@
+// The memory that an engine takes.
+#include <algorithm>
+
+#include "model/model.h"
+#include "model/mtp.h"
+#include "rollout/round.h"
+
+namespace furlong {
+namespace {
+
+// Scrap, a prompt and one sample of it.
+constexpr int64_t least_slots = 3;
+
+// As many pages and slots as memory_bytes hold, at most what the requests can use.
+MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
+  const ModelConfig c = remembered_model(whole, w.rank());
+  MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
+  // Every running sample and the prompts that wait for one.
+  const int64_t per_sequence = pages_of_longest(o);
+  m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
+  m.pages = 1 + m.slots * per_sequence;
+  if (o.memory_bytes > 0) {
+    const size_t slot = std::max<size_t>(1, RolloutMemory::slot_bytes(c, w.dtype(), m, w.device()));
+    const size_t page = std::max<size_t>(1, RolloutMemory::page_bytes(c, w.dtype(), m));
+    // Little memory means fewer sequences at once, not sequences without pages: slots stop at half of it, or where
+    // the longest requests of all of them still have their pages.
+    const size_t sequences = o.memory_bytes / (slot + static_cast<size_t>(per_sequence) * page);
+    auto slots = static_cast<int64_t>(std::max(sequences, o.memory_bytes / 2 / slot));
+    // They leave one longest request its pages.
+    const size_t longest = static_cast<size_t>(per_sequence + 2) * page;
+    const size_t beside = o.memory_bytes > longest ? o.memory_bytes - longest : 0;
+    slots = std::min(slots, static_cast<int64_t>(beside / slot));
+    m.slots = std::min(m.slots, std::max(least_slots, slots));
+    const size_t taken = static_cast<size_t>(m.slots) * slot;
+    const size_t left = o.memory_bytes > taken ? o.memory_bytes - taken : 0;
+    m.pages = std::min(m.pages, std::max<int64_t>(2, static_cast<int64_t>(left / page)));
+  }
+  if (o.max_pages > 0) m.pages = std::clamp<int64_t>(o.max_pages, 2, m.pages);
+  if (o.max_slots > 0) m.slots = std::clamp(o.max_slots, least_slots, m.slots);
+  return m;
+}
+
+// The working memory of the largest step, found by running it dry.
+size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
+  Arena measure = Arena::measuring(w.device());
+  Stream dry = Stream::dry(threads, w.device());
+  const Mesh mesh = Mesh::planned(w.rank());
+  Exec exec{dry, measure, mesh};
+  BatchBuilder builder;
+  const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
+  builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
+  const Batch batch = placed(exec, builder.batch());
+  Tensor hidden = model_forward(exec, c, w, batch, nullptr);
+  if (o.drafts > 0 && hidden.defined()) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
+  for (const char* name : {"sample.rows", "mtp.hidden", "mtp.rows"}) {
+    measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+  }
+  if (w.rank().row_parts() > 1) {
+    for (const char* name : {"rollout.hidden", "mtp.all"}) {
+      measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+    }
+  }
+  const int64_t tensor = w.rank().sizes.tensor, chunk = sample_chunk(w.device());
+  measure.make("sample.logits", DType::f32, {chunk, (c.vocab_size + tensor - 1) / tensor});
+  if (tensor > 1) measure.make("sample.columns", DType::f32, {2 * (chunk / tensor + 1), c.vocab_size});
+  measure.make("sample.slack", DType::u8, {1 << 20});
+  return measure.high_mark();
+}
+
+}  // namespace
+
+EngineNeeds engine_needs(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
+  EngineNeeds needs{.memory = memory_options(c, w, o)};
+  const ModelConfig kept = remembered_model(c, w.rank());
+  const auto bytes = RolloutMemory::bytes_of(kept, w.dtype(), needs.memory, w.device());
+  needs.pages = bytes.pages;
+  needs.slots = bytes.slots;
+  needs.arena = arena_bytes_of(c, w, o, threads);
+  needs.least =
+      static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(kept, w.dtype(), needs.memory, w.device()) +
+      static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(kept, w.dtype(), needs.memory);
+  needs.block = RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena;
+  return needs;
+}
+
+}  // namespace furlong

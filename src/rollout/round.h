@@ -1,0 +1,50 @@
+// What one step of the engine works on.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "rollout/engine.h"
+
+namespace furlong {
+
+// Rows of a prompt, or of a preempted sample that runs again, which are no drafts.
+struct Piece {
+  std::shared_ptr<Prefix> prefix;  // or
+  Sample* sample = nullptr;
+  int64_t begin = 0, rows = 0;  // positions
+  SequenceMemory& memory() const { return prefix ? prefix->memory : sample->memory; }
+  // Tokens there are of the sequence: prompt, and response where it has begun.
+  int64_t known() const { return prefix ? prefix->job->prompt() : sample->rows() + 1; }
+  int32_t token(int64_t position) const {
+    return prefix ? prefix->job->request.prompt[static_cast<size_t>(position)] : sample->token(position);
+  }
+};
+
+// One segment per working sequence: pieces first, then decoding samples.
+struct Engine::Round {
+  BatchBuilder batch;
+  std::vector<Piece> pieces;
+  std::vector<Sample*> decoding;   // samples with a root to run
+  std::vector<int64_t> first_row;  // of each decoding sample in the batch
+  std::vector<Sample*> fresh;      // samples whose first token is drawn from their prefix's last hidden row
+  std::vector<const SequenceMemory*> sequences;
+  std::vector<uint8_t> speculative;
+  // Accepted rows of each decoding sample, after draw.
+  std::vector<int64_t> accepted;
+};
+
+struct Engine::Draws {
+  bool with_log_probs = true;
+  std::vector<int64_t> wanted;  // alternatives of each row; none where it is empty
+  std::vector<int32_t> tokens;
+  std::vector<float> log_probs;
+  std::vector<std::vector<Alternative>> alternatives;
+};
+
+// Rows whose logits are held at once.
+inline int64_t sample_chunk(Device device) { return device == Device::cpu ? 64 : 512; }
+
+// Pages of the longest sequence that an engine of these options is made for.
+inline int64_t pages_of_longest(const EngineOptions& o) { return (o.max_tokens + o.drafts + o.page - 1) / o.page + 1; }
+
+}  // namespace furlong
