@@ -74,8 +74,9 @@ Subprocess::Subprocess(const std::string& command, const std::string& stderr_pat
   SpawnPlan plan;
   posix_spawn_file_actions_adddup2(&plan.files, input.ends[0], STDIN_FILENO);
   posix_spawn_file_actions_adddup2(&plan.files, output.ends[1], STDOUT_FILENO);
-  posix_spawn_file_actions_addopen(&plan.files, STDERR_FILENO, stderr_path.c_str(), O_WRONLY | O_CREAT | O_APPEND,
-                                   0644);
+  if (!stderr_path.empty())
+    posix_spawn_file_actions_addopen(&plan.files, STDERR_FILENO, stderr_path.c_str(), O_WRONLY | O_CREAT | O_APPEND,
+                                     0644);
   sigset_t none, usual;
   sigemptyset(&none);
   sigemptyset(&usual);
@@ -89,8 +90,8 @@ Subprocess::Subprocess(const std::string& command, const std::string& stderr_pat
   const int error = posix_spawn(&pid_, "/bin/sh", &plan.files, &plan.attributes, arguments, environ);
   if (error != 0) {
     pid_ = -1;
-    fail(Exit::resources, "cannot start `{}` (its standard error goes to {}): {}", command, stderr_path,
-         std::strerror(error));
+    fail(Exit::resources, "cannot start `{}`{}: {}", command,
+         stderr_path.empty() ? "" : fmt::format(" (its standard error goes to {})", stderr_path), std::strerror(error));
   }
   in_ = input.take(1);
   out_ = output.take(0);

@@ -20,8 +20,8 @@ class Subprocess {
     too_long  // a line of more than the limit
   };
 
-  // Starts /bin/sh -c `command`; its standard error is appended to `stderr_path`. Throws Error(Exit::resources). The
-  // thread that writes must have SIGPIPE blocked or ignored.
+  // Starts /bin/sh -c `command`. Its standard error is appended to `stderr_path`, or this process's where that is
+  // empty. The thread that writes must have SIGPIPE blocked or ignored. Throws Error(Exit::resources).
   Subprocess(const std::string& command, const std::string& stderr_path);
   ~Subprocess();  // end()
   Subprocess(const Subprocess&) = delete;

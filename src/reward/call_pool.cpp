@@ -51,11 +51,10 @@ CallPool::CallPool(const CallOptions& options) : options_(options) {
   if (!options_.command.empty()) options_.tries = options_.batch = 1;
   for (int64_t i = 0; i < options_.workers; i++) {
     auto worker = std::make_unique<Worker>();
-    worker->channel =
-        options_.url.empty()
-            ? command_channel(options_.command, fmt::format("{}/{}-{}.err", options_.log_directory, options_.name, i),
-                              options_.most_bytes)
-            : http_channel(options_.url, options_.timeout, options_.most_bytes);
+    const std::string errors =
+        options_.log_directory.empty() ? "" : fmt::format("{}/{}-{}.err", options_.log_directory, options_.name, i);
+    worker->channel = options_.url.empty() ? command_channel(options_.command, errors, options_.most_bytes)
+                                           : http_channel(options_.url, options_.timeout, options_.most_bytes);
     workers_.push_back(std::move(worker));
   }
   for (auto& worker : workers_) worker->thread = std::thread([this, w = worker.get()] { work(*w); });
@@ -93,6 +92,12 @@ Called CallPool::wait(uint64_t ticket) {
   return std::move(node.mapped());
 }
 
+void CallPool::forget(uint64_t ticket) {
+  const std::lock_guard lock(mutex_);
+  if (answered_.erase(ticket) > 0) return;
+  if (std::erase_if(queue_, [&](const Question& q) { return q.ticket == ticket; }) == 0) forgotten_.insert(ticket);
+}
+
 void CallPool::wait_any(const std::vector<uint64_t>& tickets, double seconds) const {
   std::unique_lock lock(mutex_);
   changed_.wait_for(lock, duration(seconds), [&] {
@@ -121,7 +126,7 @@ void CallPool::work(Worker& worker) {
     const std::lock_guard lock(mutex_);
     for (size_t i = 0; i < questions.size(); i++) {
       stats_.unanswered += !found[i].error.empty();
-      answered_[questions[i].ticket] = std::move(found[i]);
+      if (forgotten_.erase(questions[i].ticket) == 0) answered_[questions[i].ticket] = std::move(found[i]);
     }
     changed_.notify_all();
   }

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -17,7 +18,7 @@ namespace furlong {
 
 struct CallOptions {
   std::string url, command;   // one of the two
-  std::string log_directory;  // a command's standard error: <directory>/<name>-<worker>.err
+  std::string log_directory;  // of a command's standard error, <name>-<worker>.err; "": the program's
   std::string name = "call";
   int64_t workers = 16;         // connections, or processes
   int64_t batch = 1;            // url alone: questions of one call at most
@@ -52,6 +53,8 @@ class CallPool {
   bool ready(uint64_t ticket) const;
   // Waits for the answer and forgets it.
   Called wait(uint64_t ticket);
+  // Nobody will wait for this one.
+  void forget(uint64_t ticket);
   // Waits until one of these tickets is ready, at most so many seconds.
   void wait_any(const std::vector<uint64_t>& tickets, double seconds) const;
   CallStats stats() const;
@@ -87,6 +90,7 @@ class CallPool {
   uint64_t next_ = 0;
   std::deque<Question> queue_;
   std::map<uint64_t, Called> answered_;
+  std::set<uint64_t> forgotten_;  // being asked
   int64_t failures_in_a_row_ = 0;
   bool open_ = false, probing_ = false;
   Clock::time_point closed_until_;

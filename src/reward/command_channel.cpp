@@ -31,9 +31,11 @@ class CommandChannel : public Channel {
     const auto sent = process_->write_line(line, deadline);
     if (sent != Subprocess::Outcome::done) return give_up(complaint(sent, "to take its question"));
     std::string answer;
-    const auto got = process_->read_line(answer, deadline, most_bytes_);
-    if (got != Subprocess::Outcome::done) return give_up(complaint(got, "to answer"));
-    if (const std::string wrong = problem(answer, id); !wrong.empty()) return give_up(wrong);
+    for (bool late = true; late;) {
+      const auto got = process_->read_line(answer, deadline, most_bytes_);
+      if (got != Subprocess::Outcome::done) return give_up(complaint(got, "to answer"));
+      if (const std::string wrong = problem(answer, id, late); !wrong.empty()) return give_up(wrong);
+    }
     return {.text = std::move(answer), .error = {}};
   }
 
@@ -48,8 +50,8 @@ class CommandChannel : public Channel {
     const std::lock_guard lock(mutex_);
     process_->end();
     process_.reset();
-    return {.text = {},
-            .error = fmt::format("`{}` {}; its standard error is in {}", printable(command_), why, stderr_path_)};
+    const std::string errors = stderr_path_.empty() ? "" : "; its standard error is in " + stderr_path_;
+    return {.text = {}, .error = fmt::format("`{}` {}{}", printable(command_), why, errors)};
   }
 
   std::string complaint(Subprocess::Outcome outcome, const char* what) {
@@ -63,13 +65,16 @@ class CommandChannel : public Channel {
     return fmt::format("ended when it had {} ({})", what, process_->end());
   }
 
-  static std::string problem(const std::string& answer, uint64_t id) {
+  // late: it is one more answer to an earlier question, and ours is still to come.
+  static std::string problem(const std::string& answer, uint64_t id, bool& late) {
     try {
       const Json json = parse_json(answer, "its answer");
       if (!json.is_object() || !json.contains("id")) {
         return "wrote a line that is no answer and was killed: " + printable(answer);
       }
-      if (json["id"] == id) return "";
+      const Json& given = json["id"];
+      late = given.is_number_unsigned() && given.get<uint64_t>() < id;
+      if (late || given == id) return "";
       return fmt::format("answered with \"id\" {} for {} and was killed", printable(json["id"].dump()), id);
     } catch (const Error& e) {
       return fmt::format("wrote a line that is no answer and was killed: {}", e.what());

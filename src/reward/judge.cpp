@@ -130,7 +130,7 @@ void Judge::check(const std::string& metadata, const std::string& where) {
   if (!options_.service.command.empty()) return;
   const std::string name = rm_type_of({.metadata = metadata});
   if (name.empty()) {
-    if (pool_) return;
+    if (pool_ || options_.may_lack_rule) return;
     fail(Exit::input,
          "{}: nothing says how its responses are scored; give --rm-type RULE, or \"rm_type\" in its metadata{}", where,
          options_.rm_type.empty() ? "" : "; remote_rm needs --rm-url");
@@ -154,8 +154,12 @@ uint64_t Judge::submit(const std::vector<RewardQuery>& samples, bool together) {
     pending.reward_keys.push_back(query.reward_key);
     pending.scores.emplace_back();
     const std::string name = rm_type_of(query);
+    if (name.empty() && !pool_) {
+      CHECK(options_.may_lack_rule, "a sample without a rule");
+      pending.scores.back().error = "the environment gave no reward, and there is no --rm-type";
+      continue;
+    }
     if (name.empty()) {
-      CHECK(pool_ != nullptr, "a sample without a rule");
       pending.asked.push_back(i);
       bodies.push_back(reward_question(query, !bare));
       continue;
@@ -174,6 +178,13 @@ uint64_t Judge::submit(const std::vector<RewardQuery>& samples, bool together) {
   }
   pending_[next_] = std::move(pending);
   return next_++;
+}
+
+void Judge::forget(uint64_t ticket) {
+  const auto it = pending_.find(ticket);
+  if (it == pending_.end()) return;
+  for (const uint64_t call : it->second.calls) pool_->forget(call);
+  pending_.erase(it);
 }
 
 std::vector<Score> Judge::wait(uint64_t ticket) {

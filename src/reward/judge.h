@@ -23,8 +23,9 @@ struct RewardQuery {
 };
 
 struct JudgeOptions {
-  std::string rm_type;  // a rule's name or "remote_rm"; "" where metadata or the command decides
-  CallOptions service;  // url or command; neither: rules alone
+  std::string rm_type;         // a rule's name or "remote_rm"; "" where metadata or the command decides
+  bool may_lack_rule = false;  // a sample that nothing says how to judge is unscored, not an error
+  CallOptions service;         // url or command; neither: rules alone
 };
 
 class Judge {
@@ -41,6 +42,8 @@ class Judge {
   uint64_t submit(const std::vector<RewardQuery>& samples, bool together = false);
   // The scores of a ticket's samples, in their order; waits for them. A ticket is good once.
   std::vector<Score> wait(uint64_t ticket);
+  // Nobody will wait for this one.
+  void forget(uint64_t ticket);
   CallStats stats() const { return pool_ ? pool_->stats() : CallStats{}; }
 
  private:

@@ -208,7 +208,7 @@ std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, 
 
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context) {
-  PreparedPrompts prepared{PromptSet(options), {}, 0};
+  PreparedPrompts prepared{PromptSet(options), {}, 0, options.apply_chat_template};
   std::vector<uint8_t> kept;
   std::vector<std::vector<int32_t>> tokens;
   for (int64_t i = 0; i < prepared.set.size(); i++) {

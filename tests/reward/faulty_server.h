@@ -3,6 +3,7 @@
 // is answered with 7 from the third time on. Beyond that it knows nothing of HTTP that such requests do not need.
 #pragma once
 #include <arpa/inet.h>
+#include <fmt/format.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -44,7 +45,7 @@ class FaultyServer {
     close(listener_);
   }
   std::string url(const std::string& path = "/score") const {
-    return "http://127.0.0.1:" + std::to_string(port_) + path;
+    return fmt::format("http://127.0.0.1:{}{}", port_, path);
   }
   int64_t requests() const { return requests_; }
   int64_t connections() const { return connections_; }
@@ -81,8 +82,7 @@ class FaultyServer {
   }
 
   bool answer(int fd, int status, const std::string& body, const std::string& more = "") {
-    return put(fd, "HTTP/1.1 " + std::to_string(status) + " So\r\n" + more +
-                       "Content-Length: " + std::to_string(body.size()) + "\r\n\r\n" + body);
+    return put(fd, fmt::format("HTTP/1.1 {} So\r\n{}Content-Length: {}\r\n\r\n{}", status, more, body.size(), body));
   }
 
   void serve(int fd) {

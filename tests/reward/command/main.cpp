@@ -13,8 +13,14 @@ using Json = nlohmann::json;
 
 void say(const std::string& line) { std::cout << line << '\n' << std::flush; }
 
+std::string mode;
+
 Json answer(const Json& sample) {
   const std::string response = sample["response"];
+  if (mode == "boxed") {
+    const size_t at = response.find("\\boxed{");
+    return at == std::string::npos ? 0 : response[at + 7] - '0';
+  }
   if (response == "null") return nullptr;
   if (response == "text") return "seven";
   return std::stod(response);
@@ -30,6 +36,7 @@ void linger(bool with_child) {
 
 int main(int argc, char** argv) {
   std::cerr << "ready" << std::endl;
+  if (argc > 1) mode = argv[1];
   for (std::string line; std::getline(std::cin, line);) {
     const Json question = Json::parse(line);
     Json out = {{"id", question["id"]}};
@@ -37,11 +44,24 @@ int main(int argc, char** argv) {
       out["rewards"] = Json::array();
       for (const Json& sample : question["samples"]) out["rewards"].push_back(answer(sample));
       // Told so, one too few.
-      if (argc > 1 && std::string(argv[1]) == "short") out["rewards"].erase(0);
+      if (mode == "short") out["rewards"].erase(0);
       say(out.dump());
       continue;
     }
     const std::string response = question["response"];
+    if (mode == "converse") {  // asks twice for more, then scores by the number of messages and the last digit
+      const int turn = question["turn"];
+      if (turn < 3) {
+        out["messages"] = {{{"role", turn == 1 ? "user" : "tool"}, {"content", "And then?"}}};
+      } else {
+        out["done"] = true;
+        const size_t at = response.find("\\boxed{");
+        if (at != std::string::npos) out["reward"] = 10 * question["messages"].size() + (response[at + 7] - '0');
+        if (at == std::string::npos) out["reward"] = nullptr;
+      }
+      say(out.dump());
+      continue;
+    }
     if (response == "hang") linger(false);
     if (response == "exit") return 3;
     if (response == "die") raise(SIGKILL);
@@ -58,7 +78,8 @@ int main(int argc, char** argv) {
     if (response == "error") {
       out["reward"] = nullptr;
       out["error"] = "no judge today";
-    } else if (response.find_first_not_of("0123456789.-") == std::string::npos || response == "null") {
+    } else if (mode == "boxed" || response.find_first_not_of("0123456789.-") == std::string::npos ||
+               response == "null") {
       out["reward"] = answer(question);
     } else if (response == "keys") {
       out["reward"] = {{"score", 0.5}, {"other", 1}};
