@@ -51,9 +51,11 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(
-      *memory_,
-      SchedulerOptions{.max_running = options.max_running, .drafts = options.drafts, .margin = options.margin});
+  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
+                                                                      .drafts = options.drafts,
+                                                                      .margin = options.margin,
+                                                                      .share_prefixes = options.share_prefixes,
+                                                                      .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
@@ -70,7 +72,9 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (scheduler_->idle() && share_.defined() && share_.enter()) memory_->reset();
+  if (!scheduler_->idle() || !share_.defined() || !share_.enter()) return;
+  scheduler_->cache().clear();
+  memory_->reset();
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -101,8 +105,10 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
     }
   } catch (...) {
     scheduler_->forget(ids);
+    scheduler_->cache().clear();
     throw;
   }
+  if (!options_.keep_prefixes) scheduler_->cache().clear();
   stream_.synchronize();  // others may use the memory now
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
@@ -114,6 +120,11 @@ uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
   enter();
   return scheduler_->submit(std::move(request), std::move(sink));
+}
+
+void Engine::set_weights_version(uint64_t version) {
+  CHECK(idle(), "weights that change while requests run");
+  if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
 void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
@@ -129,6 +140,7 @@ void Engine::advance() {
   CHECK(!stepping_, "a step within a step");
   scheduler_->schedule();
   stats_.preemptions += scheduler_->preempted();
+  stats_.shared_rows += scheduler_->shared_rows();
   {
     const Arena::Scope scope(arena_);
     Round round;
@@ -181,6 +193,7 @@ void Engine::run(Round& round) {
   draw(round, hidden);
   if (options_.drafts > 0) extend_drafts(round, hidden);
   for (Sample* s : round.fresh) s->fresh = nullptr;
+  keep_states(round, hidden);
 }
 
 // Rows of pieces are in the memory; a finished prompt keeps its last hidden row for its samples.
@@ -198,6 +211,43 @@ void Engine::run_pieces(Round& round, Tensor hidden) {
     if (!prefix.complete() || !is_last_stage()) continue;
     prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
     convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
+  }
+}
+
+// What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
+void Engine::keep_states(const Round& round, Tensor hidden) {
+  PrefixCache& cache = scheduler_->cache();
+  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
+    at.length = std::ssize(tokens);
+    std::shared_ptr<OwnedTensor> last;
+    if (options_.drafts > 0 && is_last_stage()) {
+      const std::initializer_list<int64_t> shape = {1, config_.hidden_size};
+      last = std::make_shared<OwnedTensor>(weights_.dtype(), shape, weights_.device());
+      convert(stream_, *last, hidden.rows(row, row + 1));
+    }
+    cache.keep(tokens, at, std::move(last), evict);
+  };
+  int64_t row = 0;
+  for (const Piece& piece : round.pieces) {
+    row += piece.rows;
+    if (!piece.prefix) continue;
+    const Job& job = *piece.prefix->job;
+    const int64_t end = piece.begin + piece.rows;
+    if (end != cache.next_stop(job.chain, piece.begin)) continue;
+    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1, true);
+  }
+  if (!options_.keep_prefixes) return;
+  // A running response's newest complete chunk, in place of the one before it, for the next turn of a conversation.
+  // Sequences that start go before it.
+  for (size_t i = 0; i < round.decoding.size(); i++) {
+    Sample& s = *round.decoding[i];
+    const int64_t before = s.memory.length - round.accepted[i], rows = s.memory.length / delta_chunk * delta_chunk;
+    if (s.ended || rows <= before) continue;
+    std::vector<int32_t> tokens;
+    for (int64_t p = 0; p < rows; p++) tokens.push_back(s.token(p));
+    if (s.kept > 0) cache.drop(std::span(tokens).first(static_cast<size_t>(s.kept)));
+    s.kept = rows;
+    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, false);
   }
 }
 
@@ -221,6 +271,10 @@ void Engine::build(Round& round) {
   const auto add = [&](Piece piece, int64_t left) {
     // A piece that is not a sequence's last ends on a multiple of the chunk.
     piece.rows = left <= budget ? left : budget / delta_chunk * delta_chunk;
+    if (piece.prefix) {
+      const int64_t stop = scheduler_->cache().next_stop(piece.prefix->job->chain, piece.begin);
+      if (stop > 0) piece.rows = std::min(piece.rows, stop - piece.begin);
+    }
     if (piece.rows == 0) return;
     std::vector<int32_t> tokens;
     for (int64_t p = piece.begin; p < piece.begin + piece.rows; p++) tokens.push_back(piece.token(p));

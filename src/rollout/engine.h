@@ -22,6 +22,8 @@ struct EngineOptions {
   int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
   int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
   int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
+  bool share_prefixes = true;          // prompts that begin alike run their common rows once
+  bool keep_prefixes = false;          // what has been run is kept for requests to come, while there is room
   size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
   int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit
   int64_t max_slots = 0;               //
@@ -35,6 +37,7 @@ struct EngineStats {
   int64_t steps = 0, prefill_rows = 0, decode_rows = 0, emitted = 0;
   int64_t drafted = 0, accepted = 0, verify_steps = 0;
   int64_t preemptions = 0;
+  int64_t shared_rows = 0;  // not run, because another sequence's could be used
 };
 
 // What an engine of these options takes: the pools that fit memory_bytes, and the working memory of its largest step.
@@ -72,6 +75,8 @@ class Engine {
   // One step for whatever is there; the sinks are called at its end. False: there was nothing to do.
   bool step();
   bool idle() const { return scheduler_->idle(); }
+  // To be told when the weights have changed: what is kept of earlier requests was made with weights of this version.
+  void set_weights_version(uint64_t version);
 
   const EngineStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
@@ -96,6 +101,7 @@ class Engine {
   void run_pieces(Round&, Tensor hidden);
   void draw(Round&, Tensor hidden);
   void accept(Round&, const Draws&);
+  void keep_states(const Round&, Tensor hidden);
   void extend_drafts(Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
   Tensor mtp_rows(Tensor hidden, Tensor next_tokens, const Batch&, const MemoryView&);
@@ -115,6 +121,7 @@ class Engine {
   Arena arena_;
   std::unique_ptr<DecodeGraphs> graphs_;
   EngineStats stats_;
+  uint64_t weights_version_ = 0;
   bool stepping_ = false;
 };
 
