@@ -401,7 +401,7 @@ void add_evaluation(Table& t) {
 const std::vector<Field>& fields() {
   static const setting::Table table = [] {
     using namespace setting;
-    Table t;
+    setting::Table t;
     add_checkpoint(t);
     add_run(t);
     add_prompts(t);

@@ -163,6 +163,30 @@ TEST(PartialRollout, GoesOnFromTheTokensItHas) {
   EXPECT_GT(figure(rows, 1, "rollout/groups_under_way"), 0);
 }
 
+// On unchanged weights a response is the same however often it was put aside: its draws are keyed by what it is.
+TEST(PartialRollout, DrawsWhatAnUninterruptedOneDraws) {
+  const Folder folder;
+  Settings s = partial_run(folder / "run", 6);
+  s.debug_rollout_only = true;
+  Settings whole = s;
+  whole.run_dir = folder / "whole";
+  whole.partial_rollout = false;
+  whole.over_sampling_batch_size.reset();
+  whole.num_rollout = 10;
+  std::map<int64_t, Trajectory> wanted;
+  for (const auto& rollout : trajectories_of(whole)) {
+    for (const auto& t : rollout) wanted[t.index] = t;
+  }
+  for (const auto& rollout : trajectories_of(s)) {
+    for (const auto& t : rollout) {
+      ASSERT_TRUE(wanted.contains(t.index)) << t.index;
+      EXPECT_EQ(t.tokens, wanted[t.index].tokens) << t.index;
+      EXPECT_EQ(t.rollout_log_probs, wanted[t.index].rollout_log_probs) << t.index;
+      EXPECT_EQ(t.reward, wanted[t.index].reward) << t.index;
+    }
+  }
+}
+
 TEST(PartialRollout, MasksOlderTokens) {
   const Folder folder;
   Settings s = partial_run(folder / "run", 5);
