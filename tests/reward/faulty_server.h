@@ -158,7 +158,7 @@ class FaultyServer {
     }
     if (fault == "drip") {  // a byte now and then, so that no single read is late
       std::string text = "HTTP/1.1 200 So\r\nX: ";
-      while (!ending_ && put(fd, text)) {
+      for (int i = 0; i < 200 && !ending_ && put(fd, text); i++) {
         text = "x";
         std::this_thread::sleep_for(std::chrono::duration<double>(delay_ / 20));
       }
