@@ -54,7 +54,7 @@ CallPool::CallPool(const CallOptions& options) : options_(options) {
     const std::string errors =
         options_.log_directory.empty() ? "" : fmt::format("{}/{}-{}.err", options_.log_directory, options_.name, i);
     worker->channel = options_.url.empty() ? command_channel(options_.command, errors, options_.most_bytes)
-                                           : http_channel(options_.url, options_.timeout, options_.most_bytes);
+                                           : http_channel(options_.url, options_.most_bytes);
     workers_.push_back(std::move(worker));
   }
   for (auto& worker : workers_) worker->thread = std::thread([this, w = worker.get()] { work(*w); });

@@ -27,7 +27,7 @@ class Channel {
 
 // POSTs the body as JSON over a connection that is kept. Throws Error(Exit::usage) for a URL that is not
 // http://host[:port][/path] (or https://), and in a build without HTTP.
-std::unique_ptr<Channel> http_channel(const std::string& url, double timeout_seconds, size_t most_bytes);
+std::unique_ptr<Channel> http_channel(const std::string& url, size_t most_bytes);
 
 // Hands the body to a process as one line, with "id" added, and takes the line of that id as the answer: a JSON object.
 // A process that is late, ends, or writes anything else is killed with all its children; the next ask() starts another.

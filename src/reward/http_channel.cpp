@@ -1,9 +1,13 @@
+#include <mutex>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "reward/channel.h"
+#include "reward/connection.h"
 
 #ifdef FURLONG_HTTP
-#include <httplib.h>
+#include <boost/beast/http/parser.hpp>
+#include <boost/beast/http/string_body.hpp>
 #endif
 
 namespace furlong {
@@ -11,102 +15,123 @@ namespace furlong {
 #ifdef FURLONG_HTTP
 namespace {
 
-struct ServiceUrl {
-  std::string origin, path;  // "http://host:port", "/path?query"
-};
+namespace beast = boost::beast::http;
 
-ServiceUrl parse_service_url(const std::string& url) {
-  const auto refuse = [&](const char* why) {
-    fail(Exit::usage, "the URL {} {}; expected http://host[:port][/path] or https://", printable(url), why);
-  };
-  const size_t scheme = url.find("://");
-  const std::string name = url.substr(0, scheme == std::string::npos ? 0 : scheme);
-  if (name != "http" && name != "https") refuse("has no scheme that is known");
-  const size_t host = scheme + 3, slash = url.find_first_of("/?#", host);
-  const std::string authority = url.substr(host, slash == std::string::npos ? slash : slash - host);
-  if (authority.empty()) refuse("names no host");
-  if (authority.find('@') != std::string::npos) refuse("holds a user name");
-  for (const unsigned char c : url) {
-    if (c <= ' ' || c >= 0x7f) refuse("holds a character that must be escaped");
-  }
-  std::string path = slash == std::string::npos ? "/" : url.substr(slash, url.find('#') - slash);
-  if (path.empty() || path.front() != '/') path = "/" + path;
-  return {name + "://" + authority, path};
-}
+constexpr uint32_t most_header_bytes = 1 << 16;
 
-bool is_temporary(int status) { return status >= 500 || status == 408 || status == 425 || status == 429; }
+bool may_pass(int status) { return status >= 500 || status == 408 || status == 425 || status == 429; }
 
 class HttpChannel : public Channel {
  public:
-  HttpChannel(const std::string& url, double timeout, size_t most_bytes)
-      : url_(parse_service_url(url)), most_bytes_(most_bytes), client_(url_.origin) {
-    if (!client_.is_valid()) fail(Exit::usage, "the URL {} names no host and port", printable(url));
-    const auto limit = std::chrono::microseconds(static_cast<int64_t>(timeout * 1e6));
-    client_.set_connection_timeout(limit);
-    client_.set_read_timeout(limit);
-    client_.set_write_timeout(limit);
-    client_.set_keep_alive(true);
-    client_.set_tcp_nodelay(true);
-    client_.set_decompress(false);
-    client_.set_url_encode(false);
-  }
+  HttpChannel(const std::string& url, size_t most_bytes) : url_(parse_service_url(url)), most_bytes_(most_bytes) {}
 
   Reply ask(const std::string& body, uint64_t, Time deadline) override {
-    httplib::Request request;
-    request.method = "POST";
-    request.path = url_.path;
-    request.headers = {{"Content-Type", "application/json"}, {"Accept", "application/json"}};
-    request.body = body;
-    std::string text;
-    int status = 0;
-    bool too_long = false;
-    request.response_handler = [&](const httplib::Response& response) {
-      status = response.status;
-      return true;
-    };
-    request.content_receiver = [&](const char* data, size_t bytes, uint64_t, uint64_t) {
-      too_long = text.size() + bytes > most_bytes_;
-      if (!too_long) text.append(data, bytes);
-      return !too_long && std::chrono::steady_clock::now() < deadline;
-    };
-    const auto result = client_.send(request);
-    if (too_long) return lost(fmt::format("an answer of more than {}", human_bytes(most_bytes_)));
-    if (!result) {
-      if (std::chrono::steady_clock::now() >= deadline) return lost("no answer in time");
-      return lost(httplib::to_string(result.error()));
+    const std::string request = fmt::format(
+        "POST {} HTTP/1.1\r\nHost: {}\r\nContent-Type: application/json\r\nAccept: application/json\r\n"
+        "Content-Length: {}\r\n\r\n{}",
+        url_.path, url_.authority, body.size(), body);
+    try {
+      for (;;) {
+        const bool reused = connect(deadline);
+        bool began = false;
+        try {
+          return answer_to(request, deadline, began);
+        } catch (const ConnectionLost&) {
+          // One that was kept may have been closed meanwhile.
+          if (!reused || began || std::chrono::steady_clock::now() >= deadline) throw;
+          disconnect();
+        }
+      }
+    } catch (const ConnectionLost& e) {
+      disconnect();
+      return {.text = {}, .error = name() + ": " + e.why, .again = true, .unreachable = true};
     }
-    if (is_temporary(status)) return lost(fmt::format("status {} {}", status, printable(text)));
-    if (status < 200 || status > 299) {
-      return {.text = {}, .error = fmt::format("{}: status {} {}", url_.origin, status, printable(text))};
-    }
-    return {.text = std::move(text), .error = {}};
   }
 
-  void interrupt() override { client_.stop(); }
+  void interrupt() override {
+    const std::lock_guard lock(mutex_);
+    if (connection_) connection_->interrupt();
+  }
 
  private:
-  Reply lost(const std::string& why) const {
-    return {.text = {}, .error = url_.origin + ": " + why, .again = true, .unreachable = true};
+  std::string name() const { return (url_.tls ? "https://" : "http://") + url_.authority; }
+
+  // Whether the connection has served before.
+  bool connect(Time deadline) {
+    if (connection_ && connection_->is_stale()) disconnect();
+    if (connection_) return true;
+    auto made = std::make_unique<Connection>(url_, deadline);
+    const std::lock_guard lock(mutex_);
+    connection_ = std::move(made);
+    return false;
+  }
+
+  void disconnect() {
+    const std::lock_guard lock(mutex_);
+    connection_.reset();
+  }
+
+  Reply answer_to(const std::string& request, Time deadline, bool& began) {
+    connection_->write(request, deadline);
+    beast::response_parser<beast::string_body> parser;
+    parser.header_limit(most_header_bytes);
+    parser.body_limit(most_bytes_);
+    parser.eager(true);
+    boost::system::error_code error;
+    std::string pending;
+    while (!parser.is_done()) {
+      const std::string_view bytes = connection_->read(deadline);
+      if (bytes.empty()) {
+        if (!began) throw ConnectionLost{"closed without an answer"};
+        parser.put_eof(error);
+        if (error || !parser.is_done()) throw ConnectionLost{"the answer is cut off"};
+        break;
+      }
+      began = true;
+      pending += bytes;
+      while (!pending.empty() && !parser.is_done()) {
+        const size_t n = parser.put(boost::asio::const_buffer(pending.data(), pending.size()), error);
+        pending.erase(0, n);
+        if (error == beast::error::need_more) break;
+        if (error) throw ConnectionLost{what_is_wrong(error)};
+        if (n == 0) break;
+      }
+    }
+    // What follows an answer unasked would be taken for the next one.
+    const bool keeps = parser.get().keep_alive() && pending.empty();
+    const int status = parser.get().result_int();
+    std::string text = std::move(parser.get().body());
+    if (!keeps) disconnect();
+    if (status >= 200 && status <= 299) return {.text = std::move(text), .error = {}};
+    const bool again = may_pass(status);
+    return {.text = {},
+            .error = fmt::format("{}: status {} {}", name(), status, printable(text)),
+            .again = again,
+            .unreachable = again};
+  }
+
+  std::string what_is_wrong(const boost::system::error_code& error) const {
+    if (error == beast::error::body_limit) return "an answer of more than " + human_bytes(most_bytes_);
+    if (error == beast::error::header_limit) return "an answer whose header has no end";
+    return "no HTTP: " + error.message();
   }
 
   ServiceUrl url_;
   size_t most_bytes_;
-  httplib::Client client_;
+  std::mutex mutex_;  // of the connection's coming and going
+  std::unique_ptr<Connection> connection_;
 };
 
 }  // namespace
 
-std::unique_ptr<Channel> http_channel(const std::string& url, double timeout_seconds, size_t most_bytes) {
-#ifndef CPPHTTPLIB_OPENSSL_SUPPORT
-  if (url.starts_with("https:")) fail(Exit::usage, "the URL {}: this build has no TLS; use http://", printable(url));
-#endif
-  return std::make_unique<HttpChannel>(url, timeout_seconds, most_bytes);
+std::unique_ptr<Channel> http_channel(const std::string& url, size_t most_bytes) {
+  return std::make_unique<HttpChannel>(url, most_bytes);
 }
 
 #else
 
-std::unique_ptr<Channel> http_channel(const std::string& url, double, size_t) {
-  fail(Exit::usage, "{}: this build has no HTTP (Debian: libcpp-httplib-dev); use a command instead", printable(url));
+std::unique_ptr<Channel> http_channel(const std::string& url, size_t) {
+  fail(Exit::usage, "{}: this build has no HTTP (Debian: libboost-dev); use a command instead", printable(url));
 }
 
 #endif

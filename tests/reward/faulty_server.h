@@ -125,7 +125,36 @@ class FaultyServer {
     const Json wish = Json::parse(question["response"].get<std::string>());
     const std::string fault = wish.value("fault", "");
     if (!fault.empty() && count(wish) <= wish.value("times", 1 << 30)) return misbehave(fd, fault);
-    return answer(fd, 200, wish["value"].dump());
+    return speak(fd, wish.value("how", ""), wish["value"].dump());
+  }
+
+  // An answer in one of the forms that HTTP has for it.
+  bool speak(int fd, const std::string& how, const std::string& body) {
+    if (how == "chunked") {
+      put(fd, "HTTP/1.1 200 So\r\nTransfer-Encoding: chunked\r\n\r\n");
+      for (const char c : body) put(fd, fmt::format("1;x=y\r\n{}\r\n", c));
+      return put(fd, "0\r\n\r\n");
+    }
+    if (how == "close") {
+      put(fd, "HTTP/1.1 200 So\r\nConnection: close\r\n\r\n" + body);
+      return false;
+    }
+    if (how == "old") {
+      put(fd, "HTTP/1.0 200 So\r\n\r\n" + body);
+      return false;
+    }
+    if (how == "forgets") {  // closes a connection that it had promised to keep
+      answer(fd, 200, body);
+      return false;
+    }
+    if (how == "bytes") {
+      for (const char c : fmt::format("HTTP/1.1 200 So\r\ncontent-length:{}\r\n\r\n{}", body.size(), body)) {
+        put(fd, {&c, 1});
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return true;
+    }
+    return answer(fd, 200, body);
   }
 
   int count(const Json& wish) {
@@ -152,6 +181,19 @@ class FaultyServer {
     if (fault == "text") return answer(fd, 200, "\"999\"");
     if (fault == "null") return answer(fd, 200, "null");
     if (fault == "deep") return answer(fd, 200, std::string(100000, '['));
+    if (fault == "header") {
+      put(fd, "HTTP/1.1 200 So\r\n");
+      while (!ending_ && put(fd, "X: " + std::string(1000, 'x') + "\r\n")) {
+      }
+      return false;
+    }
+    if (fault == "mail") {
+      put(fd, "220 ready\r\n999\r\n\r\n");
+      return false;
+    }
+    if (fault == "both") {  // two lengths: no one knows where the answer ends
+      return put(fd, "HTTP/1.1 200 So\r\nContent-Length: 1\r\nContent-Length: 3\r\n\r\n999");
+    }
     if (fault == "short") {
       put(fd, "HTTP/1.1 200 So\r\nContent-Length: 100\r\n\r\n999");
       return false;

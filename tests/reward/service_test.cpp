@@ -193,6 +193,22 @@ TEST(RewardService, SpeaksAsServicesOfMilesDo) {
   EXPECT_LE(server.connections(), 4);
 }
 
+TEST(RewardService, MayAnswerInAnyFormOfHttp) {
+  FaultyServer server(0);
+  CallOptions options = by_http(server);
+  options.workers = 1;
+  options.tries = 1;
+  options.timeout = 5;
+  Judge judge({.rm_type = "remote_rm", .service = options});
+  int value = 10;
+  for (int round = 0; round < 3; round++) {
+    for (const char* how : {"", "chunked", "close", "old", "forgets", "bytes"}) {
+      const Score score = judged(judge, fmt::format("{{\"value\":{},\"how\":\"{}\"}}", ++value, how));
+      EXPECT_EQ(score.reward, value) << how << ": " << score.error;
+    }
+  }
+}
+
 TEST(RewardService, BatchesAndGroups) {
   FaultyServer server(0);
   server.keep_bodies();
@@ -223,7 +239,7 @@ TEST(RewardService, EveryFaultAloneIsUnscoredInTime) {
   Judge judge({.rm_type = "remote_rm", .service = options});
   int64_t value = 0;
   for (const char* fault : {"delay", "reset", "5xx", "404", "redirect", "junk", "nan", "text", "null", "deep", "short",
-                            "drip", "endless"}) {
+                            "drip", "endless", "header", "mail", "both"}) {
     Score score;
     const double took = seconds_of([&] { score = judged(judge, wish(value++, fault)); });
     EXPECT_FALSE(score.reward.has_value()) << fault << ": " << *score.reward;
@@ -318,8 +334,8 @@ TEST(RewardService, IsAskedAgainWhenItIsBack) {
 }
 
 TEST(RewardService, UrlsThatAreNoneAreRefused) {
-  for (const char* url :
-       {"localhost:80", "ftp://x/", "http://", "http:///path", "http://user:pw@host/", "http://a b/"}) {
+  for (const char* url : {"localhost:80", "ftp://x/", "http://", "http:///path", "http://user:pw@host/", "http://a b/",
+                          "http://x:0/", "http://x:99999/", "http://x:a/", "http://[::1", "http://::1/"}) {
     CallOptions options;
     options.url = url;
     try {
