@@ -34,7 +34,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
-      arena_(0) {
+      arena_(0),
+      policy_(options.drafts, options.step_costs) {
   const ModelConfig kept = remembered_model(config, weights.rank());
   EngineNeeds needs = engine_needs(config, weights, options, threads);
   if (in_lockstep()) {
@@ -65,6 +66,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+      plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
+    }
   }
 }
 
@@ -72,9 +76,19 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle() || !share_.defined() || !share_.enter()) return;
-  scheduler_->cache().clear();
-  memory_->reset();
+  if (std::exchange(awake_, true)) return;
+  if (share_.defined() && share_.enter()) {
+    scheduler_->cache().clear();
+    memory_->reset();
+  }
+  measure_speculation();
+}
+
+// Others may use the memory of an engine without work.
+void Engine::rest() {
+  if (!scheduler_->idle()) return;
+  stream_.synchronize();
+  awake_ = false;
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -106,10 +120,11 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   } catch (...) {
     scheduler_->forget(ids);
     scheduler_->cache().clear();
+    rest();
     throw;
   }
   if (!options_.keep_prefixes) scheduler_->cache().clear();
-  stream_.synchronize();  // others may use the memory now
+  rest();
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });
@@ -118,12 +133,18 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
 
 uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
-  enter();
   return scheduler_->submit(std::move(request), std::move(sink));
 }
 
+void Engine::sleep() {
+  CHECK(!stepping_, "sleep within a step");
+  scheduler_->preempt_all();
+  stream_.synchronize();
+  awake_ = false;
+}
+
 void Engine::set_weights_version(uint64_t version) {
-  CHECK(idle(), "weights that change while requests run");
+  CHECK(idle() || !awake_, "weights that change while requests run");
   if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
@@ -131,8 +152,9 @@ void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
 
 bool Engine::step() {
   if (scheduler_->idle()) return false;
+  enter();
   advance();
-  if (scheduler_->idle()) stream_.synchronize();
+  rest();
   return true;
 }
 
@@ -253,13 +275,15 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
 
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
-  const int64_t rows = 1 + options_.drafts;
-  const auto running = static_cast<int64_t>(round.decoding.size());
-  if (graphs_ != nullptr && round.pieces.empty() && round.batch.rows() == running * rows) {
+  const auto running = std::ssize(round.decoding);
+  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
+                         : round.batch.rows() == running                       ? plain_graphs_.get()
+                                                                               : nullptr;
+  if (graphs != nullptr && round.pieces.empty()) {
     const Tensor tokens = round.batch.batch().tokens;
     const Tensor hidden =
-        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
+        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
     if (hidden.defined()) return hidden;
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
@@ -298,15 +322,19 @@ void Engine::build(Round& round) {
       round.fresh.push_back(sample.get());
       continue;
     }
-    std::vector<int32_t> rows = {sample->root()};
-    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
-    round.decoding.push_back(sample.get());
-    round.first_row.push_back(round.batch.rows());
-    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
-    round.sequences.push_back(&sample->memory);
-    round.speculative.push_back(1);
-    stats_.decode_rows += static_cast<int64_t>(rows.size());
+    add_decoding(round, *sample);
   }
+}
+
+void Engine::add_decoding(Round& round, Sample& sample) {
+  std::vector<int32_t> rows = {sample.root()};
+  rows.insert(rows.end(), sample.drafts.begin(), sample.drafts.end());
+  round.decoding.push_back(&sample);
+  round.first_row.push_back(round.batch.rows());
+  round.batch.add(rows.data(), std::ssize(rows), sample.memory.length);
+  round.sequences.push_back(&sample.memory);
+  round.speculative.push_back(1);
+  stats_.decode_rows += std::ssize(rows);
 }
 
 }  // namespace furlong

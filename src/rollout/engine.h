@@ -9,6 +9,7 @@
 
 #include "model/weights.h"
 #include "rollout/decode_graphs.h"
+#include "rollout/draft_policy.h"
 #include "rollout/memory.h"
 #include "rollout/request.h"
 #include "rollout/scheduler.h"
@@ -30,6 +31,10 @@ struct EngineOptions {
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
+  // Time steps with and without drafts before the first request, and leave drafts out where they do not pay. That
+  // changes no token, but how often drafts are verified follows the machine.
+  bool measure_speculation = false;
+  StepCosts step_costs;        // or these costs
   bool greedy_drafts = false;  // drafts by the likeliest token instead of the target's own noise (to measure the gain)
 };
 
@@ -75,8 +80,12 @@ class Engine {
   // One step for whatever is there; the sinks are called at its end. False: there was nothing to do.
   bool step();
   bool idle() const { return scheduler_->idle(); }
-  // To be told when the weights have changed: what is kept of earlier requests was made with weights of this version.
+  // Leaves the memory to others until the next step; requests then go on from their tokens. The weights may change
+  // meanwhile: tokens drawn before keep their log-probs.
+  void sleep();
+  // To be told when the weights have changed, idle or asleep: what is kept was made with weights of this version.
   void set_weights_version(uint64_t version);
+  const DraftPolicy& draft_policy() const { return policy_; }
 
   const EngineStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
@@ -87,10 +96,14 @@ class Engine {
   struct Round;  // what one step works on
   struct Draws;  // what was drawn for some rows
   void enter();
+  void rest();
   void advance();
   void run(Round&);
   void tell(Sample&, bool finished);
   void build(Round&);
+  void add_decoding(Round&, Sample&);
+  void measure_speculation();
+  double seconds_of_step(int64_t sequences, bool drafted);
   // Whether other ranks may have work where this one has none.
   bool in_lockstep() const { return mesh_.place().ranks() > 1; }
   bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
@@ -119,10 +132,11 @@ class Engine {
   std::unique_ptr<RolloutMemory> memory_;
   std::unique_ptr<Scheduler> scheduler_;
   Arena arena_;
-  std::unique_ptr<DecodeGraphs> graphs_;
+  std::unique_ptr<DecodeGraphs> graphs_, plain_graphs_;  // with drafts, without
+  DraftPolicy policy_;
   EngineStats stats_;
   uint64_t weights_version_ = 0;
-  bool stepping_ = false;
+  bool stepping_ = false, awake_ = false, measured_ = false, said_left_out_ = false;
 };
 
 }  // namespace furlong

@@ -85,6 +85,7 @@ class Collector {
   size_t samples() const { return static_cast<size_t>(maker_.task().samples); }
 
   void fill() {
+    std::vector<Request> requests;
     for (int64_t n = wanted(std::ssize(open_) + std::ssize(waiting_)); n > 0; n--) {
       auto group = std::make_unique<SampleGroup>();
       if (!buffer_.empty()) {
@@ -95,28 +96,26 @@ class Collector {
         *group = maker_.begin(cursor_.next(maker_.task().samples));
       }
       drawn_++;
-      start(std::move(group));
+      const int64_t key = group->draw.group_index;
+      out_.prompt_of[key] = group->draw.prompt;
+      for (auto& request : maker_.requests(*group)) requests.push_back(std::move(request));
+      if (group->finished()) ended_.push_back(key);
+      open_[key] = std::move(group);
     }
+    longest_first(requests);
+    for (auto& request : requests) start(std::move(request));
     queue_finished();
   }
 
-  void start(std::unique_ptr<SampleGroup> owned) {
-    SampleGroup& group = *owned;
-    const int64_t key = group.draw.group_index;
-    if (group.finished()) {
-      ended_.push_back(key);
-    } else {
-      for (auto& request : maker_.requests(group)) {
-        const int64_t first = request.first_sample;
-        const auto sink = [this, key, first, &group](const Emitted& e) {
-          if (e.finished == nullptr) return;
-          maker_.take(group, static_cast<size_t>(first + e.sample), *e.finished);
-          if (e.finished->reason != FinishReason::abort && group.finished()) ended_.push_back(key);
-        };
-        ids_[key].push_back(engine_.submit(std::move(request), sink));
-      }
-    }
-    open_[key] = std::move(owned);
+  void start(Request request) {
+    const int64_t key = request.group_index, first = request.first_sample;
+    SampleGroup& group = *open_.at(key);
+    const auto sink = [this, key, first, &group](const Emitted& e) {
+      if (e.finished == nullptr) return;
+      maker_.take(group, static_cast<size_t>(first + e.sample), *e.finished);
+      if (e.finished->reason != FinishReason::abort && group.finished()) ended_.push_back(key);
+    };
+    ids_[key].push_back(engine_.submit(std::move(request), sink));
   }
 
   // The groups that ended in this step, by group_index.
@@ -193,6 +192,7 @@ class Collector {
       if (n <= 0) return give_up();
       std::vector<PromptCursor::Draw> draws;
       for (int64_t i = 0; i < n; i++) draws.push_back(cursor_.next(maker_.task().samples));
+      for (const auto& draw : draws) out_.prompt_of[draw.group_index] = draw.prompt;
       drawn_ += n;
       auto found = generate_trajectories(maker_.session(), engine_, maker_.prompts(), draws, maker_.task(), progress_);
       std::map<int64_t, std::vector<Trajectory>> groups;

@@ -22,6 +22,11 @@ std::string with_version(const std::string& extra, int64_t before, int64_t versi
 
 }  // namespace
 
+void longest_first(std::vector<Request>& requests) {
+  std::stable_sort(requests.begin(), requests.end(),
+                   [](const Request& a, const Request& b) { return a.expected_new > b.expected_new; });
+}
+
 bool SampleGroup::finished() const {
   return std::none_of(samples.begin(), samples.end(), [](const Sample& s) { return s.open; });
 }
@@ -73,6 +78,9 @@ std::vector<Request> GroupMaker::requests(const SampleGroup& group) const {
                         .seed = task_.seed,
                         .group_index = group.draw.group_index,
                         .first_sample = static_cast<int64_t>(first)});
+    if (task_.longest_first && !prompts_.past_responses.empty()) {
+      requests.back().expected_new = prompts_.past_responses[static_cast<size_t>(group.draw.prompt)];
+    }
   };
   const bool fresh = std::all_of(group.samples.begin(), group.samples.end(), [](const SampleGroup::Sample& s) {
     return s.open && s.trajectory.response_length == 0;

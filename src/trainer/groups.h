@@ -25,6 +25,9 @@ struct RolloutTask {
   std::string reward_key;
   bool group_rm = false;    // one question for all of a group's samples
   bool mask_older = false;  // tokens of earlier weights are not trained on
+  // Prompts whose responses were long start first. Not where the first groups to end are kept: a resumed run does not
+  // know past lengths.
+  bool longest_first = false;
   uint64_t seed = 0;
   int64_t weight_version = 0;
   CallPool* environment = nullptr;  // answers the model's turns; none: a response is one turn
@@ -43,6 +46,9 @@ struct SampleGroup {
   std::vector<Sample> samples;
   bool finished() const;
 };
+
+// As Engine::generate orders them: what is expected to end last starts first.
+void longest_first(std::vector<Request>& requests);
 
 // The groups of one prompt set and task. On a mesh the ranks that share a batch make the same ones; one of them judges.
 class GroupMaker {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <map>
 
 #include "base/error.h"
 #include "base/log.h"
@@ -46,28 +47,25 @@ std::vector<Trajectory> gather(std::vector<Trajectory> mine, const Mesh& mesh) {
 void run_groups(const GroupMaker& maker, Engine& engine, std::vector<SampleGroup>& groups,
                 const Engine::Progress& progress) {
   std::vector<Request> requests;
-  std::vector<SampleGroup*> group_of;
+  std::map<int64_t, SampleGroup*> groups_by_index;
   for (SampleGroup& group : groups) {
-    for (auto& request : maker.requests(group)) {
-      requests.push_back(std::move(request));
-      group_of.push_back(&group);
-    }
+    groups_by_index[group.draw.group_index] = &group;
+    for (auto& request : maker.requests(group)) requests.push_back(std::move(request));
   }
-  const auto sample_of = [&](size_t request, int64_t sample) {
-    return static_cast<size_t>(requests[request].first_sample + sample);
+  longest_first(requests);
+  const auto take = [&](const Request& request, const Completion& c) {
+    maker.take(*groups_by_index.at(request.group_index), static_cast<size_t>(request.first_sample + c.sample), c);
   };
   if (!maker.session().mesh->is_alone()) {
-    for (const auto& c : engine.generate(requests, progress)) {
-      maker.take(*group_of[c.request], sample_of(c.request, c.sample), c);
-    }
+    for (const auto& c : engine.generate(requests, progress)) take(requests[c.request], c);
     return;
   }
   size_t done = 0;
-  for (size_t i = 0; i < requests.size(); i++) {
-    engine.submit(requests[i], [&, i](const Emitted& e) {
+  for (const Request& request : requests) {
+    engine.submit(request, [&](const Emitted& e) {
       if (e.finished == nullptr) return;
       done++;
-      maker.take(*group_of[i], sample_of(i, e.sample), *e.finished);
+      take(request, *e.finished);
     });
   }
   while (engine.step()) {

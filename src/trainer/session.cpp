@@ -208,7 +208,7 @@ std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, 
 
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context) {
-  PreparedPrompts prepared{PromptSet(options), {}, 0, options.apply_chat_template};
+  PreparedPrompts prepared{.set = PromptSet(options), .tokens = {}, .rendered = options.apply_chat_template};
   std::vector<uint8_t> kept;
   std::vector<std::vector<int32_t>> tokens;
   for (int64_t i = 0; i < prepared.set.size(); i++) {
@@ -250,6 +250,8 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
            settings.rollout_speculative_algorithm, where);
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
+    const std::string& model = settings.rollout_speculative_cost_model;
+    options.measure_speculation = model == "measured" || (model == "auto" && settings.device == "cuda");
   }
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {

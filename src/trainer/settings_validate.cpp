@@ -38,6 +38,7 @@ class Validator {
     }
     if (is(Command::train)) {
       halves();
+      exactness();
       algorithm();
       groups();
     }
@@ -311,6 +312,9 @@ class Validator {
           "--partial-rollout needs --over-sampling-batch-size above {}: without it nothing is under way at the end",
           batch);
     }
+    if (s_.partial_rollout && s_.true_on_policy) {
+      complain("--partial-rollout and --true-on-policy exclude each other: its responses are of several weights");
+    }
     if (s_.mask_offpolicy_in_partial_rollout && !s_.partial_rollout) {
       complain("--mask-offpolicy-in-partial-rollout needs --partial-rollout");
     }
@@ -386,6 +390,23 @@ class Validator {
     fill_text(s_.eval_input_key, s_.input_key);
     fill_text(s_.eval_label_key, s_.label_key);
     fill_text(s_.eval_reward_key, s_.reward_key);
+  }
+
+  void exactness() {
+    if (!s_.true_on_policy) return;
+    if (s_.device == "cuda") {
+      complain(
+          "--true-on-policy: on a GPU attention sums a decoded row in another order than a row in training; it is "
+          "exact "
+          "with --device cpu");
+    }
+    if (s_.tensor_model_parallel_size * s_.expert_tensor_parallel_size > 1) {
+      complain(
+          "--true-on-policy: with --tensor-model-parallel-size or --expert-tensor-parallel-size above 1 sampler and "
+          "trainer join the vocabulary's parts in different orders");
+    }
+    if (s_.debug_train_only)
+      complain("--true-on-policy compares a rollout with the training on it: not with --debug-train-only");
   }
 
   void engine() {

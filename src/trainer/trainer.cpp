@@ -129,12 +129,14 @@ struct Run : Inputs {
   RunState state;
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
+  Faults faults;
 
-  Run(const Settings& s, World& w, bool is_terminal, const Faults& faults)
+  Run(const Settings& s, World& w, bool is_terminal, const Faults& f)
       : Inputs(s, w),
         terminal(is_terminal && files.writes()),
-        step(session.config, session.weights, *session.threads, options_with(*this, faults), block, *session.mesh),
-        watch(session.device, memory.plan) {}
+        step(session.config, session.weights, *session.threads, options_with(*this, f), block, *session.mesh),
+        watch(session.device, memory.plan),
+        faults(f) {}
 
   void prepare();
   void print_plan();
@@ -209,6 +211,7 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                          .reward_key = s.reward_key,
                          .group_rm = s.group_rm,
                          .mask_older = s.mask_offpolicy_in_partial_rollout,
+                         .longest_first = rules.at_a_time == rules.groups,
                          .seed = static_cast<uint64_t>(s.rollout_seed),
                          .weight_version = state.weight_version,
                          .environment = environment.get(),
@@ -218,6 +221,13 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                       [&](size_t done, int64_t) { bar.update(std::min(samples, static_cast<int64_t>(done))); });
   bar.clear();
   trajectories = std::move(found.trajectories);
+  if (faults.after_rollout) faults.after_rollout(trajectories);
+  // The next epoch starts with what takes longest.
+  prompts->past_responses.resize(prompts->tokens.size(), -1);
+  for (const auto& t : trajectories) {
+    auto& longest = prompts->past_responses[static_cast<size_t>(found.prompt_of.at(t.group_index))];
+    longest = std::max<int64_t>(longest, t.response_length);
+  }
   if (!s.save_debug_rollout_data.empty() && files.writes()) {
     write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
   }
@@ -301,6 +311,14 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
   Metrics out;
   const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
   const auto results = optimizer_steps(trajectories, look, out);
+  // The first step's weights are those that sampled.
+  const double difference = find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
+  if (settings.true_on_policy && difference != 0) {
+    fail(Exit::numerics,
+         "--true-on-policy: rollout {}: the trainer's log-probs differ from the sampler's by {} on average. This is a "
+         "fault of the program; --save-debug-rollout-data keeps the samples that show it",
+         rollout_id, difference);
+  }
   // Several optimizer steps of one rollout report the mean of their figures.
   for (const auto& [name, first] : results.front()) {
     double sum = 0;
