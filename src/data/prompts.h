@@ -11,6 +11,7 @@ namespace furlong {
 
 struct ChatMessage {
   std::string role, content;
+  std::string others = {};  // its further keys as a JSON object, such as tool_calls; a content in parts too. "": none
   bool operator==(const ChatMessage&) const = default;
 };
 

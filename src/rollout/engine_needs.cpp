@@ -52,7 +52,12 @@ size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOption
   BatchBuilder builder;
   const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
   builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
-  const Batch batch = placed(exec, builder.batch());
+  Batch batch = placed(exec, builder.batch());
+  if (o.record_routes) {
+    const int64_t all = c.num_layers * batch.rows(), k = c.experts_per_token;
+    batch.routes = {.ids = measure.make("rollout.ids", DType::i32, {all, k}),
+                    .weights = measure.make("rollout.weights", DType::f32, {all, k})};
+  }
   Tensor hidden = model_forward(exec, c, w, batch, nullptr);
   int64_t extended = std::ssize(tokens);
   if (o.drafts > 0) {

@@ -183,6 +183,7 @@ bool Scheduler::start_sample() {
   auto sample = begin_sample(prefix->job);
   sample->memory = memory_.fork(prefix->memory, rows);
   sample->fresh = prefix;
+  sample->out.routes.prompt = prefix->routes;
   insert_by_age(running_, std::move(sample));
   // A parent gives way as soon as it can.
   if (prefix->job->started == request.samples) drop_prefix(prefix);

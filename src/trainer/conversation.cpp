@@ -150,9 +150,9 @@ class Talk {
 
 std::vector<int32_t> encode_reply(const Session& session, const std::vector<ChatMessage>& messages, int32_t last) {
   if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
-  std::vector<Message> all = {{"user", "?", std::nullopt}, {"assistant", turn_marker, std::nullopt}};
-  for (const auto& m : messages) all.push_back({m.role, m.content, std::nullopt});
-  const std::string text = render_chat(*session.chat, all, true, session.enable_thinking);
+  std::vector<Message> all = {{.role = "user", .content = "?"}, {.role = "assistant", .content = turn_marker}};
+  for (const auto& m : messages) all.push_back(message_of(m));
+  const std::string text = render_chat(*session.chat, all, true, session.chat_values);
   const std::string marker = turn_marker;
   const size_t at = text.find(marker);
   if (at == std::string::npos) fail(Exit::input, "the chat template leaves out the turn before a reply");

@@ -77,7 +77,8 @@ std::vector<Request> GroupMaker::requests(const SampleGroup& group) const {
                         .stop_when = task_.limits.stop_when,
                         .seed = task_.seed,
                         .group_index = group.draw.group_index,
-                        .first_sample = static_cast<int64_t>(first)});
+                        .first_sample = static_cast<int64_t>(first),
+                        .routes = task_.limits.routes});
     if (task_.longest_first && !prompts_.past_responses.empty()) {
       requests.back().expected_new = prompts_.past_responses[static_cast<size_t>(group.draw.prompt)];
     }
@@ -106,6 +107,7 @@ void GroupMaker::extend(SampleGroup& group, size_t sample, const Completion& c) 
   t.response_length += static_cast<int32_t>(c.tokens.size());
   t.loss_mask.resize(static_cast<size_t>(t.response_length), 1);
   t.rollout_log_probs.insert(t.rollout_log_probs.end(), c.log_probs.begin(), c.log_probs.end());
+  if (task_.limits.routes) t.routes = std::make_shared<const Routes>(c.routes);
   t.spec_accepted += c.accepted;
   t.spec_drafted += c.drafted;
   t.spec_verify_steps += c.verify_steps;
@@ -183,7 +185,12 @@ RewardQuery GroupMaker::query(const SampleGroup& group, size_t sample, const std
     append_json_string(query.prompt, decode_ids(session_, {t.tokens.begin(), t.tokens.begin() + t.prompt_length()}));
   } else if (prompt.is_chat()) {
     Json messages = Json::array();
-    for (const auto& m : prompt.messages) messages.push_back({{"role", m.role}, {"content", m.content}});
+    for (const auto& m : prompt.messages) {
+      Json message = m.others.empty() ? Json::object() : parse_json(m.others, "message");
+      message["role"] = m.role;
+      if (!message.contains("content")) message["content"] = m.content;
+      messages.push_back(std::move(message));
+    }
     query.prompt = messages.dump();
   } else {
     append_json_string(query.prompt, prompt.text);

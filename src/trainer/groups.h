@@ -15,6 +15,7 @@ struct SamplingLimits {
   int64_t max_context = 0;   // prompt and response
   std::vector<int32_t> stop_ids;
   std::function<bool(std::span<const int32_t>)> stop_when;
+  bool routes = false;  // trajectories get their routes
 };
 
 // What is wanted of each prompt.

@@ -1,6 +1,7 @@
 #include "trainer/rollout.h"
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
 #include <map>
 
@@ -20,8 +21,56 @@ std::vector<PromptCursor::Draw> draws_here(const std::vector<PromptCursor::Draw>
   return mine;
 }
 
+void append_part(std::string& to, const RouteRows& part) {
+  const int64_t sizes[] = {part.width, std::ssize(part.ids)};
+  to.append(reinterpret_cast<const char*>(sizes), sizeof sizes);
+  to.append(reinterpret_cast<const char*>(part.ids.data()), part.ids.size() * sizeof part.ids[0]);
+  to.append(reinterpret_cast<const char*>(part.weights.data()), part.weights.size() * sizeof part.weights[0]);
+}
+
+RouteRows take_part(std::string_view& from) {
+  const auto take = [&](void* to, size_t bytes) {
+    CHECK(bytes <= from.size(), "routes of {} bytes in {}", bytes, from.size());
+    std::memcpy(to, from.data(), bytes);
+    from.remove_prefix(bytes);
+  };
+  RouteRows part;
+  int64_t sizes[2];
+  take(sizes, sizeof sizes);
+  part.width = sizes[0];
+  part.ids.resize(static_cast<size_t>(sizes[1]));
+  part.weights.resize(part.ids.size());
+  take(part.ids.data(), part.ids.size() * sizeof part.ids[0]);
+  take(part.weights.data(), part.weights.size() * sizeof part.weights[0]);
+  return part;
+}
+
+// Hands everyone the routes that each rank has recorded of its own trajectories, a group at a time: the prompt's and
+// each sample's. `all` is in the order of samples, `mine` holds this rank's.
+void share_routes(std::vector<Trajectory>& all, const std::vector<Trajectory>& mine, const Mesh& mesh) {
+  auto own = mine.begin();
+  for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    const int64_t group = all[begin].group_index;
+    std::string bytes;
+    for (; end < all.size() && all[end].group_index == group; end++) {
+      if (own == mine.end() || own->index != all[end].index) continue;
+      if (bytes.empty()) append_part(bytes, *own->routes->prompt);
+      append_part(bytes, own->routes->response);
+      ++own;
+    }
+    for (const std::string& message : mesh.world().gather_bytes(bytes)) {
+      if (message.empty()) continue;
+      std::string_view rest = message;
+      const auto prompt = std::make_shared<const RouteRows>(take_part(rest));
+      for (size_t i = begin; i < end; i++) {
+        all[i].routes = std::make_shared<const Routes>(Routes{prompt, take_part(rest)});
+      }
+    }
+  }
+}
+
 // Everyone's trajectories, in the order of their samples.
-std::vector<Trajectory> gather(std::vector<Trajectory> mine, const Mesh& mesh) {
+std::vector<Trajectory> gather(std::vector<Trajectory> mine, const Mesh& mesh, bool routes) {
   if (mesh.is_alone()) return mine;
   std::string rows;
   // The ranks that share a batch have sampled the same.
@@ -39,6 +88,7 @@ std::vector<Trajectory> gather(std::vector<Trajectory> mine, const Mesh& mesh) {
     }
   }
   std::sort(all.begin(), all.end(), [](const Trajectory& a, const Trajectory& b) { return a.index < b.index; });
+  if (routes) share_routes(all, mine, mesh);
   return all;
 }
 
@@ -94,7 +144,8 @@ SamplingLimits rollout_limits(const Session& session, const Settings& s) {
           .max_response = *s.rollout_max_response_len,
           .max_context = context_limit(session, s),
           .stop_ids = stop_ids_with(session, s.rollout_stop_token_ids),
-          .stop_when = stop_rule(session, s.rollout_stop)};
+          .stop_when = stop_rule(session, s.rollout_stop),
+          .routes = s.use_rollout_routing_replay};
 }
 
 JudgeOptions judge_options(const Settings& s, const std::string& directory) {
@@ -153,7 +204,7 @@ std::vector<Trajectory> generate_trajectories(const Session& session, Engine& en
   if (!maker.unscored().empty()) {
     log::warn("some responses could not be scored and do not count; the first: {}", maker.unscored());
   }
-  return gather(std::move(trajectories), *session.mesh);
+  return gather(std::move(trajectories), *session.mesh, task.limits.routes);
 }
 
 }  // namespace furlong

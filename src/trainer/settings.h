@@ -55,7 +55,7 @@ struct Settings {
   std::string tool_key = "tools";
   bool apply_chat_template = false;
   std::string apply_chat_template_kwargs;  // a JSON object
-  std::string chat_template;               // "" (the checkpoint's own) | qwen3 | qwen3.5
+  std::string chat_template;               // "" (the checkpoint's own) | qwen3 | qwen3.5 | a file
   bool rollout_shuffle = false;
   int64_t rollout_seed = 42;
 

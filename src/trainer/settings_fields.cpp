@@ -117,9 +117,9 @@ void add_prompts(Table& t) {
               "values for the chat template, such as {\"enable_thinking\": false}")
               .json(),
           row("chat_template", &Settings::chat_template, T | S | E | G | L | K,
-              "which built-in chat format; default: the checkpoint's own, recognised by its text")
-              .choices({"qwen3", "qwen3.5"})
-              .differs("not in miles, which runs the checkpoint's Jinja template"),
+              "a built-in chat format (qwen3, qwen3.5) or a file with a Jinja template; default: the checkpoint's own")
+              .unit("a name or a file")
+              .differs("--chat-template-path in miles, for files alone"),
           row("rollout_shuffle", &Settings::rollout_shuffle, T | S, "shuffle the prompts anew each epoch"),
           row("rollout_seed", &Settings::rollout_seed, T | S, "seed of the shuffle").from(0),
       });
@@ -268,12 +268,11 @@ void add_engine(Table& t) {
               .from(1)
               .no_effect("the rollout runs on the trainer's ranks in the trainer's layout"),
           row("use_rollout_routing_replay", &Settings::use_rollout_routing_replay, T,
-              "train with the experts chosen while sampling")
-              .later({"false"}),
+              "train with the experts and gate weights of sampling (not the MTP head, nor a reference model)")
+              .differs("miles replays the ids alone"),
           row("dynamic_sampling_filter_path", &Settings::dynamic_sampling_filter_path, T,
-              "which groups to keep: check_reward_nonzero_std, those whose rewards differ; others are drawn in place "
-              "of "
-              "the rest")
+              "which groups to keep: check_reward_nonzero_std, those whose rewards differ; others are drawn in "
+              "place of the rest")
               .differs("a name, with any path before it; miles loads a Python function"),
           row("dynamic_sampling_max_groups", &Settings::dynamic_sampling_max_groups, T,
               "most groups drawn for one rollout; default: 10 times --rollout-batch-size")

@@ -46,6 +46,7 @@ class Validator {
     if (is(Command::train) || is(Command::eval)) evaluation();
     if (is(Command::train) || is(Command::eval) || is(Command::generate)) engine();
     template_values();
+    routing_replay();
     commands();
     folders();
     return complaints_;
@@ -146,19 +147,27 @@ class Validator {
     }
   }
 
-  // The built-in chat formats know one value.
+  // Any value may be the template's; what a run itself hands to it may not.
   void template_values() {
     if (s_.apply_chat_template_kwargs.empty()) return;
     const Json values = parse_json(s_.apply_chat_template_kwargs, "--apply-chat-template-kwargs");
     for (const auto& [key, value] : values.items()) {
-      if (key != "enable_thinking") {
-        complain(
-            "--apply-chat-template-kwargs: the chat formats have no value {}; enable_thinking is the one they have",
-            printable(key));
-      } else if (!value.is_boolean()) {
+      if (key == "messages" || key == "tools" || key == "add_generation_prompt") {
+        complain("--apply-chat-template-kwargs: {} comes from the rows and the command, not from this flag", key);
+      } else if (key == "enable_thinking" && !value.is_boolean()) {
         complain("--apply-chat-template-kwargs: enable_thinking needs true or false");
       }
     }
+  }
+
+  void routing_replay() {
+    const bool split =
+        s_.tensor_model_parallel_size > 1 || s_.context_parallel_size > 1 || s_.pipeline_model_parallel_size > 1;
+    if (!s_.use_rollout_routing_replay || !split) return;
+    complain(
+        "--use-rollout-routing-replay needs whole rows and all layers on each rank: leave out "
+        "--tensor-model-parallel-size, --context-parallel-size and --pipeline-model-parallel-size; data and expert "
+        "parallel ranks are fine");
   }
 
   void run_length() {
@@ -336,6 +345,10 @@ class Validator {
       complain("--custom-generate-command and --custom-generate-url exclude each other");
     }
     const bool talks = !s_.custom_generate_command.empty() || !s_.custom_generate_url.empty();
+    if (s_.use_rollout_routing_replay && (talks || s_.partial_rollout)) {
+      complain("--use-rollout-routing-replay replays responses that were sampled in one go; leave {} out",
+               talks ? "--custom-generate-command and -url" : "--partial-rollout");
+    }
     if (s_.group_rm && talks) {
       complain("--group-rm and conversations (--custom-generate-command, -url) exclude each other");
     }

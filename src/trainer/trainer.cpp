@@ -17,6 +17,7 @@
 #include "trainer/evaluation.h"
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
+#include "trainer/replay.h"
 #include "trainer/run_files.h"
 
 namespace furlong {
@@ -229,7 +230,9 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
     longest = std::max<int64_t>(longest, t.response_length);
   }
   if (!s.save_debug_rollout_data.empty() && files.writes()) {
-    write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
+    const std::string path = numbered(s.save_debug_rollout_data, rollout_id);
+    write_trajectories(path, trajectories);
+    if (s.use_rollout_routing_replay) save_routes(routes_path(path), trajectories, session.config);
   }
   if (found.failure) {
     const std::string kept = fmt::format("{}/rollout/{}.jsonl", files.directory(), rollout_id);
@@ -347,6 +350,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
     trajectories = read_trajectories(numbered(s.load_debug_rollout_data, rollout_id));
     if (trajectories.empty()) fail(Exit::input, "{}: no trajectories", s.load_debug_rollout_data);
     check_trajectories(trajectories, session.config, s.load_debug_rollout_data);
+    const std::string routes = routes_path(numbered(s.load_debug_rollout_data, rollout_id));
+    if (s.use_rollout_routing_replay) load_routes(routes, trajectories, session.config);
   } else {
     append(generate(rollout_id, trajectories));
   }

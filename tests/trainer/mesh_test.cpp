@@ -194,5 +194,28 @@ TEST(MeshRuns, SupervisedFineTuning) {
   }
 }
 
+// Routes reach the ranks that train on them.
+TEST(MeshRuns, ReplayRoutes) {
+  const Folder folder;
+  Settings s = small_run(folder / "one", 2);
+  s.use_rollout_routing_replay = true;
+  s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
+  run(s);
+  const auto want = metrics_of(folder / "one");
+  for (const RunLayout& layout : {RunLayout{2, {}}, RunLayout{4, {.expert = 2}}, RunLayout{2, {.expert = 2}, "flex"}}) {
+    s.run_dir = folder / fmt::format("on{}_{}_{}", layout.ranks, layout.sizes.expert, layout.dispatcher);
+    s.save.clear();
+    s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
+    run_over(s, layout);
+    expect_near(metrics_of(s.run_dir), want);
+    if (layout.dispatcher != "alltoall") continue;
+    EXPECT_EQ(read_file(s.run_dir + "/data-0.routes.safetensors"), read_file(folder / "one/data-0.routes.safetensors"));
+    EXPECT_EQ(figure(metrics_of(s.run_dir), 0, "train/replayed_routes_differ"), 0);
+  }
+  s = laid_out(small_run(folder / "refused", 1), {4, {.tensor = 2, .expert = 2}});
+  s.use_rollout_routing_replay = true;
+  EXPECT_NE(refusal(Exit::usage, s).find("--use-rollout-routing-replay needs whole rows"), std::string::npos);
+}
+
 }  // namespace
 }  // namespace furlong

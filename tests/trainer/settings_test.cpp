@@ -327,8 +327,8 @@ INSTANTIATE_TEST_SUITE_P(
                      "without --apply-chat-template"},
         ConflictCase{
             "KwargsName",
-            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"thinking": true})"; },
-            "the chat formats have no value thinking"},
+            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"tools": []})"; },
+            "tools comes from the rows"},
         ConflictCase{"KwargsType",
                      [](Settings& s) {
                        s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"enable_thinking": 1})";
@@ -355,14 +355,14 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {
   Settings s = good();
   s.kl_loss_coef = 1;
-  s.use_rollout_routing_replay = true;
+  s.rollout_speculative_algorithm = "EAGLE", s.rollout_speculative_eagle_topk = 2;
   s.hf_checkpoint.clear();
   try {
     validate(s, Command::train);
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Exit::usage);
-    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --use-rollout-routing-replay: ", 0), 0u)
+    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --rollout-speculative-eagle-topk", 0), 0u)
         << e.what();
   }
 }
