@@ -2,9 +2,10 @@
 #include "base/error.h"
 #include "furlong/commands.h"
 #include "furlong/rows.h"
-#include "reward/scorer.h"
+#include "reward/judge.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
+#include "trainer/rollout.h"
 
 namespace furlong {
 namespace {
@@ -20,15 +21,17 @@ std::optional<bool> optional_flag(const OrderedJson& row, const char* key, const
   return row[key].get<bool>();
 }
 
-Label json_label(const OrderedJson& value) {
-  if (value.is_null()) return Label::none();
-  if (value.is_string()) return Label::string(value);
-  if (value.is_boolean()) return Label::boolean(value);
-  if (value.is_number_unsigned()) return Label::integer(value.get<uint64_t>());
-  if (value.is_number_integer()) return Label::integer(value.get<int64_t>());
-  if (value.is_number_float()) return Label::real(value);
-  return Label::other();
+LabelValue label_value(const OrderedJson& value) {
+  using Kind = LabelValue::Kind;
+  if (value.is_null()) return {};
+  if (value.is_string()) return {Kind::string, value, 0};
+  if (value.is_boolean()) return {Kind::boolean, value.dump(), value.get<bool>() ? 1.0 : 0.0};
+  if (value.is_number_integer()) return {Kind::integer, value.dump(), value.get<double>()};
+  if (value.is_number_float()) return {Kind::floating, value.dump(), value.get<double>()};
+  return {Kind::other, value.dump(), 0};
 }
+
+constexpr size_t most_under_way = 4096;
 
 }  // namespace
 
@@ -73,22 +76,35 @@ int run_tokenize(const Settings& settings) {
 }
 
 int run_grade(const Settings& settings) {
-  if (settings.rm_type.empty()) fail(Exit::usage, "--rm-type RULE is needed (deepscaler, dapo, math)");
-  const auto scorer = make_scorer(settings.rm_type);
+  Judge judge(judge_options(settings, ""));
   RowWriter out(settings.output);
-  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
-    const std::string response = text_field(row, "response", where);
-    const Score score = scorer->score(response, json_label(row.contains("label") ? row["label"] : OrderedJson()));
-    OrderedJson result = {{"reward", nullptr}};
-    if (!score.reward) {
-      result["error"] = score.error;
-    } else if (score.acc) {
-      result["reward"] = {{"score", *score.reward}, {"acc", *score.acc}, {"pred", score.pred}};
-    } else {
-      result["reward"] = *score.reward;
+  // Many at a time, so that services and commands are asked side by side.
+  std::vector<uint64_t> tickets;
+  const auto write_out = [&] {
+    for (const uint64_t ticket : tickets) {
+      const Score score = judge.wait(ticket)[0];
+      OrderedJson result = {{"reward", nullptr}};
+      if (!score.reward) {
+        result["error"] = score.error;
+      } else if (score.acc && settings.reward_key.empty()) {
+        result["reward"] = {{"score", *score.reward}, {"acc", *score.acc}, {"pred", score.pred}};
+      } else {
+        result["reward"] = *score.reward;
+      }
+      out.write(result);
     }
-    out.write(result);
+    tickets.clear();
+  };
+  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
+    RewardQuery query{.response = text_field(row, "response", where), .reward_key = settings.reward_key};
+    if (row.contains("prompt")) query.prompt = row["prompt"].dump();
+    if (row.contains("label")) query.label = label_value(row["label"]);
+    if (row.contains("metadata") && row["metadata"].is_object()) query.metadata = row["metadata"].dump();
+    judge.check(query.metadata, where);
+    tickets.push_back(judge.submit({query}));
+    if (tickets.size() >= most_under_way) write_out();
   });
+  write_out();
   out.close();
   return 0;
 }

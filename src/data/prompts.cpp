@@ -117,4 +117,14 @@ int64_t PromptSet::keep(std::span<const uint8_t> kept) {
   return static_cast<int64_t>(kept.size() - n);
 }
 
+void PromptSet::merge_metadata(const std::string& object) {
+  const OrderedJson given = parse_ordered_json(object, "metadata");
+  if (given.empty()) return;
+  for (Prompt& prompt : prompts_) {
+    OrderedJson metadata = parse_ordered_json(prompt.metadata, name_);
+    for (const auto& [key, value] : given.items()) metadata[key] = value;
+    prompt.metadata = metadata.dump();
+  }
+}
+
 }  // namespace furlong

@@ -20,7 +20,8 @@ struct Request {
   // Also ends it: asked after every token, with the response so far. Empty: never.
   std::function<bool(std::span<const int32_t>)> stop_when;
   uint64_t seed = 0;
-  int64_t group_index = 0;    // with the seed, the key of the draws
+  int64_t group_index = 0;    // with the seed and the sample's number, the key of the draws
+  int64_t first_sample = 0;   // number of the first sample
   bool routes = false;        // Completion::routes is wanted; the engine must record them
   int64_t alternatives = 0;   // the likeliest tokens to report beside each drawn one, at most 20; on one rank only
   int64_t expected_new = -1;  // tokens of a response, from past ones; of a set of requests the longest start first

@@ -63,7 +63,7 @@ std::unique_ptr<Sample> Scheduler::begin_sample(const std::shared_ptr<Job>& job)
   sample->job = job;
   sample->key = {.seed = request.seed,
                  .group = static_cast<uint32_t>(request.group_index),
-                 .sample = static_cast<uint32_t>(job->started),
+                 .sample = static_cast<uint32_t>(request.first_sample + job->started),
                  .position = 0,
                  .purpose = Purpose::sample};
   sample->out.request = job->id;

@@ -215,7 +215,7 @@ std::vector<int32_t> encode_prompt(const Session& session, const Prompt& prompt,
 
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context) {
-  PreparedPrompts prepared{PromptSet(options), {}, 0};
+  PreparedPrompts prepared{.set = PromptSet(options), .tokens = {}, .rendered = options.apply_chat_template};
   std::vector<uint8_t> kept;
   std::vector<std::vector<int32_t>> tokens;
   for (int64_t i = 0; i < prepared.set.size(); i++) {
@@ -242,26 +242,6 @@ PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& opt
   }
   prepared.tokens = std::move(tokens);
   return prepared;
-}
-
-Label label_of(const LabelValue& value) {
-  switch (value.kind) {
-    case LabelValue::Kind::none: return Label::none();
-    case LabelValue::Kind::string: return Label::string(value.text);
-    case LabelValue::Kind::integer: return {Label::Kind::integer, value.text};
-    case LabelValue::Kind::floating: return Label::real(value.number);
-    case LabelValue::Kind::boolean: return Label::boolean(value.number != 0);
-    case LabelValue::Kind::other: break;
-  }
-  return Label::other();
-}
-
-std::optional<double> reward_of(const Score& score, const std::string& reward_key) {
-  if (reward_key == "acc") return score.acc ? std::optional<double>(*score.acc ? 1.0 : 0.0) : std::nullopt;
-  if (!reward_key.empty() && reward_key != "score") {
-    fail(Exit::usage, "--reward-key {}: the rewards here have the keys score and acc", reward_key);
-  }
-  return score.reward;
 }
 
 EngineOptions engine_options(const ModelConfig& config, const std::string& where, const Settings& settings,

@@ -9,7 +9,6 @@
 #include "data/prompts.h"
 #include "model/weights.h"
 #include "parallel/group.h"
-#include "reward/scorer.h"
 #include "rollout/engine.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
@@ -74,6 +73,7 @@ struct PreparedPrompts {
   PromptSet set;
   std::vector<std::vector<int32_t>> tokens;
   int64_t longest = 0;
+  bool rendered = false;                // rewards are asked for the prompt's text, not its messages
   std::vector<int64_t> past_responses;  // tokens of each prompt's longest response so far, -1: none; empty: unknown
 };
 
@@ -81,11 +81,6 @@ struct PreparedPrompts {
 // Error(Exit::input) when nothing is left, or when a prompt cannot fit `context` tokens with one token of response.
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context);
-
-// The grader's form of a label.
-Label label_of(const LabelValue& value);
-// The number that a score stands for: --reward-key picks "score" or "acc" of a rule that gives several.
-std::optional<double> reward_of(const Score& score, const std::string& reward_key);
 
 // Engine options from the rollout settings, for requests of at most max_tokens tokens. `where` names the checkpoint in
 // errors; memory_bytes is the caller's to set.

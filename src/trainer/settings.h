@@ -100,13 +100,35 @@ struct Settings {
   int64_t rollout_num_gpus_per_engine = 1;
   bool use_rollout_routing_replay = false;
 
+  // Which groups a rollout keeps
+  std::string dynamic_sampling_filter_path;            // validate: check_reward_nonzero_std, whatever path names it
+  std::optional<int64_t> dynamic_sampling_max_groups;  // drawn a rollout; validate: 10 rollout_batch_size
+  std::optional<int64_t> over_sampling_batch_size;     // groups drawn at a time; validate: rollout_batch_size
+  bool partial_rollout = false;
+  bool mask_offpolicy_in_partial_rollout = false;
+
+  // Conversations with an environment
+  std::string custom_generate_url;      // one of the two, or neither
+  std::string custom_generate_command;  //
+  int64_t generate_max_turns = 16;
+
   // Reward
   std::string rm_type;
   std::string reward_key;
+  std::string rm_url;
+  int64_t rm_batch_size = 1;  // samples a request
+  int64_t rm_concurrency = 16;
+  double rm_timeout = 30;  // seconds
+  int64_t rm_tries = 5;
+  double rm_max_unscored = 0.2;  // of a rollout's samples
+  std::string custom_rm_command;
+  int64_t custom_rm_processes = 4;
+  bool group_rm = false;
 
   // Evaluation; validate fills every eval_* left out from its rollout counterpart
   std::optional<int64_t> eval_interval;  // rollouts
   Texts eval_prompt_data;                // name, file, name, file, ...
+  std::string eval_config;               // file that describes the sets
   std::string eval_input_key;
   std::string eval_label_key;
   std::string eval_reward_key;

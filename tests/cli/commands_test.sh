@@ -102,6 +102,12 @@ printf '%s\n' '{"response":"Answer: 4","label":"4"}' >input
 works grade --rm-type dapo --input - --output graded.jsonl
 lines 0
 grep -qF '"acc":true' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+# A command scores; one that ends leaves its rows unscored.
+works grade --custom-rm-command 'sed -u "s/.*\"id\":\([0-9]*\),.*/{\"id\":\1,\"reward\":0.5}/"' --input rows.jsonl --output graded.jsonl
+[ "$(sort -u graded.jsonl)" = '{"reward":0.5}' ] || fail "graded.jsonl: $(cat graded.jsonl)"
+works grade --custom-rm-command 'exit 3' --input rows.jsonl --output graded.jsonl
+grep -q '"reward":null.*exit status 3' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+refused 2 'needs --rm-url' grade --rm-type remote_rm --input rows.jsonl
 refused 2 'needs deepscaler, dapo, math' grade --rm-type deepscalar --input rows.jsonl
 
 # --- score and generate

@@ -1,6 +1,8 @@
 // Whole runs over ranks (threads): the figures of one process, on every layout, across a change of layout.
 #include "checkpoint/resume.h"
+#include "data/trajectory.h"
 #include "parallel/threads.h"
+#include "trainer/collect.h"
 #include "trainer/fixture.h"
 
 namespace furlong {
@@ -90,6 +92,40 @@ TEST(MeshRuns, RollOutAndLearn) {
       EXPECT_EQ(figure(got, 0, name), figure(want, 0, name)) << name;
     }
     EXPECT_EQ(verify_checkpoint(s.run_dir + "/checkpoints/iter_0000001"), "");
+  }
+}
+
+// Filters and commands where several ranks share out the groups; ranks of one batch ask once.
+TEST(MeshRuns, KeepWhatAFilterPasses) {
+  const Folder folder;
+  Settings s = small_run(folder / "run", 2);
+  s.rm_type.clear();
+  s.custom_rm_command = "tee -a " + (folder / "asked") + " | " FURLONG_REWARD_COMMAND " boxed";
+  s.custom_rm_processes = 1;
+  s.dynamic_sampling_filter_path = "check_reward_nonzero_std";
+  s.over_sampling_batch_size = 6;
+  s.save_debug_rollout_data = folder / "data-{rollout_id}.jsonl";
+  run_over(s, {4, {.tensor = 2, .expert = 2}});
+  const auto rows = metrics_of(s.run_dir);
+  ASSERT_EQ(rows.size(), 2u);
+  double drawn = 0;
+  for (size_t i = 0; i < 2; i++) {
+    drawn += figure(rows, i, "rollout/groups_drawn");
+    const auto kept = read_trajectories(folder / fmt::format("data-{}.jsonl", i));
+    ASSERT_EQ(kept.size(), 16u);
+    for (size_t first = 0; first < 16; first += 4) {
+      EXPECT_EQ(drop_reason({kept.data() + first, 4}), "") << first;
+      for (size_t j = 0; j < 4; j++) EXPECT_EQ(kept[first + j].group_index, kept[first].group_index);
+    }
+  }
+  const std::string asked = read_file(folder / "asked");
+  EXPECT_EQ(static_cast<double>(std::count(asked.begin(), asked.end(), '\n')), 4 * drawn);
+  s.partial_rollout = true;
+  try {
+    run_over(s, {2, {.expert = 2}});
+    ADD_FAILURE() << "partial rollouts on two ranks";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Exit::usage) << e.what();
   }
 }
 

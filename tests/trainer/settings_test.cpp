@@ -218,7 +218,7 @@ TEST(SettingsTable, RewardRulesAreThoseOfTheRewardRoom) {
       EXPECT_TRUE(std::count(field->choices.begin(), field->choices.end(), rule)) << rule;
     }
   }
-  EXPECT_EQ(field->choices.size(), 2 * scorer_names().size());
+  EXPECT_EQ(field->choices.size(), 2 * scorer_names().size() + 1);  // and remote_rm
 }
 
 TEST(SettingsConflicts, NoneInAGoodCommand) { EXPECT_EQ(conflicts(good()), ""); }

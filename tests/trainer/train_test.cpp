@@ -1,7 +1,7 @@
 // Whole runs: what must not change their bits, what each switch adds, and that they learn.
 #include "data/trajectory.h"
+#include "trainer/evaluation.h"
 #include "trainer/fixture.h"
-#include "trainer/rollout.h"
 
 namespace furlong {
 namespace {
