@@ -302,9 +302,20 @@ void Engine::run_pieces(Round& round, Tensor hidden) {
     prefix.done = end;
     for (int64_t r = first; r < row; r++) record(round, prefix.job->request, r, *prefix.routes);
     if (!prefix.complete() || !is_last_stage()) continue;
-    prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
-    convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
+    prefix.hidden = copy_of(hidden.rows(row - 1, row));
   }
+}
+
+// A hidden row (1,H) that outlives the step, in memory that nobody else holds any more.
+std::shared_ptr<OwnedTensor> Engine::copy_of(Tensor row) {
+  auto free = std::find_if(hidden_rows_.begin(), hidden_rows_.end(), [](const auto& r) { return r.use_count() == 1; });
+  if (free == hidden_rows_.end()) {
+    hidden_rows_.push_back(std::make_shared<OwnedTensor>(
+        weights_.dtype(), std::initializer_list<int64_t>{1, config_.hidden_size}, weights_.device()));
+    free = hidden_rows_.end() - 1;
+  }
+  convert(stream_, **free, row);
+  return *free;
 }
 
 // What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
@@ -312,13 +323,8 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
   PrefixCache& cache = scheduler_->cache();
   const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
     at.length = std::ssize(tokens);
-    std::shared_ptr<OwnedTensor> last;
-    if (options_.drafts > 0 && is_last_stage()) {
-      const std::initializer_list<int64_t> shape = {1, config_.hidden_size};
-      last = std::make_shared<OwnedTensor>(weights_.dtype(), shape, weights_.device());
-      convert(stream_, *last, hidden.rows(row, row + 1));
-    }
-    cache.keep(tokens, at, std::move(last), evict);
+    const bool leads = options_.drafts > 0 && is_last_stage();
+    cache.keep(tokens, at, leads ? copy_of(hidden.rows(row, row + 1)) : nullptr, evict);
   };
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {

@@ -122,6 +122,7 @@ class Engine {
   void run_pieces(Round&, Tensor hidden);
   void draw(Round&, Tensor hidden);
   void accept(Round&, const Draws&);
+  std::shared_ptr<OwnedTensor> copy_of(Tensor row);
   void keep_states(const Round&, Tensor hidden);
   void extend_drafts(Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
@@ -142,6 +143,7 @@ class Engine {
   Arena arena_;
   std::unique_ptr<DecodeGraphs> graphs_, plain_graphs_;  // with drafts, without
   DraftPolicy policy_;
+  std::vector<std::shared_ptr<OwnedTensor>> hidden_rows_;
   EngineStats stats_;
   uint64_t weights_version_ = 0;
   bool stepping_ = false, awake_ = false, measured_ = false, said_left_out_ = false;
