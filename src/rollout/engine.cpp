@@ -34,7 +34,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
-      arena_(0) {
+      arena_(0),
+      policy_(options.drafts, options.step_costs) {
   const ModelConfig kept = remembered_model(config, weights.rank());
   EngineNeeds needs = engine_needs(config, weights, options, threads);
   if (in_lockstep()) {
@@ -51,12 +52,11 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(
-      *memory_, SchedulerOptions{.max_running = options.max_running,
-                                 .drafts = options.drafts,
-                                 .margin = options.margin,
-                                 .share_prefixes = options.share_prefixes && !options.record_routes,
-                                 .keep_prefixes = options.keep_prefixes});
+  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
+                                                                      .drafts = options.drafts,
+                                                                      .margin = options.margin,
+                                                                      .share_prefixes = options.share_prefixes,
+                                                                      .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(!options.record_routes || (weights.rank().row_parts() == 1 && weights.rank().sizes.pipeline == 1),
@@ -69,6 +69,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && graphs && !in_lockstep()) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+      plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
+    }
   }
 }
 
@@ -76,9 +79,19 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle() || !share_.defined() || !share_.enter()) return;
-  scheduler_->cache().clear();
-  memory_->reset();
+  if (std::exchange(awake_, true)) return;
+  if (share_.defined() && share_.enter()) {
+    scheduler_->cache().clear();
+    memory_->reset();
+  }
+  measure_speculation();
+}
+
+// Others may use the memory of an engine without work.
+void Engine::rest() {
+  if (!scheduler_->idle()) return;
+  stream_.synchronize();
+  awake_ = false;
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -110,10 +123,11 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   } catch (...) {
     scheduler_->forget(ids);
     scheduler_->cache().clear();
+    rest();
     throw;
   }
   if (!options_.keep_prefixes) scheduler_->cache().clear();
-  stream_.synchronize();  // others may use the memory now
+  rest();
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });
@@ -122,12 +136,18 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
 
 uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
-  enter();
   return scheduler_->submit(std::move(request), std::move(sink));
 }
 
+void Engine::sleep() {
+  CHECK(!stepping_, "sleep within a step");
+  scheduler_->preempt_all();
+  stream_.synchronize();
+  awake_ = false;
+}
+
 void Engine::set_weights_version(uint64_t version) {
-  CHECK(idle(), "weights that change while requests run");
+  CHECK(idle() || !awake_, "weights that change while requests run");
   if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
@@ -135,8 +155,9 @@ void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
 
 bool Engine::step() {
   if (scheduler_->idle()) return false;
+  enter();
   advance();
-  if (scheduler_->idle()) stream_.synchronize();
+  rest();
   return true;
 }
 
@@ -263,7 +284,8 @@ void Engine::run_pieces(Round& round, Tensor hidden) {
 // What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
 void Engine::keep_states(const Round& round, Tensor hidden) {
   PrefixCache& cache = scheduler_->cache();
-  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
+  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row,
+                        std::shared_ptr<const RouteRows> routes, bool evict) {
     at.length = std::ssize(tokens);
     std::shared_ptr<OwnedTensor> last;
     if (options_.drafts > 0 && is_last_stage()) {
@@ -271,7 +293,7 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
       last = std::make_shared<OwnedTensor>(weights_.dtype(), shape, weights_.device());
       convert(stream_, *last, hidden.rows(row, row + 1));
     }
-    cache.keep(tokens, at, std::move(last), evict);
+    cache.keep(tokens, at, std::move(last), std::move(routes), evict);
   };
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {
@@ -280,7 +302,8 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     const Job& job = *piece.prefix->job;
     const int64_t end = piece.begin + piece.rows;
     if (end != cache.next_stop(job.chain, piece.begin)) continue;
-    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1, true);
+    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1,
+         job.request.routes ? piece.prefix->routes : nullptr, true);
   }
   if (!options_.keep_prefixes) return;
   // A running response's newest complete chunk, in place of the one before it, for the next turn of a conversation.
@@ -293,19 +316,21 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     for (int64_t p = 0; p < rows; p++) tokens.push_back(s.token(p));
     if (s.kept > 0) cache.drop(std::span(tokens).first(static_cast<size_t>(s.kept)));
     s.kept = rows;
-    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, false);
+    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, nullptr, false);
   }
 }
 
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
-  const int64_t rows = 1 + options_.drafts;
-  const auto running = static_cast<int64_t>(round.decoding.size());
-  if (graphs_ != nullptr && round.pieces.empty() && round.batch.rows() == running * rows) {
+  const auto running = std::ssize(round.decoding);
+  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
+                         : round.batch.rows() == running                       ? plain_graphs_.get()
+                                                                               : nullptr;
+  if (graphs != nullptr && round.pieces.empty()) {
     const Tensor tokens = round.batch.batch().tokens;
     const Tensor hidden =
-        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
+        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
     if (hidden.defined()) return hidden;
   }
   Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
@@ -347,15 +372,19 @@ void Engine::build(Round& round) {
       round.fresh.push_back(sample.get());
       continue;
     }
-    std::vector<int32_t> rows = {sample->root()};
-    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
-    round.decoding.push_back(sample.get());
-    round.first_row.push_back(round.batch.rows());
-    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
-    round.sequences.push_back(&sample->memory);
-    round.speculative.push_back(1);
-    stats_.decode_rows += static_cast<int64_t>(rows.size());
+    add_decoding(round, *sample);
   }
+}
+
+void Engine::add_decoding(Round& round, Sample& sample) {
+  std::vector<int32_t> rows = {sample.root()};
+  rows.insert(rows.end(), sample.drafts.begin(), sample.drafts.end());
+  round.decoding.push_back(&sample);
+  round.first_row.push_back(round.batch.rows());
+  round.batch.add(rows.data(), std::ssize(rows), sample.memory.length);
+  round.sequences.push_back(&sample.memory);
+  round.speculative.push_back(1);
+  stats_.decode_rows += std::ssize(rows);
 }
 
 }  // namespace furlong

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/log.h"
 #include "model/mtp.h"
 #include "ops/embed.h"
 #include "ops/reduce.h"
@@ -108,6 +109,14 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     const Tensor next_tokens =
         on_device(stream_, arena_, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
     gather(rows, mtp_rows(inputs, next_tokens, extended, view), last_row);
+  }
+  if (!(round.drafting ? *round.drafting : policy_.pays(std::ssize(proposing)))) {
+    if (measured_ && !std::exchange(said_left_out_, true) && mesh_.world().rank() == 0) {
+      log::info("drafts are left out with {} sequences: {:.2f} tokens a verification, {:.2f} needed", proposing.size(),
+                policy_.accept_length(), policy_.costs().ratio(std::ssize(proposing)));
+    }
+    proposing.clear();
+    rows = rows.rows(0, 0);
   }
   if (!proposing.empty() || in_lockstep()) propose(proposing, rows);
 }

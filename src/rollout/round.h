@@ -1,6 +1,7 @@
 // What one step of the engine works on.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "rollout/engine.h"
@@ -32,6 +33,7 @@ struct Engine::Round {
   RouteRows routes;  // of all rows, if recorded
   // Accepted rows of each decoding sample, after draw.
   std::vector<int64_t> accepted;
+  std::optional<bool> drafting;  // whether drafts are made for the next step; else the policy decides
 };
 
 struct Engine::Draws {

@@ -127,12 +127,18 @@ bool Scheduler::preempt_newest(Age than) {
   return true;
 }
 
+void Scheduler::preempt_all() {
+  while (preempt_newest({0, 0})) {
+  }
+  cache_.clear();
+}
+
 // Pages for the rows of the coming step, the oldest first.
 void Scheduler::grow() {
   for (size_t i = 0; i < running_.size(); i++) {
     const Age mine = age(*running_[i]);
     const int64_t length = running_[i]->again ? running_[i]->rows() : running_[i]->memory.length;
-    const int64_t rows = std::min(rows_of(running_[i]->job->request), length + 1 + options_.drafts);
+    const int64_t rows = rows_to_step(running_[i]->job->request, length);
     const auto missing = [&] { return memory_.pages_for(rows) - std::ssize(running_[i]->memory.pages); };
     // A sequence may have to give up itself, as the newest.
     while (i < running_.size() && !make_room(missing(), 0)) {
@@ -185,9 +191,9 @@ bool Scheduler::start_sample() {
 }
 
 // Memory for `rows` rows of a sequence of these tokens, with the rows that are kept of it. `pages` it would need at
-// most have been found to be free.
+// most have been found to be free. routes: gets those of these rows; rows without any are not taken then. Or null.
 SequenceMemory Scheduler::begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
-                                std::shared_ptr<OwnedTensor>& lead) {
+                                std::shared_ptr<OwnedTensor>& lead, RouteRows* routes) {
   lead = nullptr;
   const PrefixCache::Entry* kept = cache_.find(tokens, chain);
   if (kept != nullptr) {
@@ -195,12 +201,13 @@ SequenceMemory Scheduler::begin(std::span<const int32_t> tokens, const std::vect
     cache_.make_room(memory_.pages_for_fork(kept->rows(), rows), 1);
     kept = cache_.find(tokens, chain);
   }
-  if (kept == nullptr || memory_.free_slots() == 0 ||
+  if (kept == nullptr || (routes != nullptr && kept->routes == nullptr) || memory_.free_slots() == 0 ||
       memory_.free_pages() < memory_.pages_for_fork(kept->rows(), rows)) {
     cache_.make_room(memory_.pages_for(rows), 1);
     return memory_.reserve(rows);
   }
   lead = kept->hidden;
+  if (routes != nullptr) *routes = kept->routes->first(kept->rows());
   shared_rows_ += kept->rows();
   return memory_.fork(kept->memory, rows);
 }
@@ -213,8 +220,8 @@ bool Scheduler::start_again() {
   if (!can_start(pages) || memory_.free_slots() + cache_.slots() == 0) return false;
   std::vector<int32_t> tokens;
   for (int64_t p = 0; p <= sample.rows(); p++) tokens.push_back(sample.token(p));
-  sample.memory =
-      begin(tokens, options_.share_prefixes ? prefix_chain(tokens) : std::vector<uint64_t>(), rows, sample.lead);
+  sample.memory = begin(tokens, options_.share_prefixes ? prefix_chain(tokens) : std::vector<uint64_t>(), rows,
+                        sample.lead, nullptr);
   insert_by_age(running_, std::move(first->second));
   preempted_.erase(first);
   return true;
@@ -250,7 +257,8 @@ bool Scheduler::start_prompt() {
   }
   auto prefix = std::make_shared<Prefix>();
   prefix->job = job;
-  prefix->memory = begin(job->request.prompt, job->chain, job->prompt(), prefix->lead);
+  prefix->memory = begin(job->request.prompt, job->chain, job->prompt(), prefix->lead,
+                         job->request.routes ? prefix->routes.get() : nullptr);
   prefix->done = prefix->memory.length;
   cache_.make_room(0, 1);  // for a sample
   insert_by_age(prefixes_, std::move(prefix));

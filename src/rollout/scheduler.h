@@ -83,6 +83,8 @@ class Scheduler {
   void check(const Request&, uint64_t name) const;
   // Takes a request that fits; returns its number. Numbers rise from 1.
   uint64_t submit(Request, Sink);
+  // Takes the memory of all sequences and of what is kept; they run again from their tokens.
+  void preempt_all();
   // From the next schedule() on none of its samples runs. An unknown or ended request is left alone.
   void cancel(uint64_t request);
   // Ends these at once and tells no one.
@@ -111,9 +113,14 @@ class Scheduler {
   int64_t rows_of(const Request& r) const {
     return static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens + options_.drafts;
   }
-  // Rows that a sequence of so many has pages for when it starts.
+  // Rows that the coming step of a sequence of so many may write: the root's, the drafts', and those of the drafts for
+  // the step after it.
+  int64_t rows_to_step(const Request& r, int64_t rows) const {
+    return std::min(rows_of(r), rows + 1 + 2 * options_.drafts);
+  }
+  // Rows that it has pages for when it starts.
   int64_t rows_to_start(const Request& r, int64_t rows) const {
-    return std::min(rows_of(r), rows + options_.margin + 1 + options_.drafts);
+    return std::min(rows_of(r), rows_to_step(r, rows) + options_.margin);
   }
   void end_cancelled();
   void grow();
@@ -125,7 +132,7 @@ class Scheduler {
   template <typename List, typename Item>
   static void insert_by_age(List& list, Item item);
   SequenceMemory begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
-                       std::shared_ptr<OwnedTensor>& lead);
+                       std::shared_ptr<OwnedTensor>& lead, RouteRows* routes);
   bool start_prompt();
   bool start_sample();
   bool start_again();

@@ -145,6 +145,9 @@ std::vector<Trajectory> generate_trajectories(const Session& session, Engine& en
          .seed = seed,
          .group_index = draw.group_index,
          .routes = limits.routes});
+    if (!prompts.past_responses.empty()) {
+      requests.back().expected_new = prompts.past_responses[static_cast<size_t>(draw.prompt)];
+    }
   }
   std::vector<Trajectory> trajectories;
   std::string unscored;
