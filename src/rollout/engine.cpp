@@ -78,12 +78,11 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(
-      *memory_, SchedulerOptions{.max_running = options.max_running,
-                                 .drafts = options.drafts,
-                                 .margin = options.margin,
-                                 .share_prefixes = options.share_prefixes && !options.record_routes,
-                                 .keep_prefixes = options.keep_prefixes});
+  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
+                                                                      .drafts = options.drafts,
+                                                                      .margin = options.margin,
+                                                                      .share_prefixes = options.share_prefixes,
+                                                                      .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(!options.record_routes || (weights.rank().row_parts() == 1 && weights.rank().sizes.pipeline == 1),
@@ -321,10 +320,11 @@ std::shared_ptr<OwnedTensor> Engine::copy_of(Tensor row) {
 // What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
 void Engine::keep_states(const Round& round, Tensor hidden) {
   PrefixCache& cache = scheduler_->cache();
-  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
+  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row,
+                        std::shared_ptr<const RouteRows> routes, bool evict) {
     at.length = std::ssize(tokens);
     const bool leads = options_.drafts > 0 && is_last_stage();
-    cache.keep(tokens, at, leads ? copy_of(hidden.rows(row, row + 1)) : nullptr, evict);
+    cache.keep(tokens, at, leads ? copy_of(hidden.rows(row, row + 1)) : nullptr, std::move(routes), evict);
   };
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {
@@ -333,7 +333,8 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     const Job& job = *piece.prefix->job;
     const int64_t end = piece.begin + piece.rows;
     if (end != cache.next_stop(job.chain, piece.begin)) continue;
-    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1, true);
+    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1,
+         job.request.routes ? piece.prefix->routes : nullptr, true);
   }
   if (!options_.keep_prefixes) return;
   // A running response's newest complete chunk, in place of the one before it, for the next turn of a conversation.
@@ -346,7 +347,7 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     for (int64_t p = 0; p < rows; p++) tokens.push_back(s.token(p));
     if (s.kept > 0) cache.drop(std::span(tokens).first(static_cast<size_t>(s.kept)));
     s.kept = rows;
-    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, false);
+    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, nullptr, false);
   }
 }
 

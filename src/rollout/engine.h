@@ -18,14 +18,13 @@ namespace furlong {
 
 struct EngineOptions {
   int64_t max_running = 512;
-  int64_t drafts = 0;             // MTP proposals per round; 0: no speculation
-  int64_t page = 32;              // rows per page
-  int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
-  int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
-  int64_t margin = 128;           // rows kept free for each sequence to grow; see SchedulerOptions
-  bool share_prefixes = true;     // prompts that begin alike run their common rows once
-  bool record_routes =
-      false;  // for requests that want them; prompts share no rows then, and no step is a recorded graph
+  int64_t drafts = 0;                  // MTP proposals per round; 0: no speculation
+  int64_t page = 32;                   // rows per page
+  int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
+  int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
+  int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
+  bool share_prefixes = true;          // prompts that begin alike run their common rows once
+  bool record_routes = false;          // for requests that want them; no step is a recorded graph then
   bool keep_prefixes = false;          // what has been run is kept for requests to come, while there is room
   size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
   int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit

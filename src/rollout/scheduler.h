@@ -132,7 +132,7 @@ class Scheduler {
   template <typename List, typename Item>
   static void insert_by_age(List& list, Item item);
   SequenceMemory begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
-                       std::shared_ptr<OwnedTensor>& lead);
+                       std::shared_ptr<OwnedTensor>& lead, RouteRows* routes);
   bool start_prompt();
   bool start_sample();
   bool start_again();
