@@ -149,11 +149,11 @@ class FaultyServer {
       return put(fd, "0\r\n\r\n");
     }
     if (how == "close") {
-      put(fd, "HTTP/1.1 200 So\r\nConnection: close\r\n\r\n" + body);
+      put(fd, fmt::format("HTTP/1.1 200 So\r\nConnection: close\r\n\r\n{}", body));
       return false;
     }
     if (how == "old") {
-      put(fd, "HTTP/1.0 200 So\r\n\r\n" + body);
+      put(fd, fmt::format("HTTP/1.0 200 So\r\n\r\n{}", body));
       return false;
     }
     if (how == "forgets") {  // closes a connection that it had promised to keep
