@@ -3,6 +3,7 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <memory>
@@ -31,6 +32,7 @@ class Collector {
         remote_(task.environment != nullptr || (task.judge != nullptr && task.judge->asks_others())) {}
 
   Collected run() {
+    if (Judge* judge = maker_.task().judge) failed_before_ = judge->stats().failed_tries;
     if (maker_.session().mesh->is_alone() && maker_.task().environment == nullptr) {
       stream();
     } else {
@@ -174,7 +176,9 @@ class Collector {
   }
 
   void settle(SampleGroup& group) {
+    const auto start = std::chrono::steady_clock::now();
     maker_.settle(group);
+    waited_ += std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
     for (const auto& sample : group.samples) {
       judged_++;
       unscored_ += !sample.trajectory.reward;
@@ -243,6 +247,13 @@ class Collector {
     for (const auto& [reason, count] : drops_) {
       out_.metrics.emplace_back("rollout/dynamic_filter/drop_" + reason, static_cast<double>(count));
     }
+    if (remote_) {
+      out_.metrics.emplace_back("perf/reward_wait_time", waited_);
+      if (Judge* judge = maker_.task().judge) {
+        const auto failed = static_cast<double>(judge->stats().failed_tries - failed_before_);
+        out_.metrics.emplace_back("perf/reward_failed_tries", failed);
+      }
+    }
     if (!rules_.nonzero_std && rules_.at_a_time == rules_.groups) return;
     out_.metrics.emplace_back("rollout/groups_drawn", static_cast<double>(drawn_));
     out_.metrics.emplace_back("rollout/groups_unused", static_cast<double>(unused_));
@@ -256,6 +267,8 @@ class Collector {
   std::vector<SampleGroup>& buffer_;
   const Engine::Progress& progress_;
   bool remote_;
+  double waited_ = 0;  // seconds, for rewards
+  int64_t failed_before_ = 0;
   int64_t step_ = 0, drawn_ = 0, kept_ = 0, unused_ = 0, judged_ = 0, unscored_ = 0;
   std::map<int64_t, std::unique_ptr<SampleGroup>> open_;  // by group_index
   std::map<int64_t, std::vector<uint64_t>> ids_;          // their requests

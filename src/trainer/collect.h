@@ -23,7 +23,7 @@ CollectRules collect_rules(const Settings&);
 struct Collected {
   std::vector<Trajectory> trajectories;  // of the groups kept, in order of their samples; all judged where it failed
   std::map<int64_t, int64_t> prompt_of;  // of every group_index here, the prompt
-  Metrics metrics;                       // rollout/dynamic_filter/drop_*, rollout/groups_*
+  Metrics metrics;                       // rollout/dynamic_filter/drop_*, rollout/groups_*, perf/reward_*
   std::optional<Error> failure;          // too much is unscored, or too few groups pass
 };
 

@@ -308,6 +308,11 @@ class Validator {
       complain("--over-sampling-batch-size {} is less than --rollout-batch-size {}", *s_.over_sampling_batch_size,
                batch);
     }
+    if (*s_.over_sampling_batch_size > batch && s_.rollout_speculative_cost_model == "measured") {
+      complain(
+          "--rollout-speculative-cost-model measured with --over-sampling-batch-size: which groups end first would "
+          "follow the clock; use auto or none");
+    }
     if (s_.dynamic_sampling_max_groups && filter.empty()) {
       complain("--dynamic-sampling-max-groups needs --dynamic-sampling-filter-path");
     }

@@ -187,6 +187,7 @@ void Run::print_plan() {
 Metrics Run::evaluation() {
   world.phase("evaluation");
   const auto start = Clock::now();
+  engine->set_weights_version(static_cast<uint64_t>(state.weight_version));
   Metrics m = evaluate(session, settings, *engine, eval_sets, *judge, environment.get());
   std::string line = "evaluation";
   for (const auto& set : eval_sets) {
@@ -206,6 +207,7 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   const int64_t samples = rules.groups * s.n_samples_per_prompt;
   Progress bar("rollout", samples, terminal);
   engine->reset_stats();
+  engine->set_weights_version(static_cast<uint64_t>(state.weight_version));
   const RolloutTask task{.samples = s.n_samples_per_prompt,
                          .limits = rollout_limits(session, s),
                          .judge = judge.get(),

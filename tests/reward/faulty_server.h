@@ -1,6 +1,7 @@
 // An HTTP service on loopback that scores or misbehaves as the responses it is asked about tell it to:
 //   {"value": 7, "fault": "reset", "times": 2}
-// is answered with 7 from the third time on. Beyond that it knows nothing of HTTP that such requests do not need.
+// is answered with 7 from the third time on. Other responses get the digit in their \\boxed{}, or 0. Beyond that it
+// knows nothing of HTTP that such requests do not need.
 #pragma once
 #include <arpa/inet.h>
 #include <fmt/format.h>
@@ -54,6 +55,8 @@ class FaultyServer {
     return bodies_;
   }
   void keep_bodies() { keeps_ = true; }
+  // Every n-th request finds the service unwell.
+  void fail_every(int64_t n) { fails_every_ = n; }
 
  private:
   void accept_all() {
@@ -99,7 +102,11 @@ class FaultyServer {
       }
       const std::string body = buffer.substr(head + 4, length);
       buffer.erase(0, head + 4 + length);
-      requests_++;
+      const int64_t number = ++requests_;
+      if (fails_every_ > 0 && number % fails_every_ == 0) {
+        if (!answer(fd, 503, "999")) return;
+        continue;
+      }
       if (keeps_) {
         const std::lock_guard lock(mutex_);
         bodies_.push_back(body);
@@ -115,14 +122,20 @@ class FaultyServer {
     return n > 0;
   }
 
+  static Json wish_of(const Json& sample) {
+    const std::string response = sample["response"];
+    if (response.starts_with('{')) return Json::parse(response);
+    const size_t at = response.find("\\boxed{");
+    return {{"value", at == std::string::npos ? 0 : response[at + 7] - '0'}};
+  }
+
   bool respond(int fd, const Json& question) {
     if (question.contains("samples")) {
       Json out = Json::array();
-      for (const Json& sample : question["samples"])
-        out.push_back(Json::parse(sample["response"].get<std::string>())["value"]);
+      for (const Json& sample : question["samples"]) out.push_back(wish_of(sample)["value"]);
       return answer(fd, 200, out.dump());
     }
-    const Json wish = Json::parse(question["response"].get<std::string>());
+    const Json wish = wish_of(question);
     const std::string fault = wish.value("fault", "");
     if (!fault.empty() && count(wish) <= wish.value("times", 1 << 30)) return misbehave(fd, fault);
     return speak(fd, wish.value("how", ""), wish["value"].dump());
@@ -136,11 +149,11 @@ class FaultyServer {
       return put(fd, "0\r\n\r\n");
     }
     if (how == "close") {
-      put(fd, "HTTP/1.1 200 So\r\nConnection: close\r\n\r\n" + body);
+      put(fd, fmt::format("HTTP/1.1 200 So\r\nConnection: close\r\n\r\n{}", body));
       return false;
     }
     if (how == "old") {
-      put(fd, "HTTP/1.0 200 So\r\n\r\n" + body);
+      put(fd, fmt::format("HTTP/1.0 200 So\r\n\r\n{}", body));
       return false;
     }
     if (how == "forgets") {  // closes a connection that it had promised to keep
@@ -226,7 +239,7 @@ class FaultyServer {
   double delay_;
   int listener_, port_ = 0;
   std::atomic<bool> ending_{false}, keeps_{false};
-  std::atomic<int64_t> requests_{0}, connections_{0};
+  std::atomic<int64_t> requests_{0}, connections_{0}, fails_every_{0};
   mutable std::mutex mutex_;
   std::list<int> open_;
   std::list<std::thread> threads_;

@@ -1,6 +1,7 @@
 // Which groups a rollout keeps, whose rewards they get, and that none of it depends on where a run was interrupted.
 #include "trainer/collect.h"
 #include "data/trajectory.h"
+#include "reward/faulty_server.h"
 #include "trainer/evaluation.h"
 #include "trainer/fixture.h"
 
@@ -259,6 +260,32 @@ TEST(RewardCommand, ScoresARun) {
   EXPECT_TRUE(same_files(grouped.run_dir + "/hf", s.run_dir + "/hf"));
   EXPECT_TRUE(fs::exists(s.run_dir + "/reward/reward-0.err"));
 }
+
+#ifdef FURLONG_HTTP
+TEST(RewardService, ScoresARunAsACommandDoes) {
+  const Folder folder;
+  Settings s = commanded(folder / "command", 2);
+  run(s);
+  const auto want = metrics_of(s.run_dir);
+  FaultyServer server(0);
+  server.fail_every(5);
+  for (const int way : {0, 1, 2}) {
+    Settings remote = s;
+    remote.run_dir = folder / fmt::format("way{}", way);
+    remote.custom_rm_command.clear();
+    remote.rm_type = "remote_rm";
+    remote.rm_url = server.url();
+    remote.rm_batch_size = way == 1 ? 3 : 1;
+    remote.group_rm = way == 2;
+    const int64_t before = server.requests();
+    run(remote);
+    EXPECT_EQ(metrics_of(remote.run_dir), want) << way;
+    EXPECT_TRUE(same_files(remote.run_dir + "/hf", s.run_dir + "/hf")) << way;
+    EXPECT_GE(server.requests() - before, 8) << way;
+    EXPECT_LE(server.requests() - before, way == 2 ? 12 : 50) << way;
+  }
+}
+#endif
 
 TEST(RewardCommand, WithAFilterDecidesByNoClock) {
   const Folder folder;

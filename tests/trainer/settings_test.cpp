@@ -307,6 +307,49 @@ INSTANTIATE_TEST_SUITE_P(
                        s.eval_prompt_data = {"a", "f", "a", "g"}, s.eval_interval = 1;
                      },
                      "two sets are called a"},
+        ConflictCase{"EvalTwoWays",
+                     [](Settings& s) {
+                       s.eval_prompt_data = {"a", "f"}, s.eval_config = "e", s.eval_interval = 1;
+                     },
+                     "--eval-prompt-data and --eval-config exclude each other"},
+        ConflictCase{"RemoteWithoutUrl", [](Settings& s) { s.rm_type = "remote_rm"; },
+                     "--rm-type remote_rm needs --rm-url"},
+        ConflictCase{"CommandAndRule", [](Settings& s) { s.rm_type = "math", s.custom_rm_command = "c"; },
+                     "--custom-rm-command scores everything; leave --rm-type out"},
+        ConflictCase{"GroupsOfARule", [](Settings& s) { s.group_rm = true; },
+                     "--group-rm needs --custom-rm-command or --rm-url"},
+        ConflictCase{"GroupsInBatches",
+                     [](Settings& s) {
+                       s.rm_type = "remote_rm", s.rm_url = "http://h/";
+                       s.group_rm = true, s.rm_batch_size = 2;
+                     },
+                     "--group-rm and --rm-batch-size exclude each other"},
+        ConflictCase{"OverSamplingTooLittle", [](Settings& s) { s.over_sampling_batch_size = 1; },
+                     "--over-sampling-batch-size 1 is less than --rollout-batch-size"},
+        ConflictCase{"PartialOfNothing", [](Settings& s) { s.partial_rollout = true; },
+                     "without it nothing is under way at the end"},
+        ConflictCase{"MaskOfNothing", [](Settings& s) { s.mask_offpolicy_in_partial_rollout = true; },
+                     "--mask-offpolicy-in-partial-rollout needs --partial-rollout"},
+        ConflictCase{"ClockWithOverSampling",
+                     [](Settings& s) {
+                       s.over_sampling_batch_size = 10000;
+                       s.rollout_speculative_cost_model = "measured";
+                     },
+                     "which groups end first would follow the clock"},
+        ConflictCase{"TwoEnvironments",
+                     [](Settings& s) { s.custom_generate_command = "c", s.custom_generate_url = "http://h/"; },
+                     "--custom-generate-command and --custom-generate-url exclude each other"},
+        ConflictCase{"PartialConversations",
+                     [](Settings& s) {
+                       s.custom_generate_command = "c", s.partial_rollout = true, s.over_sampling_batch_size = 10000;
+                     },
+                     "--partial-rollout and conversations"},
+        ConflictCase{"RoutesOfParts",
+                     [](Settings& s) {
+                       s.use_rollout_routing_replay = true, s.partial_rollout = true,
+                       s.over_sampling_batch_size = 10000;
+                     },
+                     "leave --partial-rollout out"},
         ConflictCase{"EvalNothing", [](Settings& s) { s.eval_interval = 1; },
                      "--eval-interval needs --eval-prompt-data"},
         ConflictCase{"EvalNever",
