@@ -12,6 +12,9 @@ struct RouteRows {
   std::vector<uint16_t> ids;
   std::vector<float> weights;
   int64_t rows() const { return width == 0 ? 0 : static_cast<int64_t>(ids.size()) / width; }
+  RouteRows first(int64_t count) const {
+    return {width, {ids.begin(), ids.begin() + count * width}, {weights.begin(), weights.begin() + count * width}};
+  }
   bool operator==(const RouteRows&) const = default;
 };
 

@@ -24,6 +24,32 @@ MemoryOptions smaller_pools(MemoryOptions mine, const std::string& theirs) {
   return mine;
 }
 
+// Whether steps can be recorded: what a rank sends to others in one must not depend on what they or it hold.
+bool may_record(const Mesh& mesh) {
+  const MeshRank& place = mesh.place();
+  return place.row_parts() == 1 && place.sizes.pipeline == 1 &&
+         (mesh.experts().size() == 1 || mesh.dispatcher() == Dispatcher::flex);
+}
+
+// What a step consists of: only decoding rows, one or 1 + drafts a sequence; nothing at all, which goes with any; or
+// something else.
+enum class StepKind : uint8_t { any, plain, drafted, other };
+
+// What all ranks of the group do, `other` where they differ, and the most sequences of any of them.
+std::pair<StepKind, int64_t> agree(Group& group, StepKind kind, int64_t sequences) {
+  if (group.size() == 1) return {kind, sequences};
+  for (const std::string& theirs : group.gather_bytes(fmt::format("{} {}", static_cast<int>(kind), sequences))) {
+    int other = 0;
+    int64_t count = 0;
+    CHECK(std::sscanf(theirs.c_str(), "%d %" SCNd64, &other, &count) == 2, "a step of \"{}\"", theirs);
+    const auto of_other = static_cast<StepKind>(other);
+    if (kind == StepKind::any) kind = of_other;
+    if (of_other != StepKind::any && of_other != kind) kind = StepKind::other;
+    sequences = std::max(sequences, count);
+  }
+  return {kind, sequences};
+}
+
 }  // namespace
 
 Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads,
@@ -52,12 +78,11 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(
-      *memory_, SchedulerOptions{.max_running = options.max_running,
-                                 .drafts = options.drafts,
-                                 .margin = options.margin,
-                                 .share_prefixes = options.share_prefixes && !options.record_routes,
-                                 .keep_prefixes = options.keep_prefixes});
+  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
+                                                                      .drafts = options.drafts,
+                                                                      .margin = options.margin,
+                                                                      .share_prefixes = options.share_prefixes,
+                                                                      .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(!options.record_routes || (weights.rank().row_parts() == 1 && weights.rank().sizes.pipeline == 1),
@@ -65,9 +90,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
   CHECK(weights.rank().ranks() == mesh.place().ranks(), "weights for {} ranks on {}", weights.rank().ranks(),
         mesh.place().ranks());
-  // A recorded step cannot change the number of rows that other ranks send.
   const bool graphs = !options.graph_batches.empty() && !options.record_routes;
-  if (weights.device() == Device::cuda && graphs && !in_lockstep()) {
+  if (weights.device() == Device::cuda && graphs && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
     if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
@@ -277,23 +301,30 @@ void Engine::run_pieces(Round& round, Tensor hidden) {
     prefix.done = end;
     for (int64_t r = first; r < row; r++) record(round, prefix.job->request, r, *prefix.routes);
     if (!prefix.complete() || !is_last_stage()) continue;
-    prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
-    convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
+    prefix.hidden = copy_of(hidden.rows(row - 1, row));
   }
+}
+
+// A hidden row (1,H) that outlives the step, in memory that nobody else holds any more.
+std::shared_ptr<OwnedTensor> Engine::copy_of(Tensor row) {
+  auto free = std::find_if(hidden_rows_.begin(), hidden_rows_.end(), [](const auto& r) { return r.use_count() == 1; });
+  if (free == hidden_rows_.end()) {
+    hidden_rows_.push_back(std::make_shared<OwnedTensor>(
+        weights_.dtype(), std::initializer_list<int64_t>{1, config_.hidden_size}, weights_.device()));
+    free = hidden_rows_.end() - 1;
+  }
+  convert(stream_, **free, row);
+  return *free;
 }
 
 // What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
 void Engine::keep_states(const Round& round, Tensor hidden) {
   PrefixCache& cache = scheduler_->cache();
-  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
+  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row,
+                        std::shared_ptr<const RouteRows> routes, bool evict) {
     at.length = std::ssize(tokens);
-    std::shared_ptr<OwnedTensor> last;
-    if (options_.drafts > 0 && is_last_stage()) {
-      const std::initializer_list<int64_t> shape = {1, config_.hidden_size};
-      last = std::make_shared<OwnedTensor>(weights_.dtype(), shape, weights_.device());
-      convert(stream_, *last, hidden.rows(row, row + 1));
-    }
-    cache.keep(tokens, at, std::move(last), evict);
+    const bool leads = options_.drafts > 0 && is_last_stage();
+    cache.keep(tokens, at, leads ? copy_of(hidden.rows(row, row + 1)) : nullptr, std::move(routes), evict);
   };
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {
@@ -302,7 +333,8 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     const Job& job = *piece.prefix->job;
     const int64_t end = piece.begin + piece.rows;
     if (end != cache.next_stop(job.chain, piece.begin)) continue;
-    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1, true);
+    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1,
+         job.request.routes ? piece.prefix->routes : nullptr, true);
   }
   if (!options_.keep_prefixes) return;
   // A running response's newest complete chunk, in place of the one before it, for the next turn of a conversation.
@@ -315,22 +347,33 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
     for (int64_t p = 0; p < rows; p++) tokens.push_back(s.token(p));
     if (s.kept > 0) cache.drop(std::span(tokens).first(static_cast<size_t>(s.kept)));
     s.kept = rows;
-    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, false);
+    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, nullptr, false);
   }
 }
 
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
   const auto running = std::ssize(round.decoding);
-  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
-                         : round.batch.rows() == running                       ? plain_graphs_.get()
-                                                                               : nullptr;
-  if (graphs != nullptr && round.pieces.empty()) {
-    const Tensor tokens = round.batch.batch().tokens;
-    const Tensor hidden =
-        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
-    if (hidden.defined()) return hidden;
+  if (graphs_ != nullptr) {
+    StepKind kind = StepKind::other;
+    if (round.pieces.empty()) {
+      kind = running == 0                                                ? StepKind::any
+             : round.batch.rows() == running * (1 + options_.drafts)     ? StepKind::drafted
+             : round.batch.rows() == running && plain_graphs_ != nullptr ? StepKind::plain
+                                                                         : StepKind::other;
+    }
+    const auto [agreed, most] = agree(mesh_.experts(), kind, running);
+    if (most > 0 && (agreed == StepKind::drafted || agreed == StepKind::plain)) {
+      DecodeGraphs& graphs = agreed == StepKind::drafted ? *graphs_ : *plain_graphs_;
+      const Tensor tokens = round.batch.batch().tokens;
+      const Tensor hidden =
+          graphs.run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                     most, [&](Batch batch) {
+                       batch.expert_rows.assign(static_cast<size_t>(mesh_.experts().size()), batch.rows());
+                       return model_forward(exec, config_, weights_, batch, nullptr);
+                     });
+      if (hidden.defined()) return hidden;
+    }
   }
   Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
   batch.routes = routes_of(batch.rows());

@@ -85,7 +85,7 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
   for (Sample* s : round.fresh) {
     if (s->ended) continue;
     add(s->memory, s->memory.length - 1, {s->root()});
-    from_kept(s->fresh->hidden);
+    from_kept(is_last_stage() ? Tensor(*s->fresh->hidden) : Tensor());
     propose_for(s);
   }
   if (batch.rows() == 0 && !in_lockstep()) return;

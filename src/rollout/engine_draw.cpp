@@ -172,7 +172,7 @@ void Engine::draw(Round& round, Tensor hidden) {
     convert(stream_, rows.rows(0, row), hidden.rows(round.first_row[0], round.first_row[0] + row));
   }
   for (const Sample* s : round.fresh) {
-    if (has_hidden) convert(stream_, rows.rows(row, row + 1), s->fresh->hidden);
+    if (has_hidden) convert(stream_, rows.rows(row, row + 1), *s->fresh->hidden);
     add_key(*s, s->memory.length);
     row++;
   }

@@ -17,7 +17,8 @@ int64_t most_prompts(const EngineOptions& o) { return std::min(o.max_running, o.
 // As many pages and slots as memory_bytes hold, at most what the requests can use.
 MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
   const ModelConfig c = remembered_model(whole, w.rank());
-  MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
+  MemoryOptions m{
+      .page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0, .exact = o.exact};
   // Every running sample and the prompts that wait for one.
   const int64_t per_sequence = pages_of_longest(o);
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);

@@ -75,7 +75,7 @@ int64_t PrefixCache::next_stop(const std::vector<uint64_t>& chain, int64_t from)
 }
 
 bool PrefixCache::keep(std::span<const int32_t> tokens, const SequenceMemory& at, std::shared_ptr<OwnedTensor> hidden,
-                       bool evict) {
+                       std::shared_ptr<const RouteRows> routes, bool evict) {
   const int64_t rows = std::ssize(tokens);
   CHECK(at.length == rows && rows % delta_chunk == 0 && rows > 0, "a state kept behind {} of {} rows", at.length, rows);
   const uint64_t hash = hash_of(tokens);
@@ -86,6 +86,7 @@ bool PrefixCache::keep(std::span<const int32_t> tokens, const SequenceMemory& at
   Entry entry{.tokens = {tokens.begin(), tokens.end()},
               .memory = memory_.fork(at, rows),
               .hidden = std::move(hidden),
+              .routes = std::move(routes),
               .used = ++clock_};
   for (const int32_t page : entry.memory.pages) held_[page]++;
   entries_.emplace(hash, std::move(entry));

@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "data/routes.h"
 #include "rollout/memory.h"
 
 namespace furlong {
@@ -26,6 +27,7 @@ class PrefixCache {
     SequenceMemory memory;
     // (1,H) of the last row: the MTP head's row there depends on the token behind it. Null without drafts.
     std::shared_ptr<OwnedTensor> hidden;
+    std::shared_ptr<const RouteRows> routes;  // of these rows and perhaps further ones; null where none were recorded
     uint64_t used = 0;
     int64_t rows() const { return memory.length; }
   };
@@ -38,7 +40,8 @@ class PrefixCache {
   int64_t next_stop(const std::vector<uint64_t>& chain, int64_t from) const;
   // Keeps the sequence of these tokens, all of whose rows are committed. evict: in place of others, where there is no
   // room. Returns whether it is kept.
-  bool keep(std::span<const int32_t> tokens, const SequenceMemory& at, std::shared_ptr<OwnedTensor> hidden, bool evict);
+  bool keep(std::span<const int32_t> tokens, const SequenceMemory& at, std::shared_ptr<OwnedTensor> hidden,
+            std::shared_ptr<const RouteRows> routes, bool evict);
   // Drops the entry of exactly these tokens, if there is one.
   void drop(std::span<const int32_t> tokens);
 

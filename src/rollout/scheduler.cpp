@@ -191,9 +191,9 @@ bool Scheduler::start_sample() {
 }
 
 // Memory for `rows` rows of a sequence of these tokens, with the rows that are kept of it. `pages` it would need at
-// most have been found to be free.
+// most have been found to be free. routes: gets those of these rows; rows without any are not taken then. Or null.
 SequenceMemory Scheduler::begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
-                                std::shared_ptr<OwnedTensor>& lead) {
+                                std::shared_ptr<OwnedTensor>& lead, RouteRows* routes) {
   lead = nullptr;
   const PrefixCache::Entry* kept = cache_.find(tokens, chain);
   if (kept != nullptr) {
@@ -201,12 +201,13 @@ SequenceMemory Scheduler::begin(std::span<const int32_t> tokens, const std::vect
     cache_.make_room(memory_.pages_for_fork(kept->rows(), rows), 1);
     kept = cache_.find(tokens, chain);
   }
-  if (kept == nullptr || memory_.free_slots() == 0 ||
+  if (kept == nullptr || (routes != nullptr && kept->routes == nullptr) || memory_.free_slots() == 0 ||
       memory_.free_pages() < memory_.pages_for_fork(kept->rows(), rows)) {
     cache_.make_room(memory_.pages_for(rows), 1);
     return memory_.reserve(rows);
   }
   lead = kept->hidden;
+  if (routes != nullptr) *routes = kept->routes->first(kept->rows());
   shared_rows_ += kept->rows();
   return memory_.fork(kept->memory, rows);
 }
@@ -219,8 +220,8 @@ bool Scheduler::start_again() {
   if (!can_start(pages) || memory_.free_slots() + cache_.slots() == 0) return false;
   std::vector<int32_t> tokens;
   for (int64_t p = 0; p <= sample.rows(); p++) tokens.push_back(sample.token(p));
-  sample.memory =
-      begin(tokens, options_.share_prefixes ? prefix_chain(tokens) : std::vector<uint64_t>(), rows, sample.lead);
+  sample.memory = begin(tokens, options_.share_prefixes ? prefix_chain(tokens) : std::vector<uint64_t>(), rows,
+                        sample.lead, nullptr);
   insert_by_age(running_, std::move(first->second));
   preempted_.erase(first);
   return true;
@@ -256,7 +257,8 @@ bool Scheduler::start_prompt() {
   }
   auto prefix = std::make_shared<Prefix>();
   prefix->job = job;
-  prefix->memory = begin(job->request.prompt, job->chain, job->prompt(), prefix->lead);
+  prefix->memory = begin(job->request.prompt, job->chain, job->prompt(), prefix->lead,
+                         job->request.routes ? prefix->routes.get() : nullptr);
   prefix->done = prefix->memory.length;
   cache_.make_room(0, 1);  // for a sample
   insert_by_age(prefixes_, std::move(prefix));

@@ -31,8 +31,8 @@ struct Job {
 struct Prefix {
   std::shared_ptr<Job> job;
   SequenceMemory memory;
-  int64_t done = 0;                                                   // prompt rows run
-  OwnedTensor hidden;                                                 // (1,H) of the last prompt row, once done
+  int64_t done = 0;                     // prompt rows run
+  std::shared_ptr<OwnedTensor> hidden;  // (1,H) of the last prompt row, once done
   std::shared_ptr<RouteRows> routes = std::make_shared<RouteRows>();  // of the rows run, if recorded
   std::shared_ptr<OwnedTensor>
       lead;  // (1,H) of the row before the first one run, where others have run the ones before
@@ -132,7 +132,7 @@ class Scheduler {
   template <typename List, typename Item>
   static void insert_by_age(List& list, Item item);
   SequenceMemory begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
-                       std::shared_ptr<OwnedTensor>& lead);
+                       std::shared_ptr<OwnedTensor>& lead, RouteRows* routes);
   bool start_prompt();
   bool start_sample();
   bool start_again();

@@ -30,7 +30,7 @@ struct JinjaText {
 class JinjaTemplate {
  public:
   // `name` stands in errors. Throws Error(Exit::input) with name:line: a syntax error, or what is not supported
-  // (inheritance, imports, call blocks, recursive loops).
+  // (inheritance, imports, recursive loops).
   static JinjaTemplate parse(std::string_view source, std::string name, const JinjaLimits& limits = {});
 
   // The text for these variables, a JSON object; `where` names it in errors. Throws Error(Exit::input) with name:line:

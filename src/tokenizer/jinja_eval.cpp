@@ -122,6 +122,12 @@ Args Run::arguments(const Expr& expr, const Scope& scope) {
     Value value = evaluate(*expr.args[i], scope);
     if (i < unnamed) {
       args.positional.push_back(std::move(value));
+    } else if (expr.names[i - unnamed] == "*") {
+      for (Value& item : iterate(value)) args.positional.push_back(std::move(item));
+    } else if (expr.names[i - unnamed] == "**") {
+      if (value.dict() == nullptr) fail(fmt::format("** unpacks a dict, not a value of type {}", type_name(value)));
+      charge(item_weight * std::ssize(value.dict()->items));
+      for (const auto& [name, item] : value.dict()->items) args.named.emplace_back(to_text(name), item);
     } else {
       args.named.emplace_back(expr.names[i - unnamed], std::move(value));
     }

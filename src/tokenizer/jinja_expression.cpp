@@ -396,8 +396,10 @@ void ExprParser::arguments(std::vector<ExprPtr>& args, std::vector<std::string>&
     if (!first) expect_symbol(",");
     if (is_symbol(")")) break;
     first = false;
-    if (is_symbol("*") || is_symbol("**")) fail(line, "calls with *args or **kwargs are not supported");
-    if (now().kind == TokenKind::name && at_ + 1 < tokens_.size() && tokens_[at_ + 1].is(TokenKind::symbol, "=")) {
+    if (is_symbol("*") || is_symbol("**")) {
+      names.push_back(next().text);
+    } else if (now().kind == TokenKind::name && at_ + 1 < tokens_.size() &&
+               tokens_[at_ + 1].is(TokenKind::symbol, "=")) {
       names.push_back(next().text);
       next();
     } else if (!names.empty()) {

@@ -182,7 +182,7 @@ std::vector<Value> sorted(Run& run, const std::vector<Value>& all, bool reversed
   std::vector<std::pair<Value, size_t>> keys;
   for (size_t i = 0; i < all.size(); i++) keys.emplace_back(key(all[i]), i);
   std::stable_sort(keys.begin(), keys.end(), [&](const auto& a, const auto& b) {
-    run.charge(std::min(weight_of(a.first), weight_of(b.first)));
+    if (run.same(a.first, b.first)) return false;
     return reversed ? compare(b.first, a.first) < 0 : compare(a.first, b.first) < 0;
   });
   std::vector<Value> out;

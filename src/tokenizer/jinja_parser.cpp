@@ -68,6 +68,7 @@ class Parser : public ExprParser {
     if (keyword == "set") return set(std::move(stmt));
     if (keyword == "macro") return macro(std::move(stmt));
     if (keyword == "with") return with(std::move(stmt));
+    if (keyword == "call") return call(std::move(stmt));
     if (keyword == "filter") {
       stmt.act = Act::filter;
       stmt.exprs.push_back(filters_of_body(false));
@@ -82,7 +83,7 @@ class Parser : public ExprParser {
       stmt.act = keyword == "break" ? Act::leave : Act::skip;
       end_of_tag();
     } else {
-      constexpr std::string_view others[] = {"include", "import", "from", "extends", "block", "call", "autoescape"};
+      constexpr std::string_view others[] = {"include", "import", "from", "extends", "block", "autoescape"};
       const bool known = std::find(std::begin(others), std::end(others), keyword) != std::end(others);
       fail(stmt.line, known ? fmt::format("{{% {} %}} is not supported in chat templates here", keyword)
                             : fmt::format("unexpected {{% {} %}}", printable(keyword)));
@@ -153,6 +154,30 @@ class Parser : public ExprParser {
   Stmt macro(Stmt stmt) {
     stmt.act = Act::macro;
     stmt.text = expect_name();
+    parameters(stmt);
+    end_of_tag();
+    macro_body(stmt, "endmacro");
+    return stmt;
+  }
+
+  Stmt call(Stmt stmt) {
+    Stmt caller;
+    caller.act = Act::macro;
+    caller.line = stmt.line;
+    caller.text = "caller";
+    if (is_symbol("(")) parameters(caller);
+    stmt.act = Act::call;
+    stmt.exprs.push_back(expression());
+    if (stmt.exprs[0]->op != Op::call) fail(stmt.line, "expected a call after {% call");
+    end_of_tag();
+    macro_body(caller, "endcall");
+    stmt.bodies.emplace_back();
+    stmt.bodies[0].push_back(std::move(caller));
+    return stmt;
+  }
+
+  // "(a, b=1)"
+  void parameters(Stmt& stmt) {
     expect_symbol("(");
     while (!is_symbol(")")) {
       if (!stmt.targets.empty()) expect_symbol(",");
@@ -165,11 +190,12 @@ class Parser : public ExprParser {
       stmt.exprs.push_back(has_default ? expression() : nullptr);
     }
     expect_symbol(")");
-    end_of_tag();
+  }
+
+  void macro_body(Stmt& stmt, std::string_view end) {
     const int outer = std::exchange(loops_, 0);
-    stmt.bodies.push_back(closed("endmacro", stmt.line));
+    stmt.bodies.push_back(closed(end, stmt.line));
     loops_ = outer;
-    return stmt;
   }
 
   Stmt with(Stmt stmt) {

@@ -128,10 +128,8 @@ Run::Flow Run::execute(const Stmt& stmt, Scope& scope) {
       assign(stmt.targets, false, through_filters(stmt.exprs[0].get(), std::move(value), scope), scope);
       break;
     }
-    case Act::macro:
-      macros_.push_back({&stmt, &scope});
-      scope.set(stmt.text, Value(static_cast<const Macro*>(&macros_.back())));
-      break;
+    case Act::macro: scope.set(stmt.text, define(stmt, scope)); break;
+    case Act::call: write(to_text(call_with(stmt, scope))); break;
     case Act::with: {
       Scope inner{&scope, {}};
       for (size_t i = 0; i < stmt.targets.size(); i++) inner.set(stmt.targets[i].name, evaluate(*stmt.exprs[i], scope));
@@ -225,6 +223,21 @@ Value Run::through_filters(const Expr* filters, Value input, const Scope& scope)
   return out;
 }
 
+Value Run::define(const Stmt& macro, const Scope& scope) {
+  macros_.push_back({&macro, &scope, scope.parent == &variables_});
+  return Value(static_cast<const Macro*>(&macros_.back()));
+}
+
+// A call block: the call, with what stands in the block as a macro for it to call.
+Value Run::call_with(const Stmt& stmt, const Scope& scope) {
+  const Expr& expr = *stmt.exprs[0];
+  const Value callee = evaluate(*expr.args[0], scope);
+  Args args = arguments(expr, scope);
+  args.named.emplace_back("caller", define(stmt.bodies[0][0], scope));
+  line_ = stmt.line;
+  return call(callee, std::move(args));
+}
+
 std::string Run::call_macro(const Macro& macro, Args args) {
   const Level level(*this);
   const Stmt& stmt = *macro.stmt;
@@ -247,6 +260,10 @@ std::string Run::call_macro(const Macro& macro, Args args) {
     } else {
       inner.set(name, make_undefined(fmt::format("the argument `{}` was not given", name)));
     }
+  }
+  if (args.named.size() == 1 && args.named[0].first == "caller") {
+    inner.set("caller", std::move(args.named[0].second));
+    args.named.clear();
   }
   if (!args.named.empty()) fail(fmt::format("macro {} has no argument {}", stmt.text, args.named[0].first));
   return capture(stmt.bodies[0], inner);

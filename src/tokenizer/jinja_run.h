@@ -36,11 +36,6 @@ struct Loop {
   mutable std::optional<Value> changed;  // the last argument of loop.changed()
 };
 
-struct Macro {
-  const Stmt* stmt;
-  const Scope* scope;
-};
-
 class Run {
  public:
   Run(const std::string& name, const JinjaLimits& limits, const Value& variables, std::time_t now);
@@ -84,6 +79,8 @@ class Run {
   void write(std::string_view text);
   void assign(const std::vector<Target>& targets, bool unpacks, Value value, Scope& scope);
   Value through_filters(const Expr* filters, Value input, const Scope& scope);
+  Value define(const Stmt& macro, const Scope& scope);
+  Value call_with(const Stmt& stmt, const Scope& scope);
   std::string call_macro(const Macro& macro, Args args);
   Value call_function(const std::string& name, Args args);
   Value loop_attribute(const Loop& loop, const std::string& name);

@@ -35,7 +35,7 @@ enum class Op {
   attribute,    // args[0].name
   item,         // args[0][args[1]]
   slice,        // args[0][args[1]:args[2]:args[3]], absent ones null
-  call,         // args[0](args[1..]), the last ones named by `names`
+  call,         // args[0](args[1..]), the last ones named by `names`; "*" and "**" unpack
   filter,       // args[0] | name(args[1..]), likewise
   test,         // args[0] is name(args[1..]), likewise
   negate,       // -args[0]
@@ -76,6 +76,7 @@ enum class Act {
   macro,     // text(targets = exprs): bodies[0]; exprs null where there is no default
   with,      // targets = exprs within bodies[0]
   filter,    // bodies[0] through exprs[0], as in set_body
+  call,      // exprs[0] with the macro that bodies[0] holds as its `caller`
   group,     // bodies[0]: a generation block
   leave,     // break
   skip,      // continue
@@ -95,7 +96,7 @@ struct Stmt {
 };
 
 // Throws Error(Exit::input) with name:line for what is no Jinja, or is not of the subset: inheritance, imports,
-// call blocks, recursive loops.
+// recursive loops.
 Body parse(std::string_view source, const std::string& name);
 
 }  // namespace furlong::jinja

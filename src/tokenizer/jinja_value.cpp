@@ -163,7 +163,8 @@ int64_t weight_of(const Value& value) {
 }
 
 bool is_plain(const Value& value) {
-  return !value.get<std::shared_ptr<Namespace>>() && !value.get<const Loop*>() && !value.get<const Macro*>() &&
+  return !value.get<std::shared_ptr<Namespace>>() && !value.get<const Loop*>() &&
+         (!value.get<const Macro*>() || (*value.get<const Macro*>())->lasts) &&
          !value.get<std::shared_ptr<const Method>>();
 }
 

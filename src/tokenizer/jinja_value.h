@@ -16,7 +16,8 @@ struct List;
 struct Dict;
 struct Namespace;
 struct Loop;
-struct Macro;
+struct Scope;
+struct Stmt;
 struct Method;
 
 struct Undefined {
@@ -28,6 +29,12 @@ struct Function {
 };
 
 // Loop and Macro belong to the run, which outlives every value.
+struct Macro {
+  const Stmt* stmt;
+  const Scope* scope;
+  bool lasts;  // as long as the run: its scope is the template's own
+};
+
 struct Value {
   using Text = std::shared_ptr<const std::string>;
   std::variant<Undefined, None, bool, int64_t, double, Text, std::shared_ptr<const List>, std::shared_ptr<const Dict>,
@@ -104,7 +111,7 @@ Value make_undefined(std::string why);
 // item.
 Value make_list(std::vector<Value> items, ListKind kind = ListKind::list);
 Value make_dict(std::vector<std::pair<Value, Value>> items);
-// Whether a value may be part of another.
+// Whether a value may be part of another. Of macros those may that live as long as the run.
 bool is_plain(const Value& value);
 
 // What JSON text holds. Throws Error(Exit::input), naming `where`: not JSON, an integer beyond 64 bits.

@@ -19,7 +19,7 @@ std::vector<EvalSet> load_eval_sets(const Session& session, const Settings& s, J
     SamplingLimits limits{.params = {spec.temperature, spec.top_k, spec.top_p},
                           .max_response = spec.max_response,
                           .max_context = context_limit(session, s),
-                          .stop_ids = stop_ids_with(session, spec.stop_token_ids),
+                          .stop_ids = stop_ids_with(session, s, spec.stop_token_ids),
                           .stop_when = stop_rule(session, spec.stop)};
     PreparedPrompts prompts = prepare_prompts(session, options, s.eval_max_prompt_len.value_or(0), limits.max_context);
     prompts.set.merge_metadata(spec.metadata_overrides);

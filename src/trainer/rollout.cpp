@@ -131,8 +131,9 @@ int64_t context_limit(const Session& session, const Settings& settings) {
   return std::min(model, settings.rollout_max_context_len.value_or(model));
 }
 
-std::vector<int32_t> stop_ids_with(const Session& session, const Integers& more) {
-  std::vector<int32_t> ids = session.stop_ids;
+std::vector<int32_t> stop_ids_with(const Session& session, const Settings& settings, const Integers& more) {
+  std::vector<int32_t> ids;
+  if (!settings.ignore_eos) ids = session.stop_ids;
   for (const int64_t id : more) ids.push_back(static_cast<int32_t>(id));
   return ids;
 }
@@ -143,7 +144,7 @@ SamplingLimits rollout_limits(const Session& session, const Settings& s) {
   return {.params = {s.rollout_temperature, s.rollout_top_k, s.rollout_top_p},
           .max_response = *s.rollout_max_response_len,
           .max_context = context_limit(session, s),
-          .stop_ids = stop_ids_with(session, s.rollout_stop_token_ids),
+          .stop_ids = stop_ids_with(session, s, s.rollout_stop_token_ids),
           .stop_when = stop_rule(session, s.rollout_stop),
           .routes = s.use_rollout_routing_replay};
 }

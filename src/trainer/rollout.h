@@ -15,7 +15,7 @@ SamplingLimits rollout_limits(const Session&, const Settings&);
 // The most tokens of prompt and response.
 int64_t context_limit(const Session&, const Settings&);
 // The checkpoint's stop ids and these.
-std::vector<int32_t> stop_ids_with(const Session&, const Integers& more);
+std::vector<int32_t> stop_ids_with(const Session&, const Settings&, const Integers& more);
 
 // Where rewards come from by the settings. `directory`: for the standard error of commands.
 JudgeOptions judge_options(const Settings&, const std::string& directory);

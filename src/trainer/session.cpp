@@ -256,11 +256,15 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
            settings.rollout_speculative_algorithm, where);
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
+    options.forced_accept_length = settings.rollout_forced_accept_length.value_or(0);
     const std::string& model = settings.rollout_speculative_cost_model;
     // Where the first groups to end are kept, what ends first must not follow the machine.
     const bool keeps_first = settings.over_sampling_batch_size.value_or(0) > settings.rollout_batch_size.value_or(0);
-    options.measure_speculation = model == "measured" || (model == "auto" && settings.device == "cuda" && !keeps_first);
+    options.measure_speculation =
+        options.forced_accept_length == 0 &&
+        (model == "measured" || (model == "auto" && settings.device == "cuda" && !keeps_first));
   }
+  options.exact = settings.true_on_policy;
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {
     options.graph_batches = {1, 2, 4, 8};

@@ -212,7 +212,7 @@ void add_tools(Table& t) {
           gen("temperature", &Settings::temperature, G, "0: the likeliest token").from(0).to(100),
           gen("top_p", &Settings::top_p, G, "keep the likeliest tokens of this total probability").above(0).to(1),
           gen("top_k", &Settings::top_k, G, "keep the k likeliest tokens; -1: all").from(-1),
-          gen("ignore_eos", &Settings::ignore_eos, G, "go on after a stop token"),
+          gen("ignore_eos", &Settings::ignore_eos, T | E | G, "go on after the checkpoint's stop tokens"),
           tok("tokenizer", &Settings::tokenizer, K | I,
               "tokenizer.json or its folder; init: default is one token a byte")
               .unit("path"),
@@ -225,6 +225,7 @@ void add_tools(Table& t) {
               .unit("layers")
               .from(1)
               .to(1024),
+          conv("config_only", &Settings::config_only, I, "no weights: for --random-init"),
           conv("from", &Settings::from, V,
                "layout of the checkpoint to read: hf (--hf-checkpoint), or Megatron's torch_dist (--load; config, "
                "tokenizer, packing and dtypes are those of --hf-checkpoint)")

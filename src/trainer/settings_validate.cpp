@@ -412,11 +412,9 @@ class Validator {
 
   void exactness() {
     if (!s_.true_on_policy) return;
-    if (s_.device == "cuda") {
+    if (s_.device == "cuda" && s_.dtype != "bf16") {
       complain(
-          "--true-on-policy: on a GPU attention sums a decoded row in another order than a row in training; it is "
-          "exact "
-          "with --device cpu");
+          "--true-on-policy: on a GPU products in fp32 take other kernels for few rows; it needs --dtype bf16 there");
     }
     if (s_.tensor_model_parallel_size * s_.expert_tensor_parallel_size > 1) {
       complain(
@@ -432,9 +430,9 @@ class Validator {
     auto& steps = s_.rollout_speculative_num_steps;
     auto& drafts = s_.rollout_speculative_num_draft_tokens;
     if (!eagle) {
-      if (steps || drafts || s_.rollout_speculative_eagle_topk) {
+      if (steps || drafts || s_.rollout_speculative_eagle_topk || s_.rollout_forced_accept_length) {
         complain(
-            "--rollout-speculative-num-steps, -eagle-topk and -num-draft-tokens need "
+            "--rollout-speculative-num-steps, -eagle-topk, -num-draft-tokens and --rollout-forced-accept-length need "
             "--rollout-speculative-algorithm EAGLE");
       }
       return;
@@ -447,6 +445,10 @@ class Validator {
           "--rollout-speculative-num-draft-tokens {} with --rollout-speculative-num-steps {}: {} drafted tokens are "
           "verified in {} rows",
           *drafts, *steps, *steps, *steps + 1);
+    }
+    if (s_.rollout_forced_accept_length.value_or(1) > static_cast<double>(*drafts)) {
+      complain("--rollout-forced-accept-length {}: a round verifies {} rows and accepts no more",
+               *s_.rollout_forced_accept_length, *drafts);
     }
   }
 

@@ -43,7 +43,7 @@ TEST_P(RecordedRoutes, AreThoseOfTheWholeSequence) {
   const TestModel& m = tiny_model();
   Numbers numbers(3);
   std::vector<Request> requests;
-  for (const int64_t length : {5, 70, 33, 64}) {
+  for (const int64_t length : {5, 130, 33, 100}) {
     requests.push_back({.prompt = random_tokens(numbers, length, m.config.vocab_size),
                         .samples = 3,
                         .params = {},
@@ -52,15 +52,19 @@ TEST_P(RecordedRoutes, AreThoseOfTheWholeSequence) {
                         .group_index = length,
                         .routes = length != 33});
   }
-  requests[3].prompt[0] = requests[1].prompt[0];
+  // The last prompt begins as the second one.
+  std::copy_n(requests[1].prompt.begin(), 70, requests[3].prompt.begin());
   EngineOptions options = GetParam().options;
-  options.max_tokens = 100;
+  options.max_tokens = 160;
   options.prefill_budget = 64;
   options.record_routes = true;
   ThreadPool pool(1);
   Engine engine(m.config, m.weights, options, pool);
   const auto done = engine.generate(requests);
   EXPECT_EQ(engine.stats().preemptions > 0, options.max_pages > 0);
+  if (options.max_pages == 0) {
+    EXPECT_GT(engine.stats().shared_rows, 0);
+  }
   ASSERT_EQ(done.size(), 12u);
   EngineOptions without = options;
   without.record_routes = false;

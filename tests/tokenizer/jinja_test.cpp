@@ -49,6 +49,8 @@ TEST(Jinja, ErrorsNameTheLine) {
       {"{{ 'a'\n|nope }}", {"t:2", "no filter `nope`"}},
       {"{% if true %}\n{% for x in [] %}\n", {"t:2", "endfor"}},
       {"x\n{% include 'a' %}", {"t:2", "include"}},
+      {"{% set n = namespace() %}{% for i in [1] %}{% macro m() %}{% endmacro %}{% set n.m = [m] %}{% endfor %}",
+       {"t:1", "macro"}},
       {"{% for x in [] recursive %}{% endfor %}", {"t:1", "recursive"}},
       {"{{ [namespace()] }}", {"t:1", "namespace"}},
       {"{{ 9223372036854775807 + 1 }}", {"t:1", "64 bits"}},
