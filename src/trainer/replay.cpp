@@ -40,9 +40,9 @@ const TensorEntry& entry_of(const SafetensorsFile& file, const std::string& name
 
 BatchRoutes replayed_routes(Exec& exec, const ModelConfig& c, const Pack& pack,
                             const std::vector<const Trajectory*>& trajectories, bool observe) {
-  auto& [stream, arena, mesh] = exec;
+  Stream& stream = exec.stream;
   const int64_t rows = pack.batch.rows(), layers = c.num_layers, k = c.experts_per_token;
-  const auto choices = [&](const char* name, DType t) { return arena.make(name, t, {layers * rows, k}); };
+  const auto choices = [&](const char* name, DType t) { return exec.arena.make(name, t, {layers * rows, k}); };
   BatchRoutes routes{.ids = choices("routes.ids", DType::i32),
                      .weights = choices("routes.weights", DType::f32),
                      .given = true,

@@ -7,8 +7,9 @@
 namespace furlong {
 namespace {
 
-// golden_jinja.json: what transformers 5.24 (render_jinja_template, Jinja 3.1.6) makes of small templates and of whole
-// conversations in the style of several families; "text" is null where it raises.
+// golden_jinja.json: what transformers 5.24 with Jinja 3.1.6 makes of small templates, compiled as for
+// apply_chat_template and rendered over "variables", and of conversations (with tools, calls, thinking, content in
+// parts) rendered by "templates" in the style of several families. "text" is null where it raises.
 TEST(Jinja, RendersAsTransformersDoes) {
   const std::string file = read_file(data_path("golden_jinja.json"));
   const OrderedJson goldens = parse_ordered_json(file, "golden_jinja.json");
