@@ -41,7 +41,7 @@ class Validator {
       algorithm();
     }
     if (is(Command::train) || is(Command::eval)) evaluation();
-    if (is(Command::train) || is(Command::eval) || is(Command::generate)) engine();
+    if (is(Command::train) || is(Command::eval) || is(Command::generate) || is(Command::serve)) engine();
     template_values();
     commands();
     folders();
@@ -366,6 +366,11 @@ class Validator {
       case Command::grade:
         require(s_.input, "--input", "a jsonl file, or - for standard input");
         require(s_.rm_type, "--rm-type", "the rule");
+        break;
+      case Command::serve:
+        require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
+        if (!s_.api_key.empty() && !s_.api_key_file.empty()) complain("--api-key and --api-key-file: leave one out");
+        if (s_.served_model_name.empty()) s_.served_model_name = s_.hf_checkpoint;
         break;
       case Command::inspect: break;
       case Command::init:
