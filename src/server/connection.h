@@ -79,7 +79,7 @@ class Connection {
 class HttpReply {
  public:
   using Headers = std::vector<std::pair<std::string, std::string>>;
-  HttpReply(Connection& connection, const HttpRequest& request) : connection_(connection), request_(request) {}
+  HttpReply(Connection& connection, HttpRequest& request) : connection_(connection), request_(request) {}
 
   // All of it. Throws ClientGone, as the next three do.
   void send(int status, std::string_view type, std::string_view body, const Headers& headers = {});
@@ -93,6 +93,11 @@ class HttpReply {
   // May be called by any thread, also after the reply has gone.
   std::function<void()> waker();
 
+  // The request's body is of no further use: its memory is given back.
+  void drop_body() {
+    request_.body = {};
+    connection_.release_body();
+  }
   int status() const { return status_; }  // 0: not begun
   void close_after() { close_ = true; }
   bool closes() const { return close_ || !request_.keep_alive; }
@@ -101,7 +106,7 @@ class HttpReply {
   std::string head(int status, std::string_view type, const Headers& headers) const;
 
   Connection& connection_;
-  const HttpRequest& request_;
+  HttpRequest& request_;
   std::shared_ptr<Wake> wake_;
   int status_ = 0;
   bool close_ = false, ended_ = false;

@@ -61,11 +61,16 @@ void HttpParser::header_came() {
   request_.target = text(message.target());
   request_.keep_alive = message.keep_alive();
   request_.chunked_reply = message.version() >= 11;
-  size_t hosts = 0;
+  size_t hosts = 0, lengths = 0;
+  bool plain_length = true;
   for (const auto& field : message) {
     std::string name = text(field.name_string());
     for (char& c : name) c = c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
     hosts += name == "host";
+    if (name == "content-length") {
+      lengths++;
+      plain_length = text(field.value()).find_first_not_of("0123456789") == std::string::npos;
+    }
     request_.headers.emplace_back(std::move(name), text(field.value()));
   }
   has_header_ = true;
@@ -73,6 +78,7 @@ void HttpParser::header_came() {
     throw ApiError(431, "", "", fmt::format("the request has more than {} headers", limits_.headers));
   }
   if (hosts != 1 && message.version() >= 11) throw ApiError(400, "", "", "an HTTP/1.1 request has one Host header");
+  if (lengths > 1 || !plain_length) throw ApiError(400, "", "", "a request has one Content-Length, a number");
   const std::string* encoding = request_.header("transfer-encoding");
   if (encoding != nullptr && !parser.chunked())
     throw ApiError(501, "", "", "the only transfer encoding known is chunked");

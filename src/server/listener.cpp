@@ -106,7 +106,6 @@ HttpListener::HttpListener(const std::string& host, int port, const HttpLimits& 
 
 HttpListener::~HttpListener() {
   drain(0);
-  close(socket_);
 }
 
 void HttpListener::start() {
@@ -116,6 +115,8 @@ void HttpListener::start() {
 bool HttpListener::drain(double seconds) {
   stopping_.set();
   if (thread_.joinable()) thread_.join();
+  // From here on the system refuses connections.
+  if (socket_ >= 0) close(std::exchange(socket_, -1));
   const auto until =
       SteadyClock::now() + std::chrono::duration_cast<SteadyClock::duration>(std::chrono::duration<double>(seconds));
   while (counts_.connections > 0 && SteadyClock::now() < until) {
@@ -203,10 +204,11 @@ void HttpListener::serve(Connection& connection) {
 // Whether the connection may bring another request.
 bool HttpListener::serve_one(Connection& connection) {
   HttpParser parser(limits_);
-  const HttpRequest& request = parser.request();
+  HttpRequest& request = parser.request();
   HttpReply reply(connection, request);
   const auto refuse_with = [&](const ApiError& error) {
     if (!parser.done()) reply.close_after();
+    reply.drop_body();
     if (reply.status() != 0) return reply.close_after();  // what has begun can only be broken off
     HttpReply::Headers headers;
     if (error.status() == 401) headers.emplace_back("WWW-Authenticate", "Bearer");
@@ -232,7 +234,7 @@ bool HttpListener::serve_one(Connection& connection) {
     calls_.answered(request, 0);
     throw;
   }
-  connection.release_body();
+  reply.drop_body();
   calls_.answered(request, reply.status());
   if (!reply.closes()) return true;
   connection.linger();

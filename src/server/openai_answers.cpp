@@ -188,6 +188,7 @@ void Answer::stream() {
 }
 
 void answer(RouteContext& context, Form form, const OpenAiCall& asked, HttpReply& reply) {
+  reply.drop_body();
   Answer answer(context, form, asked, reply);
   asked.call.stream ? answer.stream() : answer.send_whole();
 }
@@ -195,11 +196,13 @@ void answer(RouteContext& context, Form form, const OpenAiCall& asked, HttpReply
 }  // namespace
 
 void answer_chat(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
-  answer(context, {.chat = true}, read_chat_call(context.model, request.body), reply);
+  const OpenAiCall asked = read_chat_call(context.model, request.body);
+  answer(context, {.chat = true}, asked, reply);
 }
 
 void answer_completions(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
-  answer(context, {.chat = false}, read_completions_call(context.model, request.body), reply);
+  const OpenAiCall asked = read_completions_call(context.model, request.body);
+  answer(context, {.chat = false}, asked, reply);
 }
 
 void answer_models(RouteContext& context, const HttpRequest& request, HttpReply& reply) {

@@ -213,6 +213,7 @@ void GenerateAnswer::stream() {
 
 void answer_generate(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
   const GenerateCall asked = read_generate_call(context.model, request.body);
+  reply.drop_body();
   GenerateAnswer answer(context, asked, reply);
   asked.call.stream ? answer.stream() : answer.send_whole();
 }

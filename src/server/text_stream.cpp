@@ -3,6 +3,19 @@
 #include <algorithm>
 
 namespace furlong {
+namespace {
+
+constexpr size_t whole_character_margin = 6;
+
+// Where a text that begins within a character has its first whole one: up to three bytes were read as U+FFFD each.
+size_t end_of_broken_start(const std::string& text) {
+  constexpr std::string_view replacement = "\xEF\xBF\xBD";
+  size_t at = 0;
+  for (int i = 0; i < 3 && text.compare(at, replacement.size(), replacement) == 0; i++) at += replacement.size();
+  return at;
+}
+
+}  // namespace
 
 std::string TextStream::push(int32_t id) {
   if (matched_ != nullptr || !tokenizer_.contains(id)) return "";
@@ -47,14 +60,20 @@ std::function<bool(std::span<const int32_t>)> stop_text_rule(const Tokenizer& to
       const bool shown = tokenizer.contains(id) && !(rules.skip_special && tokenizer.is_special(id));
       return shown ? tokenizer.token_bytes(id) : std::string_view();
     };
-    // The newest token's bytes, and before them as many as a stop that ends in these can have.
+    // The newest token, and before it as many bytes as a stop that ends in it can have, with those of characters that
+    // are not whole at either end.
     size_t begin = tokens.size() - 1, bytes = 0;
-    if (bytes_of(tokens.back()).empty()) return false;
-    while (begin > 0 && bytes < longest - 1) bytes += bytes_of(tokens[--begin]).size();
+    if (bytes_of(tokens[begin]).empty()) return false;
+    while (begin > 0 && bytes < longest + whole_character_margin) bytes += bytes_of(tokens[--begin]).size();
+    // As TextStream decodes it, so that both find the same.
+    IncrementalDecoder decoder(tokenizer, rules.skip_special);
     std::string text;
-    for (const int32_t id : tokens.subspan(begin)) text += bytes_of(id);
+    for (const int32_t id : tokens.subspan(begin)) {
+      if (tokenizer.contains(id)) text += decoder.push(id);
+    }
+    const size_t cut = begin == 0 ? 0 : end_of_broken_start(text);
     return std::any_of(rules.stops.begin(), rules.stops.end(),
-                       [&](const std::string& stop) { return text.find(stop) != text.npos; });
+                       [&](const std::string& stop) { return text.find(stop, cut) != text.npos; });
   };
 }
 
