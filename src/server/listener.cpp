@@ -104,9 +104,7 @@ HttpListener::HttpListener(const std::string& host, int port, const HttpLimits& 
   port_ = port_of(socket_);
 }
 
-HttpListener::~HttpListener() {
-  drain(0);
-}
+HttpListener::~HttpListener() { drain(0); }
 
 void HttpListener::start() {
   thread_ = std::thread([this] { accept_all(); });
@@ -206,8 +204,9 @@ bool HttpListener::serve_one(Connection& connection) {
   HttpParser parser(limits_);
   HttpRequest& request = parser.request();
   HttpReply reply(connection, request);
+  bool sound = false;  // where the request ends is known, and it has ended
   const auto refuse_with = [&](const ApiError& error) {
-    if (!parser.done()) reply.close_after();
+    if (!sound) reply.close_after();
     reply.drop_body();
     if (reply.status() != 0) return reply.close_after();  // what has begun can only be broken off
     HttpReply::Headers headers;
@@ -218,9 +217,11 @@ bool HttpListener::serve_one(Connection& connection) {
   try {
     try {
       if (!connection.read_header(parser)) return false;
+      sound = parser.done();
       calls_.admit(request);
       if (request.wants_continue) connection.write("HTTP/1.1 100 Continue\r\n\r\n");
       connection.read_body(parser);
+      sound = true;
       calls_.handle(request, reply);
     } catch (const ApiError& error) {
       refuse_with(error);

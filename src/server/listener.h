@@ -14,6 +14,7 @@ namespace furlong {
 struct HttpCounts {
   std::atomic<int64_t> connections{0};  // open now
   std::atomic<int64_t> accepted{0}, turned_away{0};
+  std::atomic<size_t> body_bytes{0};  // of requests that are being read or parsed
 };
 
 // Whether the host is on loopback. Throws as HttpListener's constructor does for a host or port that it could not take.
@@ -49,7 +50,7 @@ class HttpListener {
  private:
   struct Client {
     explicit Client(int socket, HttpListener& listener)
-        : connection(socket, listener.limits_, listener.bodies_, listener.stopping_) {}
+        : connection(socket, listener.limits_, listener.counts_.body_bytes, listener.stopping_) {}
     Connection connection;
     std::thread thread;
     std::atomic<bool> ended{false};
@@ -64,7 +65,6 @@ class HttpListener {
   Calls calls_;
   HttpCounts counts_;
   Wake stopping_;
-  std::atomic<size_t> bodies_{0};
   int socket_ = -1, port_ = 0;
   bool loopback_ = false;
   std::list<Client> clients_;  // of the accepting thread alone, until it has ended

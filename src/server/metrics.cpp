@@ -67,6 +67,7 @@ std::string ServerMetrics::text(const LoopState& loop, const HttpCounts& http) c
   gauge("state_slots", "Slots of recurrent state.", loop.engine.slots);
   gauge("state_slots_free", "Slots that no sequence holds.", loop.engine.free_slots);
   gauge("connections", "Open connections.", http.connections);
+  gauge("body_bytes", "Bytes of requests that are being read or parsed.", static_cast<int64_t>(http.body_bytes.load()));
   counter("connections_total", "Connections taken.", http.accepted);
   counter("connections_turned_away_total", "Connections refused for their number.", http.turned_away);
   out += fmt::format(

@@ -13,17 +13,15 @@
 #include <map>
 #include <memory>
 #include <mutex>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "base/error.h"
+#include "base/json.h"
 #include "server/server.h"
 
 namespace furlong {
-
-using Json = nlohmann::json;
 
 inline const std::string tiny_folder = FURLONG_TEST_DATA "/tiny";
 

@@ -146,6 +146,7 @@ TEST_F(Http, BodiesTakeOnlySoMuchMemoryTogether) {
   Client first(server->port()), second(server->port());
   const std::string head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\n";
   first.send(head + std::string(999999, ' '));
+  ASSERT_TRUE(soon([&] { return metric("body_bytes") > 900000; }));
   second.send(head + std::string(999999, ' '));
   EXPECT_EQ(second.read().status, 503);
   second.close();

@@ -122,7 +122,7 @@ TEST_F(Lifetime, HealthTellsOfProgress) {
   start(options);
   EXPECT_EQ(ask(get("/health")).json().at("status"), "idle");
   EXPECT_EQ(completion({{"prompt", "x"}, {"max_tokens", 3}}).status, 200);
-  EXPECT_EQ(ask(get("/health")).json().at("steps"), 3);
+  EXPECT_TRUE(soon([&] { return ask(get("/health")).json().at("steps") == 3; }));
   engine.held = true;
   Client client(server->port());
   client.send(post("/v1/completions", Json({{"prompt", "x"}, {"max_tokens", 3}}).dump()));
@@ -198,6 +198,7 @@ TEST_F(Lifetime, Metrics) {
   EXPECT_EQ(completion({{"prompt", "x"}, {"max_tokens", 3}}).status, 200);
   EXPECT_EQ(ask(get("/v1/completions/../../x")).status, 404);
   EXPECT_EQ(completion({{"prompt", 1}}).status, 400);
+  ASSERT_TRUE(soon([&] { return metric("steps_total") == 3; }));
   const Answer a = ask(get("/metrics"));
   EXPECT_EQ(a.headers.at("Content-Type"), "text/plain; version=0.0.4; charset=utf-8");
   for (const char* line :
