@@ -34,7 +34,8 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
       options_(options),
       stream_(threads, weights.device()),
       share_(std::move(memory)),
-      arena_(0) {
+      arena_(0),
+      policy_(options.drafts, options.step_costs) {
   const ModelConfig kept = remembered_model(config, weights.rank());
   EngineNeeds needs = engine_needs(config, weights, options, threads);
   if (in_lockstep()) {
@@ -51,9 +52,11 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(
-      *memory_,
-      SchedulerOptions{.max_running = options.max_running, .drafts = options.drafts, .margin = options.margin});
+  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
+                                                                      .drafts = options.drafts,
+                                                                      .margin = options.margin,
+                                                                      .share_prefixes = options.share_prefixes,
+                                                                      .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
@@ -63,6 +66,9 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
+    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+      plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
+    }
   }
 }
 
@@ -70,7 +76,12 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (scheduler_->idle() && share_.defined() && share_.enter()) memory_->reset();
+  if (!scheduler_->idle()) return;
+  if (share_.defined() && share_.enter()) {
+    scheduler_->cache().clear();
+    memory_->reset();
+  }
+  measure_speculation();
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -101,8 +112,10 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
     }
   } catch (...) {
     scheduler_->forget(ids);
+    scheduler_->cache().clear();
     throw;
   }
+  if (!options_.keep_prefixes) scheduler_->cache().clear();
   stream_.synchronize();  // others may use the memory now
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
@@ -114,6 +127,11 @@ uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
   enter();
   return scheduler_->submit(std::move(request), std::move(sink));
+}
+
+void Engine::set_weights_version(uint64_t version) {
+  CHECK(idle(), "weights that change while requests run");
+  if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
 void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
@@ -129,6 +147,7 @@ void Engine::advance() {
   CHECK(!stepping_, "a step within a step");
   scheduler_->schedule();
   stats_.preemptions += scheduler_->preempted();
+  stats_.shared_rows += scheduler_->shared_rows();
   {
     const Arena::Scope scope(arena_);
     Round round;
@@ -181,6 +200,7 @@ void Engine::run(Round& round) {
   draw(round, hidden);
   if (options_.drafts > 0) extend_drafts(round, hidden);
   for (Sample* s : round.fresh) s->fresh = nullptr;
+  keep_states(round, hidden);
 }
 
 // Rows of pieces are in the memory; a finished prompt keeps its last hidden row for its samples.
@@ -201,15 +221,54 @@ void Engine::run_pieces(Round& round, Tensor hidden) {
   }
 }
 
+// What this step has completed is kept where other sequences begin so; last of all, when every layer's rows are there.
+void Engine::keep_states(const Round& round, Tensor hidden) {
+  PrefixCache& cache = scheduler_->cache();
+  const auto keep = [&](std::span<const int32_t> tokens, SequenceMemory at, int64_t row, bool evict) {
+    at.length = std::ssize(tokens);
+    std::shared_ptr<OwnedTensor> last;
+    if (options_.drafts > 0 && is_last_stage()) {
+      const std::initializer_list<int64_t> shape = {1, config_.hidden_size};
+      last = std::make_shared<OwnedTensor>(weights_.dtype(), shape, weights_.device());
+      convert(stream_, *last, hidden.rows(row, row + 1));
+    }
+    cache.keep(tokens, at, std::move(last), evict);
+  };
+  int64_t row = 0;
+  for (const Piece& piece : round.pieces) {
+    row += piece.rows;
+    if (!piece.prefix) continue;
+    const Job& job = *piece.prefix->job;
+    const int64_t end = piece.begin + piece.rows;
+    if (end != cache.next_stop(job.chain, piece.begin)) continue;
+    keep(std::span(job.request.prompt).first(static_cast<size_t>(end)), piece.prefix->memory, row - 1, true);
+  }
+  if (!options_.keep_prefixes) return;
+  // A running response's newest complete chunk, in place of the one before it, for the next turn of a conversation.
+  // Sequences that start go before it.
+  for (size_t i = 0; i < round.decoding.size(); i++) {
+    Sample& s = *round.decoding[i];
+    const int64_t before = s.memory.length - round.accepted[i], rows = s.memory.length / delta_chunk * delta_chunk;
+    if (s.ended || rows <= before) continue;
+    std::vector<int32_t> tokens;
+    for (int64_t p = 0; p < rows; p++) tokens.push_back(s.token(p));
+    if (s.kept > 0) cache.drop(std::span(tokens).first(static_cast<size_t>(s.kept)));
+    s.kept = rows;
+    keep(tokens, s.memory, round.first_row[i] + rows - 1 - before, false);
+  }
+}
+
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
-  const int64_t rows = 1 + options_.drafts;
-  const auto running = static_cast<int64_t>(round.decoding.size());
-  if (graphs_ != nullptr && round.pieces.empty() && round.batch.rows() == running * rows) {
+  const auto running = std::ssize(round.decoding);
+  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
+                         : round.batch.rows() == running                       ? plain_graphs_.get()
+                                                                               : nullptr;
+  if (graphs != nullptr && round.pieces.empty()) {
     const Tensor tokens = round.batch.batch().tokens;
     const Tensor hidden =
-        graphs_->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                     [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
+        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
     if (hidden.defined()) return hidden;
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
@@ -221,6 +280,10 @@ void Engine::build(Round& round) {
   const auto add = [&](Piece piece, int64_t left) {
     // A piece that is not a sequence's last ends on a multiple of the chunk.
     piece.rows = left <= budget ? left : budget / delta_chunk * delta_chunk;
+    if (piece.prefix) {
+      const int64_t stop = scheduler_->cache().next_stop(piece.prefix->job->chain, piece.begin);
+      if (stop > 0) piece.rows = std::min(piece.rows, stop - piece.begin);
+    }
     if (piece.rows == 0) return;
     std::vector<int32_t> tokens;
     for (int64_t p = piece.begin; p < piece.begin + piece.rows; p++) tokens.push_back(piece.token(p));
@@ -244,15 +307,19 @@ void Engine::build(Round& round) {
       round.fresh.push_back(sample.get());
       continue;
     }
-    std::vector<int32_t> rows = {sample->root()};
-    rows.insert(rows.end(), sample->drafts.begin(), sample->drafts.end());
-    round.decoding.push_back(sample.get());
-    round.first_row.push_back(round.batch.rows());
-    round.batch.add(rows.data(), static_cast<int64_t>(rows.size()), sample->memory.length);
-    round.sequences.push_back(&sample->memory);
-    round.speculative.push_back(1);
-    stats_.decode_rows += static_cast<int64_t>(rows.size());
+    add_decoding(round, *sample);
   }
+}
+
+void Engine::add_decoding(Round& round, Sample& sample) {
+  std::vector<int32_t> rows = {sample.root()};
+  rows.insert(rows.end(), sample.drafts.begin(), sample.drafts.end());
+  round.decoding.push_back(&sample);
+  round.first_row.push_back(round.batch.rows());
+  round.batch.add(rows.data(), std::ssize(rows), sample.memory.length);
+  round.sequences.push_back(&sample.memory);
+  round.speculative.push_back(1);
+  stats_.decode_rows += std::ssize(rows);
 }
 
 }  // namespace furlong

@@ -9,6 +9,7 @@
 
 #include "model/weights.h"
 #include "rollout/decode_graphs.h"
+#include "rollout/draft_policy.h"
 #include "rollout/memory.h"
 #include "rollout/request.h"
 #include "rollout/scheduler.h"
@@ -22,12 +23,18 @@ struct EngineOptions {
   int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
   int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
   int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
+  bool share_prefixes = true;          // prompts that begin alike run their common rows once
+  bool keep_prefixes = false;          // what has been run is kept for requests to come, while there is room
   size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
   int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit
   int64_t max_slots = 0;               //
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
+  // Time steps with and without drafts before the first request, and leave drafts out where they do not pay. That
+  // changes no token, but how often drafts are verified follows the machine.
+  bool measure_speculation = false;
+  StepCosts step_costs;        // or these costs
   bool greedy_drafts = false;  // drafts by the likeliest token instead of the target's own noise (to measure the gain)
 };
 
@@ -35,6 +42,7 @@ struct EngineStats {
   int64_t steps = 0, prefill_rows = 0, decode_rows = 0, emitted = 0;
   int64_t drafted = 0, accepted = 0, verify_steps = 0;
   int64_t preemptions = 0;
+  int64_t shared_rows = 0;  // not run, because another sequence's could be used
 };
 
 // What an engine of these options takes: the pools that fit memory_bytes, and the working memory of its largest step.
@@ -72,6 +80,9 @@ class Engine {
   // One step for whatever is there; the sinks are called at its end. False: there was nothing to do.
   bool step();
   bool idle() const { return scheduler_->idle(); }
+  // To be told when the weights have changed: what is kept of earlier requests was made with weights of this version.
+  void set_weights_version(uint64_t version);
+  const DraftPolicy& draft_policy() const { return policy_; }
 
   const EngineStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
@@ -86,6 +97,9 @@ class Engine {
   void run(Round&);
   void tell(Sample&, bool finished);
   void build(Round&);
+  void add_decoding(Round&, Sample&);
+  void measure_speculation();
+  double seconds_of_step(int64_t sequences, bool drafted);
   // Whether other ranks may have work where this one has none.
   bool in_lockstep() const { return mesh_.place().ranks() > 1; }
   bool is_last_stage() const { return mesh_.place().stage + 1 == mesh_.place().sizes.pipeline; }
@@ -96,6 +110,7 @@ class Engine {
   void run_pieces(Round&, Tensor hidden);
   void draw(Round&, Tensor hidden);
   void accept(Round&, const Draws&);
+  void keep_states(const Round&, Tensor hidden);
   void extend_drafts(Round&, Tensor hidden);
   void propose(std::span<Sample* const> samples, Tensor rows);
   Tensor mtp_rows(Tensor hidden, Tensor next_tokens, const Batch&, const MemoryView&);
@@ -113,9 +128,11 @@ class Engine {
   std::unique_ptr<RolloutMemory> memory_;
   std::unique_ptr<Scheduler> scheduler_;
   Arena arena_;
-  std::unique_ptr<DecodeGraphs> graphs_;
+  std::unique_ptr<DecodeGraphs> graphs_, plain_graphs_;  // with drafts, without
+  DraftPolicy policy_;
   EngineStats stats_;
-  bool stepping_ = false;
+  uint64_t weights_version_ = 0;
+  bool stepping_ = false, measured_ = false, said_left_out_ = false;
 };
 
 }  // namespace furlong

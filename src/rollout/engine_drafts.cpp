@@ -1,6 +1,8 @@
 // Drafts from the MTP head.
 #include <algorithm>
+#include <utility>
 
+#include "base/log.h"
 #include "model/mtp.h"
 #include "ops/embed.h"
 #include "ops/reduce.h"
@@ -31,7 +33,9 @@ void Engine::gather(Tensor to, Tensor from, const std::vector<int32_t>& index) {
 // Runs the MTP head over the rows just accepted (and over pieces), with the true hidden states, and lets it propose.
 void Engine::extend_drafts(Round& round, Tensor hidden) {
   BatchBuilder batch;
-  std::vector<int32_t> next, source;  // token t+1 of each row; its row of `hidden`, or -1 - i for fresh sample i
+  std::vector<int32_t> next, source;  // token t+1 of each row; its row of `hidden`, or -1 - i for the i-th kept one
+  std::vector<Tensor> kept;           // hidden rows of earlier steps
+  std::vector<std::shared_ptr<OwnedTensor>> leads;
   std::vector<const SequenceMemory*> sequences;
   std::vector<Sample*> proposing;
   std::vector<int32_t> last_row;
@@ -44,16 +48,28 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     proposing.push_back(s);
     last_row.push_back(static_cast<int32_t>(batch.rows() - 1));
   };
+  const auto from_kept = [&](const Tensor& row) {
+    kept.push_back(row);
+    source.push_back(-static_cast<int32_t>(kept.size()));
+  };
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {
     // The last prompt row waits for each sample's first token.
     const int64_t end = std::min(piece.begin + piece.rows, piece.known() - 1);
     std::vector<int32_t> following;
+    // Where the rows before it are another sequence's, the last of them has its own next token here.
+    auto& lead = piece.prefix ? piece.prefix->lead : piece.sample->lead;
+    const std::shared_ptr<OwnedTensor> before = std::exchange(lead, nullptr);
+    if (before && end >= piece.begin) {
+      following.push_back(piece.token(piece.begin));
+      from_kept(*before);
+      leads.push_back(before);
+    }
     for (int64_t t = piece.begin; t < end; t++) {
       following.push_back(piece.token(t + 1));
       source.push_back(static_cast<int32_t>(row + t - piece.begin));
     }
-    if (!following.empty()) add(piece.memory(), piece.begin, following);
+    if (!following.empty()) add(piece.memory(), before ? piece.begin - 1 : piece.begin, following);
     if (piece.sample != nullptr && !piece.sample->again) propose_for(piece.sample);
     row += piece.rows;
   }
@@ -66,12 +82,11 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     for (int64_t j = 0; j < n; j++) source.push_back(static_cast<int32_t>(round.first_row[i] + j));
     propose_for(&s);
   }
-  for (size_t i = 0; i < round.fresh.size(); i++) {
-    Sample& s = *round.fresh[i];
-    if (s.ended) continue;
-    add(s.memory, s.memory.length - 1, {s.root()});
-    source.push_back(-1 - static_cast<int32_t>(i));
-    propose_for(&s);
+  for (Sample* s : round.fresh) {
+    if (s->ended) continue;
+    add(s->memory, s->memory.length - 1, {s->root()});
+    from_kept(s->fresh->hidden);
+    propose_for(s);
   }
   if (batch.rows() == 0 && !in_lockstep()) return;
   CHECK(!is_last_stage() || hidden.defined() ||
@@ -84,7 +99,7 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     gather(inputs, hidden, source);
     for (int64_t r = 0; r < batch.rows(); r++) {
       const int32_t from = source[static_cast<size_t>(r)];
-      if (from < 0) convert(stream_, inputs.rows(r, r + 1), round.fresh[static_cast<size_t>(-1 - from)]->fresh->hidden);
+      if (from < 0) convert(stream_, inputs.rows(r, r + 1), kept[static_cast<size_t>(-1 - from)]);
     }
     const Arena::Scope scope(arena_);
     const std::vector<uint8_t> speculative(sequences.size(), 1);
@@ -94,6 +109,14 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     const Tensor next_tokens =
         on_device(stream_, arena_, "mtp.next_tokens", Tensor(next.data(), DType::i32, {batch.rows()}));
     gather(rows, mtp_rows(inputs, next_tokens, extended, view), last_row);
+  }
+  if (!(round.drafting ? *round.drafting : policy_.pays(std::ssize(proposing)))) {
+    if (!std::exchange(said_left_out_, true) && mesh_.world().rank() == 0) {
+      log::info("drafts are left out with {} sequences: {:.2f} tokens a verification, {:.2f} needed", proposing.size(),
+                policy_.accept_length(), policy_.costs().ratio(std::ssize(proposing)));
+    }
+    proposing.clear();
+    rows = rows.rows(0, 0);
   }
   if (!proposing.empty() || in_lockstep()) propose(proposing, rows);
 }

@@ -197,6 +197,7 @@ void Engine::accept(Round& round, const Draws& draws) {
       s->out.verify_steps++;
       s->out.drafted += static_cast<int64_t>(drafts);
       s->out.accepted += static_cast<int64_t>(accepted);
+      policy_.record(1, static_cast<int64_t>(accepted) + 1);
       stats_.verify_steps++;
       stats_.drafted += static_cast<int64_t>(drafts);
       stats_.accepted += static_cast<int64_t>(accepted);

@@ -50,6 +50,7 @@ class RolloutMemory {
   const MemoryOptions& options() const { return options_; }
   int64_t free_pages() const { return static_cast<int64_t>(free_pages_.size()); }
   int64_t free_slots() const { return static_cast<int64_t>(free_slots_.size()); }
+  int32_t references(int32_t page) const { return references_[static_cast<size_t>(page)]; }
   int64_t pages_for(int64_t rows) const { return (rows + options_.page - 1) / options_.page; }
   // New pages that a fork of a prompt of `prompt` rows needs to hold `rows` rows.
   int64_t pages_for_fork(int64_t prompt, int64_t rows) const { return pages_for(rows) - shared_pages(prompt); }

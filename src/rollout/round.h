@@ -1,6 +1,7 @@
 // What one step of the engine works on.
 #pragma once
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "rollout/engine.h"
@@ -31,6 +32,7 @@ struct Engine::Round {
   std::vector<uint8_t> speculative;
   // Accepted rows of each decoding sample, after draw.
   std::vector<int64_t> accepted;
+  std::optional<bool> drafting;  // whether drafts are made for the next step; else the policy decides
 };
 
 struct Engine::Draws {

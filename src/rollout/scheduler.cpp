@@ -4,8 +4,16 @@
 #include <utility>
 
 #include "base/error.h"
+#include "ops/segments.h"
 
 namespace furlong {
+
+template <typename List, typename Item>
+void Scheduler::insert_by_age(List& list, Item item) {
+  const auto place =
+      std::lower_bound(list.begin(), list.end(), age(*item), [](const auto& i, const Age& a) { return age(*i) < a; });
+  list.insert(place, std::move(item));
+}
 
 void Scheduler::check(const Request& request, uint64_t name) const {
   const auto prompt = static_cast<int64_t>(request.prompt.size());
@@ -28,6 +36,10 @@ uint64_t Scheduler::submit(Request request, Sink sink) {
   job->id = next_id_++;
   job->request = std::move(request);
   job->sink = std::move(sink);
+  if (options_.share_prefixes) {
+    job->chain = prefix_chain(job->request.prompt);
+    cache_.expect(job->chain);
+  }
   jobs_[job->id] = waiting_[job->id] = job;
   return job->id;
 }
@@ -120,10 +132,10 @@ void Scheduler::grow() {
   for (size_t i = 0; i < running_.size(); i++) {
     const Age mine = age(*running_[i]);
     const int64_t length = running_[i]->again ? running_[i]->rows() : running_[i]->memory.length;
-    const int64_t rows = std::min(rows_of(running_[i]->job->request), length + 1 + options_.drafts);
+    const int64_t rows = rows_to_step(running_[i]->job->request, length);
     const auto missing = [&] { return memory_.pages_for(rows) - std::ssize(running_[i]->memory.pages); };
     // A sequence may have to give up itself, as the newest.
-    while (i < running_.size() && missing() > memory_.free_pages()) {
+    while (i < running_.size() && !make_room(missing(), 0)) {
       CHECK(preempt_newest(mine), "the pages of a lone sequence are gone");
     }
     if (i < running_.size() && missing() > 0) memory_.extend(running_[i]->memory, rows);
@@ -141,38 +153,82 @@ int64_t Scheduler::headroom() const {
   return pages;
 }
 
-bool Scheduler::fits(int64_t pages) const {
-  if (memory_.free_slots() == 0 || std::ssize(running_) >= options_.max_running) return false;
-  return memory_.free_pages() >= (running_.empty() ? pages : pages + headroom());
+// Whether a sequence of so many new pages may join those that run.
+bool Scheduler::can_start(int64_t pages) const {
+  if (std::ssize(running_) >= options_.max_running) return false;
+  const int64_t ahead = running_.empty() ? 0 : headroom();
+  return memory_.free_pages() >= pages + ahead || memory_.free_pages() + cache_.pages() >= pages + ahead;
+}
+
+// Kept prefixes give way to sequences, but not in vain.
+bool Scheduler::make_room(int64_t pages, int64_t slots) {
+  if (memory_.free_pages() >= pages && memory_.free_slots() >= slots) return true;
+  if (memory_.free_pages() + cache_.pages() < pages || memory_.free_slots() + cache_.slots() < slots) return false;
+  cache_.make_room(pages, slots);
+  return true;
 }
 
 bool Scheduler::start_sample() {
   const auto parent = std::find_if(prefixes_.begin(), prefixes_.end(), [](const auto& p) { return p->complete(); });
   const std::shared_ptr<Prefix> prefix = *parent;
   const Request& request = prefix->job->request;
-  const int64_t rows = rows_to_start(request, prefix->done);
-  if (!fits(memory_.pages_for_fork(prefix->done, rows))) return false;
+  const int64_t rows = rows_to_start(request, prefix->done), pages = memory_.pages_for_fork(prefix->done, rows);
+  if (!can_start(pages) || !make_room(pages, 1)) return false;
   auto sample = begin_sample(prefix->job);
   sample->memory = memory_.fork(prefix->memory, rows);
   sample->fresh = prefix;
-  const auto place = std::lower_bound(running_.begin(), running_.end(), age(*sample),
-                                      [](const auto& s, const Age& a) { return age(*s) < a; });
-  running_.insert(place, std::move(sample));
+  insert_by_age(running_, std::move(sample));
   // A parent gives way as soon as it can.
   if (prefix->job->started == request.samples) drop_prefix(prefix);
   return true;
 }
 
+// Memory for `rows` rows of a sequence of these tokens, with the rows that are kept of it. `pages` it would need at
+// most have been found to be free.
+SequenceMemory Scheduler::begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
+                                std::shared_ptr<OwnedTensor>& lead) {
+  lead = nullptr;
+  const PrefixCache::Entry* kept = cache_.find(tokens, chain);
+  if (kept != nullptr) {
+    // What is kept may itself have to go.
+    cache_.make_room(memory_.pages_for_fork(kept->rows(), rows), 1);
+    kept = cache_.find(tokens, chain);
+  }
+  if (kept == nullptr || memory_.free_slots() == 0 ||
+      memory_.free_pages() < memory_.pages_for_fork(kept->rows(), rows)) {
+    cache_.make_room(memory_.pages_for(rows), 1);
+    return memory_.reserve(rows);
+  }
+  lead = kept->hidden;
+  shared_rows_ += kept->rows();
+  return memory_.fork(kept->memory, rows);
+}
+
 bool Scheduler::start_again() {
   const auto first = preempted_.begin();
-  const int64_t rows = rows_to_start(first->second->job->request, first->second->rows());
-  if (!fits(memory_.pages_for(rows))) return false;
-  first->second->memory = memory_.reserve(rows);
-  const auto place = std::lower_bound(running_.begin(), running_.end(), first->first,
-                                      [](const auto& s, const Age& a) { return age(*s) < a; });
-  running_.insert(place, std::move(first->second));
+  Sample& sample = *first->second;
+  const int64_t rows = rows_to_start(sample.job->request, sample.rows());
+  const int64_t pages = memory_.pages_for(rows);
+  if (!can_start(pages) || memory_.free_slots() + cache_.slots() == 0) return false;
+  std::vector<int32_t> tokens;
+  for (int64_t p = 0; p <= sample.rows(); p++) tokens.push_back(sample.token(p));
+  sample.memory =
+      begin(tokens, options_.share_prefixes ? prefix_chain(tokens) : std::vector<uint64_t>(), rows, sample.lead);
+  insert_by_age(running_, std::move(first->second));
   preempted_.erase(first);
   return true;
+}
+
+// Whether a prompt before it is about to run more rows that it shares than the `rows` that are kept.
+bool Scheduler::waits_for_another(const Job& job, int64_t rows) const {
+  return std::any_of(prefixes_.begin(), prefixes_.end(), [&](const auto& p) {
+    if (p->complete()) return false;
+    const auto& theirs = p->job->chain;
+    const auto end = std::mismatch(theirs.begin(), theirs.end(), job.chain.begin(), job.chain.end()).first;
+    const int64_t shared = (end - theirs.begin()) * delta_chunk;
+    const int64_t stop = cache_.next_stop(theirs, std::max(p->done, rows));
+    return stop > 0 && stop <= shared;
+  });
 }
 
 bool Scheduler::start_prompt() {
@@ -181,20 +237,22 @@ bool Scheduler::start_prompt() {
     return memory_.pages_for_fork(j.prompt(), rows_to_start(j.request, j.prompt())) * (j.request.samples - j.started);
   };
   const int64_t own = memory_.pages_for(job->prompt());
-  if (memory_.free_slots() < 2) return false;
+  if (memory_.free_slots() + cache_.slots() < 2) return false;
   if (!prefixes_.empty() || !running_.empty()) {
     // A prompt waits until all of its samples can start beside those of the prompts before it, unless it is alone.
     int64_t promised = headroom();
     for (const auto& p : prefixes_) promised += later(*p->job);
-    if (memory_.free_pages() - promised < own + later(*job)) return false;
+    if (memory_.free_pages() + cache_.pages() - promised < own + later(*job)) return false;
     if (std::ssize(running_) + std::ssize(prefixes_) >= options_.max_running) return false;
+    const PrefixCache::Entry* kept = cache_.find(job->request.prompt, job->chain);
+    if (waits_for_another(*job, kept == nullptr ? 0 : kept->rows())) return false;
   }
   auto prefix = std::make_shared<Prefix>();
   prefix->job = job;
-  prefix->memory = memory_.reserve(job->prompt());
-  const auto place = std::lower_bound(prefixes_.begin(), prefixes_.end(), age(*prefix),
-                                      [](const auto& p, const Age& a) { return age(*p) < a; });
-  prefixes_.insert(place, std::move(prefix));
+  prefix->memory = begin(job->request.prompt, job->chain, job->prompt(), prefix->lead);
+  prefix->done = prefix->memory.length;
+  cache_.make_room(0, 1);  // for a sample
+  insert_by_age(prefixes_, std::move(prefix));
   waiting_.erase(waiting_.begin());
   return true;
 }

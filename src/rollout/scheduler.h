@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "rollout/memory.h"
+#include "rollout/prefix_cache.h"
 #include "rollout/request.h"
 
 namespace furlong {
@@ -19,6 +20,7 @@ struct Job {
   uint64_t id = 0;
   Request request;
   Sink sink;
+  std::vector<uint64_t> chain;  // of the prompt; see prefix_chain
   bool cancelled = false;
   int64_t started = 0;  // samples that have been forked
   int64_t ended = 0;
@@ -31,17 +33,21 @@ struct Prefix {
   SequenceMemory memory;
   int64_t done = 0;    // prompt rows run
   OwnedTensor hidden;  // (1,H) of the last prompt row, once done
+  std::shared_ptr<OwnedTensor>
+      lead;  // (1,H) of the row before the first one run, where others have run the ones before
   bool complete() const { return done == job->prompt(); }
 };
 
 struct Sample {
   std::shared_ptr<Job> job;
   SequenceMemory memory;
-  RngKey key;                     // position is set per draw
-  std::vector<int32_t> drafts;    // proposals for the positions after the root
-  std::shared_ptr<Prefix> fresh;  // set until the first token is drawn
-  bool again = false;             // was preempted, and its rows up to the root are not all run again
-  size_t told = 0;                // tokens that the request's sink has had
+  RngKey key;                         // position is set per draw
+  std::vector<int32_t> drafts;        // proposals for the positions after the root
+  std::shared_ptr<Prefix> fresh;      // set until the first token is drawn
+  bool again = false;                 // was preempted, and its rows up to the root are not all run again
+  std::shared_ptr<OwnedTensor> lead;  // as Prefix::lead, while they are
+  int64_t kept = 0;                   // rows of its newest state that is kept for others
+  size_t told = 0;                    // tokens that the request's sink has had
   bool ended = false;
   Completion out;
   // The drawn token that has not been run yet; it stands at position memory.length.
@@ -61,12 +67,15 @@ struct SchedulerOptions {
   // Rows beyond its present ones that a sequence finds room for before it starts, and that running ones keep then;
   // reserve_all: as many as it may need, so that none is ever preempted.
   int64_t margin = 128;
+  bool share_prefixes = true;  // prompts that begin alike run their common rows once
+  bool keep_prefixes = false;  // also keep where prompts end, for requests to come
   static constexpr int64_t reserve_all = int64_t{1} << 40;
 };
 
 class Scheduler {
  public:
-  Scheduler(RolloutMemory& memory, const SchedulerOptions& options) : memory_(memory), options_(options) {}
+  Scheduler(RolloutMemory& memory, const SchedulerOptions& options)
+      : memory_(memory), options_(options), cache_(memory, options.keep_prefixes) {}
 
   // Throws Error(Exit::resources) when a request can never fit, naming the sizes. name: of the request, for the
   // message.
@@ -87,6 +96,9 @@ class Scheduler {
   // After a step: gives back the memory of samples that have ended, and returns them with those that were cancelled.
   std::vector<std::unique_ptr<Sample>> retire();
 
+  PrefixCache& cache() { return cache_; }
+  // Rows that sequences did not run because others had, since the last call.
+  int64_t shared_rows() { return std::exchange(shared_rows_, 0); }
   // How many sequences have given back their memory since the last call.
   int64_t preempted() { return std::exchange(preemptions_, 0); }
 
@@ -98,15 +110,26 @@ class Scheduler {
   int64_t rows_of(const Request& r) const {
     return static_cast<int64_t>(r.prompt.size()) + r.max_new_tokens + options_.drafts;
   }
-  // Rows that a sequence of so many has pages for when it starts.
+  // Rows that the coming step of a sequence of so many may write: the root's, the drafts', and those of the drafts for
+  // the step after it.
+  int64_t rows_to_step(const Request& r, int64_t rows) const {
+    return std::min(rows_of(r), rows + 1 + 2 * options_.drafts);
+  }
+  // Rows that it has pages for when it starts.
   int64_t rows_to_start(const Request& r, int64_t rows) const {
-    return std::min(rows_of(r), rows + options_.margin + 1 + options_.drafts);
+    return std::min(rows_of(r), rows_to_step(r, rows) + options_.margin);
   }
   void end_cancelled();
   void grow();
   bool preempt_newest(Age than);
   int64_t headroom() const;
-  bool fits(int64_t pages) const;
+  bool can_start(int64_t pages) const;
+  bool make_room(int64_t pages, int64_t slots);
+  bool waits_for_another(const Job& job, int64_t rows) const;
+  template <typename List, typename Item>
+  static void insert_by_age(List& list, Item item);
+  SequenceMemory begin(std::span<const int32_t> tokens, const std::vector<uint64_t>& chain, int64_t rows,
+                       std::shared_ptr<OwnedTensor>& lead);
   bool start_prompt();
   bool start_sample();
   bool start_again();
@@ -116,7 +139,8 @@ class Scheduler {
   RolloutMemory& memory_;
   SchedulerOptions options_;
   uint64_t next_id_ = 1;
-  int64_t preemptions_ = 0;
+  PrefixCache cache_;
+  int64_t preemptions_ = 0, shared_rows_ = 0;
   bool any_cancelled_ = false;
   std::map<uint64_t, std::shared_ptr<Job>> jobs_;     // that have not ended
   std::map<uint64_t, std::shared_ptr<Job>> waiting_;  // with samples to start and no prefix

@@ -93,6 +93,9 @@ std::vector<Trajectory> generate_trajectories(const Session& session, Engine& en
          .stop_ids = limits.stop_ids,
          .seed = seed,
          .group_index = draw.group_index});
+    if (!prompts.past_responses.empty()) {
+      requests.back().expected_new = prompts.past_responses[static_cast<size_t>(draw.prompt)];
+    }
   }
   std::vector<Trajectory> trajectories;
   std::string unscored;

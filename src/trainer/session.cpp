@@ -270,6 +270,8 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
            settings.rollout_speculative_algorithm, where);
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
+    const std::string& model = settings.rollout_speculative_cost_model;
+    options.measure_speculation = model == "measured" || (model == "auto" && settings.device == "cuda");
   }
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {

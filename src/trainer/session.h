@@ -68,6 +68,7 @@ struct PreparedPrompts {
   PromptSet set;
   std::vector<std::vector<int32_t>> tokens;
   int64_t longest = 0;
+  std::vector<int64_t> past_responses;  // tokens of each prompt's longest response so far, -1: none; empty: unknown
 };
 
 // Reads, renders and tokenises; drops prompts of more than max_prompt_len tokens (0: none) and says how many. Throws

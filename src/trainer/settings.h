@@ -91,6 +91,8 @@ struct Settings {
   std::optional<int64_t> rollout_speculative_num_steps;         // validate fills these three when EAGLE
   std::optional<int64_t> rollout_speculative_eagle_topk;        //
   std::optional<int64_t> rollout_speculative_num_draft_tokens;  //
+  std::string rollout_speculative_cost_model = "auto";          // auto | measured | none
+  bool true_on_policy = false;
   std::optional<double> rollout_mem_fraction_static;
   std::optional<int64_t> rollout_max_running_requests;
   Integers rollout_cuda_graph_bs;

@@ -239,6 +239,13 @@ void add_engine(Table& t) {
               .unit("tokens")
               .from(2)
               .to(17),
+          row("rollout_speculative_cost_model", &Settings::rollout_speculative_cost_model, engine,
+              "measured: time steps with and without drafts at the start, and leave drafts out where they do not pay; "
+              "tokens stay the same, how many are drafted follows the machine. auto: measured on GPUs")
+              .choices({"auto", "measured", "none"}),
+          row("true_on_policy", &Settings::true_on_policy, T,
+              "stop with exit code 5 unless the trainer's log-probs of a rollout are the sampler's, to the bit")
+              .differs("miles: --true-on-policy-mode, kernels of their own for dense models. Here the CPU's only ones"),
           row("rollout_mem_fraction_static", &Settings::rollout_mem_fraction_static, engine,
               "part of memory for all that stays there, KV pages and recurrent slots")
               .above(0)

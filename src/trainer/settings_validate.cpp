@@ -38,6 +38,7 @@ class Validator {
     }
     if (is(Command::train)) {
       halves();
+      exactness();
       algorithm();
     }
     if (is(Command::train) || is(Command::eval)) evaluation();
@@ -316,6 +317,23 @@ class Validator {
     fill_text(s_.eval_input_key, s_.input_key);
     fill_text(s_.eval_label_key, s_.label_key);
     fill_text(s_.eval_reward_key, s_.reward_key);
+  }
+
+  void exactness() {
+    if (!s_.true_on_policy) return;
+    if (s_.device == "cuda") {
+      complain(
+          "--true-on-policy: on a GPU attention sums a decoded row in another order than a row in training; it is "
+          "exact "
+          "with --device cpu");
+    }
+    if (s_.tensor_model_parallel_size * s_.expert_tensor_parallel_size > 1) {
+      complain(
+          "--true-on-policy: with --tensor-model-parallel-size or --expert-tensor-parallel-size above 1 sampler and "
+          "trainer join the vocabulary's parts in different orders");
+    }
+    if (s_.debug_train_only)
+      complain("--true-on-policy compares a rollout with the training on it: not with --debug-train-only");
   }
 
   void engine() {

@@ -121,12 +121,14 @@ struct Run : Inputs {
   RunState state;
   std::unique_ptr<MetricsWriter> metrics;
   DeviceMemoryWatch watch;
+  Faults faults;
 
-  Run(const Settings& s, World& w, bool is_terminal, const Faults& faults)
+  Run(const Settings& s, World& w, bool is_terminal, const Faults& f)
       : Inputs(s, w),
         terminal(is_terminal && files.writes()),
-        step(session.config, session.weights, *session.threads, options_with(*this, faults), block, *session.mesh),
-        watch(session.device, memory.plan) {}
+        step(session.config, session.weights, *session.threads, options_with(*this, f), block, *session.mesh),
+        watch(session.device, memory.plan),
+        faults(f) {}
 
   void prepare();
   void print_plan();
@@ -200,6 +202,14 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                             scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
                             [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
   bar.clear();
+  if (faults.after_rollout) faults.after_rollout(trajectories);
+  // The next epoch starts with what takes longest.
+  prompts->past_responses.resize(prompts->tokens.size(), -1);
+  for (const auto& t : trajectories) {
+    const auto draw = static_cast<size_t>(t.group_index - draws.front().group_index);
+    auto& longest = prompts->past_responses[static_cast<size_t>(draws[draw].prompt)];
+    longest = std::max<int64_t>(longest, t.response_length);
+  }
   if (!s.save_debug_rollout_data.empty() && files.writes()) {
     write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
   }
@@ -273,6 +283,14 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
   Metrics out;
   const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
   const auto results = optimizer_steps(trajectories, look, out);
+  // The first step's weights are those that sampled.
+  const double difference = find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
+  if (settings.true_on_policy && difference != 0) {
+    fail(Exit::numerics,
+         "--true-on-policy: rollout {}: the trainer's log-probs differ from the sampler's by {} on average. This is a "
+         "fault of the program; --save-debug-rollout-data keeps the samples that show it",
+         rollout_id, difference);
+  }
   // Several optimizer steps of one rollout report the mean of their figures.
   for (const auto& [name, first] : results.front()) {
     double sum = 0;

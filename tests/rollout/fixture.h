@@ -31,7 +31,7 @@ inline const TestModel& tiny_model(DType dtype = DType::f32) {
 }
 
 // One delta-net and one attention layer, 8 tokens, an MTP head; lively random weights.
-inline TestModel toy_model(int64_t vocab = 8) {
+inline TestModel toy_model(int64_t vocab = 8, DType dtype = DType::f32) {
   ModelConfig c;
   c.vocab_size = vocab;
   c.hidden_size = 32;
@@ -49,7 +49,7 @@ inline TestModel toy_model(int64_t vocab = 8) {
   c.moe_intermediate_size = c.shared_intermediate_size = 16;
   c.mtp_num_layers = 1;
   c.max_position_embeddings = 4096;
-  TestModel m{c, Weights(c, DType::f32)};
+  TestModel m{c, Weights(c, dtype)};
   init_weights(m.weights, c, 5, 0.3);
   return m;
 }

@@ -180,9 +180,10 @@ void play(const ModelConfig& config, uint64_t seed, int64_t& preempted) {
         sample->again = sample->memory.length < sample->rows();
         continue;
       }
-      // A step's rows have their pages.
-      const int64_t rows = sample->fresh ? sample->memory.length : sample->memory.length + 1 + drafts;
-      ASSERT_GE(std::ssize(sample->memory.pages) * page, rows);
+      // A step's rows have their pages, those of the drafts for the next one too.
+      const int64_t most = sample->job->prompt() + sample->job->request.max_new_tokens + drafts;
+      const int64_t rows = sample->memory.length + (sample->fresh ? drafts : 1 + 2 * drafts);
+      ASSERT_GE(std::ssize(sample->memory.pages) * page, std::min(most, rows));
       const int64_t drawn = sample->fresh ? 1 : numbers.between(1, 1 + drafts);
       if (!sample->fresh) sample->memory.length += drawn;
       sample->fresh = nullptr;

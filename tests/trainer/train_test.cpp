@@ -194,6 +194,31 @@ TEST(Bits, TheTrainerSeesTheRolloutsLogProbs) {
   }
 }
 
+TEST(Bits, TrueOnPolicyStopsAtTheFirstDifference) {
+  const Folder folder;
+  Settings s = small_run(folder / "exact", 2);
+  s.true_on_policy = true;
+  s.dtype = "bf16";
+  run(s);
+  EXPECT_EQ(metrics_of(folder / "exact").size(), 2u);
+  // One bit of one log-prob of the second rollout.
+  s = small_run(folder / "changed", 2);
+  s.true_on_policy = true;
+  int rollout = 0;
+  const Faults faults{.before_update = {}, .after_rollout = [&](std::vector<Trajectory>& trajectories) {
+                        float& changed = trajectories.back().rollout_log_probs.back();
+                        if (rollout++ == 1) changed = std::nextafter(changed, 1.0f);
+                      }};
+  try {
+    validate(s, Command::train);
+    train(s, false, faults);
+    ADD_FAILURE() << "a difference passed";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Exit::numerics);
+    EXPECT_NE(std::string(e.what()).find("--true-on-policy"), std::string::npos) << e.what();
+  }
+}
+
 TEST(Mtp, IsLeftAloneUnlessTrained) {
   const Folder folder;
   Settings s = small_run(folder / "without", 2);
