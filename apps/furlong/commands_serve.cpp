@@ -85,6 +85,9 @@ EngineCalls calls_of(Engine& engine) {
                                .pages = memory.options().pages - 1,  // without the scrap ones
                                .free_slots = memory.free_slots(),
                                .slots = memory.options().slots - 1,
+                               .kept_pages = engine.kept_prefixes().pages(),
+                               .kept_slots = engine.kept_prefixes().slots(),
+                               .shared_rows = stats.shared_rows,
                                .drafted = stats.drafted,
                                .accepted = stats.accepted,
                                .preemptions = stats.preemptions};
@@ -119,6 +122,7 @@ int run_serve(const Settings& settings) {
   const int64_t context =
       std::min(settings.rollout_max_context_len.value_or(own > 0 ? own : default_context), own > 0 ? own : INT64_MAX);
   EngineOptions options = engine_options(session.config, session.directory, settings, context, INT32_MAX);
+  options.keep_prefixes = true;
   const ServerOptions serving = server_options(settings, options);
   check_server_options(serving);
   options.memory_bytes =

@@ -10,6 +10,8 @@
 namespace furlong {
 namespace {
 
+constexpr double gauge_seconds = 0.25;
+
 std::exception_ptr stopping_error() { return std::make_exception_ptr(ApiError(503, "", "", "the server is stopping")); }
 
 }  // namespace
@@ -187,12 +189,18 @@ void EngineLoop::deliver(uint64_t number, const Emitted& emitted) {
 void EngineLoop::step() {
   const bool worked = calls_.step();
   CHECK(worked || running_.empty(), "the engine is idle with {} requests", running_.size());
-  const EngineCalls::Gauges gauges = calls_.gauges();
+  const auto now = std::chrono::steady_clock::now();
+  std::optional<EngineCalls::Gauges> gauges;
+  // Counting takes its time.
+  if (running_.empty() || std::chrono::duration<double>(now - last_gauges_).count() > gauge_seconds) {
+    gauges = calls_.gauges();
+    last_gauges_ = now;
+  }
   const std::lock_guard lock(mutex_);
   state_.steps += worked;
   state_.running = samples_;
-  state_.engine = gauges;
-  last_progress_ = std::chrono::steady_clock::now();
+  if (gauges) state_.engine = *gauges;
+  last_progress_ = now;
 }
 
 void EngineLoop::end_with(const std::exception_ptr& why) {

@@ -27,7 +27,9 @@ struct EngineCalls {
   std::function<bool()> step;
   struct Gauges {
     int64_t free_pages = 0, pages = 0, free_slots = 0, slots = 0;
-    int64_t drafted = 0, accepted = 0, preemptions = 0, prompt_rows = 0;
+    int64_t kept_pages = 0, kept_slots = 0;  // of earlier sequences, until others need them
+    int64_t shared_rows = 0;                 // not run, because an earlier sequence's could be used
+    int64_t drafted = 0, accepted = 0, preemptions = 0;
   };
   std::function<Gauges()> gauges;
 };
@@ -62,15 +64,15 @@ class Inbox {
 };
 
 struct LoopState {
-  bool busy = false;          // there is work
-  double seconds = 0;         // since the last step, or since work came after none
-  int64_t steps = 0;          // since the start
-  int64_t running = 0;        // samples in the engine
-  int64_t waiting = 0;        // requests in the queue
-  int64_t tokens = 0;         // drawn since the start
-  int64_t prompt_tokens = 0;  // of requests handed to the engine
-  int64_t cancelled = 0;      // requests
-  EngineCalls::Gauges engine;
+  bool busy = false;           // there is work
+  double seconds = 0;          // since the last step, or since work came after none
+  int64_t steps = 0;           // since the start
+  int64_t running = 0;         // samples in the engine
+  int64_t waiting = 0;         // requests in the queue
+  int64_t tokens = 0;          // drawn since the start
+  int64_t prompt_tokens = 0;   // of requests handed to the engine
+  int64_t cancelled = 0;       // requests
+  EngineCalls::Gauges engine;  // a quarter of a second old at most, while there is work
 };
 
 class EngineLoop {
@@ -137,6 +139,7 @@ class EngineLoop {
   // The loop's own.
   std::map<uint64_t, Running> running_;
   int64_t samples_ = 0;  // of running_ that are left
+  std::chrono::steady_clock::time_point last_gauges_;
   std::thread thread_;
 };
 

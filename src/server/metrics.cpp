@@ -58,14 +58,18 @@ std::string ServerMetrics::text(const LoopState& loop, const HttpCounts& http) c
   counter("prompt_tokens_total", "Prompt tokens of requests handed to the engine.", loop.prompt_tokens);
   counter("cancelled_requests_total", "Requests whose client went away.", loop.cancelled);
   counter("preemptions_total", "Sequences that gave up their memory and were computed again.", loop.engine.preemptions);
+  counter("shared_prompt_rows_total", "Rows of prompts taken from earlier sequences.", loop.engine.shared_rows);
   counter("drafted_tokens_total", "Tokens proposed by the MTP head.", loop.engine.drafted);
   counter("accepted_tokens_total", "Proposed tokens that the model drew too.", loop.engine.accepted);
   gauge("running_sequences", "Sequences in the engine.", loop.running);
   gauge("waiting_requests", "Requests in the queue.", loop.waiting);
   gauge("kv_pages", "Pages of keys and values.", loop.engine.pages);
   gauge("kv_pages_free", "Pages that no sequence holds.", loop.engine.free_pages);
+  gauge("kv_pages_kept", "Pages that only hold beginnings of earlier sequences, until others need them.",
+        loop.engine.kept_pages);
   gauge("state_slots", "Slots of recurrent state.", loop.engine.slots);
   gauge("state_slots_free", "Slots that no sequence holds.", loop.engine.free_slots);
+  gauge("state_slots_kept", "Slots of the same.", loop.engine.kept_slots);
   gauge("connections", "Open connections.", http.connections);
   gauge("body_bytes", "Bytes of requests that are being read or parsed.", static_cast<int64_t>(http.body_bytes.load()));
   counter("connections_total", "Connections taken.", http.accepted);

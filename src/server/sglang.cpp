@@ -164,7 +164,6 @@ OrderedJson GenerateAnswer::answer_of(size_t index) const {
                       {"finish_reason", sample.finish},
                       {"prompt_tokens", generation_.prompt_tokens(index)},
                       {"completion_tokens", sample.ids.size()},
-                      {"cached_tokens", 0},
                       {"e2e_latency", timer_.seconds()}};
   if (asked_.call.log_probs) {
     meta["output_token_logprobs"] = sample.log_probs;

@@ -12,7 +12,7 @@ class OverEngine : public ServerTest {
  protected:
   OverEngine() : config(read_model_config(tiny_folder)), weights(load_hf(tiny_folder, config, DType::f32)) {}
   void begin(int64_t drafts, int64_t pages = 20) {
-    EngineOptions options{.max_running = 8, .drafts = drafts, .max_tokens = 128};
+    EngineOptions options{.max_running = 8, .drafts = drafts, .max_tokens = 128, .keep_prefixes = true};
     options.max_pages = pages;  // less than 8 sequences may need
     running = std::make_unique<Engine>(config, weights, options, threads);
     ServedModel model;
@@ -30,7 +30,10 @@ class OverEngine : public ServerTest {
     calls.cancel = [&e](uint64_t id) { e.cancel(id); };
     calls.step = [&e] { return e.step(); };
     calls.gauges = [&e] {
-      return EngineCalls::Gauges{.free_pages = e.memory().free_pages(), .free_slots = e.memory().free_slots()};
+      return EngineCalls::Gauges{.free_pages = e.memory().free_pages(),
+                                 .free_slots = e.memory().free_slots(),
+                                 .kept_pages = e.kept_prefixes().pages(),
+                                 .kept_slots = e.kept_prefixes().slots()};
     };
     server = std::make_unique<Server>(serving, model, calls);
   }
@@ -92,7 +95,10 @@ TEST_F(OverEngine, DisconnectsGiveAllMemoryBack) {
   }
   for (auto& client : clients) client.join();
   EXPECT_TRUE(soon([&] { return metric("running_sequences") == 0 && metric("waiting_requests") == 0; }));
-  EXPECT_TRUE(soon([&] { return metric("kv_pages_free") == pages && metric("state_slots_free") == slots; }));
+  EXPECT_TRUE(soon([&] {
+    return metric("kv_pages_free") + metric("kv_pages_kept") == pages &&
+           metric("state_slots_free") + metric("state_slots_kept") == slots;
+  }));
   EXPECT_GT(metric("cancelled_requests_total"), 0);
   EXPECT_EQ(completion({{"prompt", "hello"}, {"max_tokens", 5}}).status, 200);
 }
