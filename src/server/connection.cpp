@@ -169,7 +169,7 @@ void HttpReply::send(int status, std::string_view type, std::string_view body, c
   status_ = status;
   ended_ = true;
   connection_.write(head(status, type, headers) + fmt::format("Content-Length: {}\r\n\r\n", body.size()));
-  connection_.write(body);
+  if (request_.method != "HEAD") connection_.write(body);
 }
 
 void HttpReply::begin(int status, std::string_view type) {

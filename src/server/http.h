@@ -46,7 +46,7 @@ class HttpParser {
   HttpParser& operator=(const HttpParser&) = delete;
 
   // Takes what it can use of the bytes and returns how many; the rest is to be given again, with more after it. Throws
-  // ApiError (400, 413, 431, 501): the connection is then of no more use.
+  // ApiError (400, 413, 431): the connection is then of no more use.
   size_t read(std::string_view bytes);
   // The header is whole: request() has everything but the body.
   bool has_header() const { return has_header_; }

@@ -81,7 +81,7 @@ void HttpParser::header_came() {
   if (lengths > 1 || !plain_length) throw ApiError(400, "", "", "a request has one Content-Length, a number");
   const std::string* encoding = request_.header("transfer-encoding");
   if (encoding != nullptr && !parser.chunked())
-    throw ApiError(501, "", "", "the only transfer encoding known is chunked");
+    throw ApiError(400, "", "", "the only transfer encoding known is chunked");
   const std::string* expect = request_.header("expect");
   request_.wants_continue = expect != nullptr && boost::beast::iequals(*expect, "100-continue") && !parser.is_done();
   parser.eager(true);

@@ -118,8 +118,8 @@ TEST_F(Http, Smuggling) {
   refused(head + "Content-Length: 5, 5\r\n\r\nhello", 400);
   refused(head + "Content-Length: -1\r\n\r\n", 400);
   refused(head + "Content-Length: 99999999999999999999\r\n\r\n", 400);
-  refused(head + "Transfer-Encoding: gzip\r\n\r\n", 501);
-  refused(head + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 501);
+  refused(head + "Transfer-Encoding: gzip\r\n\r\n", 400);
+  refused(head + "Transfer-Encoding: chunked, identity\r\n\r\n0\r\n\r\n", 400);
 }
 
 TEST_F(Http, SizeLimits) {
@@ -215,6 +215,10 @@ TEST_F(Http, PathsAndMethods) {
   EXPECT_EQ(ask(get("/v1/completions")).status, 405);
   EXPECT_EQ(ask(post("/health", "")).status, 405);
   EXPECT_EQ(ask("DELETE /v1/models/tiny HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 405);
+  // An answer to HEAD has no body, or the next one would begin within it.
+  Client head(server->port());
+  head.send("HEAD /health HTTP/1.1\r\nHost: localhost\r\n\r\n" + get("/nowhere"));
+  ASSERT_TRUE(head.until("\r\n\r\nHTTP/1.1 404 "));
   EXPECT_EQ(ask("CONNECT localhost:80 HTTP/1.1\r\nHost: localhost\r\n\r\n").status, 404);
 }
 
@@ -240,8 +244,7 @@ TEST_F(Http, RandomBytesNeverHurt) {
     client.send(bytes);
     client.half_close();
     const int status = client.read().status;
-    EXPECT_LT(status, 501) << bytes;
-    EXPECT_NE(status, 500) << bytes;
+    EXPECT_LT(status, 500) << bytes;
   }
   EXPECT_EQ(ask(good).status, 200);
 }
