@@ -39,11 +39,11 @@ const Route* route_of(std::string_view path) {
 }  // namespace
 
 void check_server_options(const ServerOptions& options) {
+  HttpParser probe(options.limits);  // says so if this build has none
   if (!options.api_key.empty() && options.api_key.size() < least_key_bytes) {
     fail(Exit::usage, "--api-key: a key of {} bytes can be guessed; use at least {}", options.api_key.size(),
          least_key_bytes);
   }
-  HttpParser probe(options.limits);  // says so if this build has none
   if (!probe_address(options.host, options.port) && options.api_key.empty()) {
     fail(Exit::usage,
          "--host {}: beyond this machine the server answers only to those who know its key; give --api-key-file FILE "
