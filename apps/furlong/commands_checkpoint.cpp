@@ -1,4 +1,5 @@
 // init and convert: checkpoints out of nothing, and from one packing or dtype to another.
+#include <filesystem>
 #include <numeric>
 
 #include "base/error.h"
@@ -12,6 +13,7 @@
 #include "furlong/commands.h"
 #include "furlong/presets.h"
 #include "parallel/agree.h"
+#include "tokenizer/tokenizer.h"
 
 namespace furlong {
 namespace {
@@ -30,12 +32,39 @@ ExpertPacking parse_packing(const std::string& name) {
   return ExpertPacking::source;
 }
 
+// The preset's tokenizer gives way to the one at `path`.
+void take_tokenizer(Preset& preset, const std::string& path) {
+  const Tokenizer tokenizer = Tokenizer::load(path);
+  if (tokenizer.vocab_size() > preset.config.vocab_size) {
+    fail(Exit::usage, "--tokenizer {}: {} tokens, but this preset's model has {}", path, tokenizer.vocab_size(),
+         preset.config.vocab_size);
+  }
+  preset.files.clear();
+  if (!std::filesystem::is_directory(path)) {
+    preset.files.emplace_back("tokenizer.json", read_file(path));
+    return;
+  }
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja",
+                           "vocab.json", "merges.txt"}) {
+    const std::string file = path + "/" + name;
+    if (std::filesystem::exists(file)) preset.files.emplace_back(name, read_file(file));
+  }
+}
+
 }  // namespace
 
 int run_init(const Settings& settings) {
   if (settings.save.empty()) fail(Exit::usage, "--save DIR is needed: where the new checkpoint goes");
-  const Preset preset = make_preset(settings.preset.empty() ? "tiny" : settings.preset, settings.num_layers);
+  Preset preset = make_preset(settings.preset.empty() ? "tiny" : settings.preset, settings.num_layers);
+  if (!settings.tokenizer.empty()) take_tokenizer(preset, settings.tokenizer);
   const DType dtype = settings.dtype == "bf16" ? DType::bf16 : DType::f32;
+  if (settings.config_only) {
+    make_directories(settings.save);
+    write_file_atomic(settings.save + "/config.json", config_json(preset.config));
+    for (const auto& [name, text] : preset.files) write_file_atomic(settings.save + "/" + name, text);
+    log::info("{}: {} layers, no weights", settings.save, preset.config.num_layers);
+    return 0;
+  }
   ThreadPool threads(static_cast<int>(settings.threads));
   Weights weights(preset.config, dtype);
   init_weights(weights, preset.config, static_cast<uint64_t>(settings.seed), initializer_range, &threads);

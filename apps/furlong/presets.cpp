@@ -68,9 +68,10 @@ std::string byte_tokenizer() {
   return json.dump(1) + "\n";
 }
 
-void add_byte_tokenizer(Preset& preset) {
+// vocab_size: of the model; what is beyond the 256 bytes and 5 special tokens is never typed.
+void add_byte_tokenizer(Preset& preset, int64_t vocab_size = 264) {
   constexpr int32_t end_of_text = byte_tokens, im_end = byte_tokens + 2;
-  preset.config.vocab_size = 264;  // 256 bytes and 5 special tokens, to a multiple of 8
+  preset.config.vocab_size = vocab_size;
   preset.config.eos_token_ids = {im_end};
   preset.files = {{"tokenizer.json", byte_tokenizer()},
                   {"tokenizer_config.json", OrderedJson{{"eos_token", "<|im_end|>"},
@@ -137,7 +138,6 @@ Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
     set_layers(c, num_layers.value_or(8));
     add_byte_tokenizer(preset);
   } else if (name == "35b-a3b") {
-    c.vocab_size = 248320;
     c.hidden_size = 2048;
     c.num_heads = 16;
     c.num_kv_heads = 2;
@@ -150,8 +150,8 @@ Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
     c.experts_per_token = 8;
     c.moe_intermediate_size = c.shared_intermediate_size = 512;
     c.max_position_embeddings = 262144;
-    c.eos_token_ids = {248044};
     set_layers(c, num_layers.value_or(40));
+    add_byte_tokenizer(preset, 248320);
   } else {
     fail(Exit::usage, "--preset {}: one of tiny, small, 35b-a3b wanted", name);
   }

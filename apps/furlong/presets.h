@@ -16,8 +16,8 @@ struct Preset {
 };
 
 // tiny: 4 layers, hidden 128, 8 experts, a byte-level tokenizer. small: 8 layers, hidden 512, 32 experts, the same
-// tokenizer. 35b-a3b: the shapes of Qwen3.5-35B-A3B, without tokenizer. num_layers replaces the number of layers; every
-// fourth stays full attention, and the last where there are fewer. Throws Error(Exit::usage) for another name.
+// tokenizer. 35b-a3b: the shapes of Qwen3.5-35B-A3B, the same tokenizer. num_layers replaces the number of layers;
+// every fourth stays full attention, and the last where there are fewer. Throws Error(Exit::usage) for another name.
 Preset make_preset(const std::string& name, std::optional<int64_t> num_layers);
 
 }  // namespace furlong

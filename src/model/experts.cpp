@@ -210,20 +210,7 @@ Routing from_ranks(Exec& exec, const ExpertSizes& s, int64_t tokens, DType acc) 
   r.weights = arena.make("experts.ones", acc, {tokens, s.ranks()});
   r.ids = r.row_of;
   r.token_of = r.row_of.reshape({parts});
-  if (stream.is_dry()) return r;
-  std::vector<int32_t> row_of;
-  for (int64_t t = 0; t < tokens; t++) {
-    for (int64_t p = 0; p < s.ranks(); p++) row_of.push_back(static_cast<int32_t>(p * tokens + t));
-  }
-  copy(stream, r.row_of, Tensor(row_of.data(), DType::i32, {tokens, s.ranks()}));
-  const auto ones = [&]<class T>(std::vector<T> one) {
-    copy(stream, r.weights, Tensor(one.data(), dtype_of<T>, {tokens, s.ranks()}));
-  };
-  if (acc == DType::f64) {
-    ones(std::vector<double>(static_cast<size_t>(parts), 1));
-  } else {
-    ones(std::vector<float>(static_cast<size_t>(parts), 1));
-  }
+  route_to_ranks(stream, r.row_of, r.weights);
   return r;
 }
 

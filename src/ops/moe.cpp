@@ -144,4 +144,12 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
   front::body(rows).scale_rows(stream, rows, routing);
 }
 
+void route_to_ranks(Stream& stream, Tensor row_of, Tensor weights) {
+  front::expect(row_of.rank() == 2 && weights.same_shape(row_of) && row_of.dtype() == DType::i32 &&
+                    row_of.contiguous() && weights.contiguous(),
+                "route_to_ranks", "row_of (T,P) i32 and weights (T,P) wanted", {row_of, weights});
+  if (front::skip(stream, row_of)) return;
+  front::body(weights).route_to_ranks(stream, row_of, weights);
+}
+
 }  // namespace furlong

@@ -51,5 +51,8 @@ void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, 
 void routing_weight_gradient(Stream&, Tensor dweights, Tensor da, Tensor a, const Routing&);
 // rows[r] *= weight of row r's choice
 void scale_rows(Stream&, Tensor rows, const Routing&);
+// The routing by which combine and gather_rows_backward sum what P ranks have made of T tokens, whose rows lie rank
+// after rank: row_of (T,P)[t][p] = p·T + t, weights (T,P) 1.
+void route_to_ranks(Stream&, Tensor row_of, Tensor weights);
 
 }  // namespace furlong

@@ -61,6 +61,7 @@ struct OpTable {
   decltype(&furlong::combine_backward) combine_backward;
   decltype(&furlong::routing_weight_gradient) routing_weight_gradient;
   decltype(&furlong::scale_rows) scale_rows;
+  decltype(&furlong::route_to_ranks) route_to_ranks;
   decltype(&furlong::swiglu) swiglu;
   decltype(&furlong::swiglu_backward) swiglu_backward;
   decltype(&furlong::embed) embed;

@@ -33,6 +33,10 @@ class Group {
   // Everyone's bytes in the order of ranks: small messages between hosts. All ranks call, and all wait.
   virtual std::vector<std::string> gather_bytes(std::string_view mine) = 0;
 
+  // Seconds that the exchanges of all groups of this process have taken on its GPU so far, waiting for others included;
+  // those that were recorded in graphs are not counted. Waits for the exchanges under way. 0 on the host.
+  virtual double exchange_seconds() { return 0; }
+
  private:
   int rank_, size_;
 };

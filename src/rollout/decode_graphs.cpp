@@ -54,8 +54,9 @@ DecodeGraphs::Integers DecodeGraphs::upload(std::span<const SequenceMemory* cons
 }
 
 Tensor DecodeGraphs::run(Arena& arena, const RolloutMemory& memory, std::span<const SequenceMemory* const> sequences,
-                         std::span<const int32_t> tokens, const Forward& forward) {
-  const auto size = std::lower_bound(sizes_.begin(), sizes_.end(), static_cast<int64_t>(sequences.size()));
+                         std::span<const int32_t> tokens, int64_t least, const Forward& forward) {
+  const int64_t wanted = std::max(least, static_cast<int64_t>(sequences.size()));
+  const auto size = std::lower_bound(sizes_.begin(), sizes_.end(), wanted);
   if (size == sizes_.end()) return {};
   CHECK(arena.used() == 0, "a recorded step begins in an empty arena");
   const Integers integers = upload(sequences, tokens, *size);

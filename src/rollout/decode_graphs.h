@@ -20,8 +20,10 @@ class DecodeGraphs {
   // Runs forward(batch) over these segments, tokens holding `rows` ids for each, starting at the sequence's length. The
   // first time a size occurs the forward runs plainly, which makes room for everything it needs; then it is recorded.
   // The arena must be empty. Returns the hidden rows, padding behind; undefined when no recorded size is large enough.
+  // least: the size is that of at least so many sequences, as ranks whose experts share rows want it. There may then be
+  // no sequence at all.
   Tensor run(Arena& arena, const RolloutMemory& memory, std::span<const SequenceMemory* const> sequences,
-             std::span<const int32_t> tokens, const Forward& forward);
+             std::span<const int32_t> tokens, int64_t least, const Forward& forward);
 
  private:
   struct Recording {

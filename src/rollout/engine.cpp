@@ -24,6 +24,32 @@ MemoryOptions smaller_pools(MemoryOptions mine, const std::string& theirs) {
   return mine;
 }
 
+// Whether steps can be recorded: what a rank sends to others in one must not depend on what they or it hold.
+bool may_record(const Mesh& mesh) {
+  const MeshRank& place = mesh.place();
+  return place.row_parts() == 1 && place.sizes.pipeline == 1 &&
+         (mesh.experts().size() == 1 || mesh.dispatcher() == Dispatcher::flex);
+}
+
+// What a step consists of: only decoding rows, one or 1 + drafts a sequence; nothing at all, which goes with any; or
+// something else.
+enum class StepKind : uint8_t { any, plain, drafted, other };
+
+// What all ranks of the group do, `other` where they differ, and the most sequences of any of them.
+std::pair<StepKind, int64_t> agree(Group& group, StepKind kind, int64_t sequences) {
+  if (group.size() == 1) return {kind, sequences};
+  for (const std::string& theirs : group.gather_bytes(fmt::format("{} {}", static_cast<int>(kind), sequences))) {
+    int other = 0;
+    int64_t count = 0;
+    CHECK(std::sscanf(theirs.c_str(), "%d %" SCNd64, &other, &count) == 2, "a step of \"{}\"", theirs);
+    const auto of_other = static_cast<StepKind>(other);
+    if (kind == StepKind::any) kind = of_other;
+    if (of_other != StepKind::any && of_other != kind) kind = StepKind::other;
+    sequences = std::max(sequences, count);
+  }
+  return {kind, sequences};
+}
+
 }  // namespace
 
 Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOptions& options, ThreadPool& threads,
@@ -62,8 +88,7 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
   CHECK(weights.rank().ranks() == mesh.place().ranks(), "weights for {} ranks on {}", weights.rank().ranks(),
         mesh.place().ranks());
-  // A recorded step cannot change the number of rows that other ranks send.
-  if (weights.device() == Device::cuda && !options.graph_batches.empty() && !in_lockstep()) {
+  if (weights.device() == Device::cuda && !options.graph_batches.empty() && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
     if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
@@ -76,12 +101,19 @@ Engine::~Engine() = default;
 
 // Before the memory is used: others may have had it since.
 void Engine::enter() {
-  if (!scheduler_->idle()) return;
+  if (std::exchange(awake_, true)) return;
   if (share_.defined() && share_.enter()) {
     scheduler_->cache().clear();
     memory_->reset();
   }
   measure_speculation();
+}
+
+// Others may use the memory of an engine without work.
+void Engine::rest() {
+  if (!scheduler_->idle()) return;
+  stream_.synchronize();
+  awake_ = false;
 }
 
 std::vector<Completion> Engine::generate(std::span<const Request> requests, const Progress& progress) {
@@ -113,10 +145,11 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   } catch (...) {
     scheduler_->forget(ids);
     scheduler_->cache().clear();
+    rest();
     throw;
   }
   if (!options_.keep_prefixes) scheduler_->cache().clear();
-  stream_.synchronize();  // others may use the memory now
+  rest();
   std::sort(done.begin(), done.end(), [](const Completion& a, const Completion& b) {
     return a.request != b.request ? a.request < b.request : a.sample < b.sample;
   });
@@ -125,12 +158,18 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
 
 uint64_t Engine::submit(Request request, Sink sink) {
   CHECK(!in_lockstep(), "requests that come and go on {} ranks", mesh_.place().ranks());
-  enter();
   return scheduler_->submit(std::move(request), std::move(sink));
 }
 
+void Engine::sleep() {
+  CHECK(!stepping_, "sleep within a step");
+  scheduler_->preempt_all();
+  stream_.synchronize();
+  awake_ = false;
+}
+
 void Engine::set_weights_version(uint64_t version) {
-  CHECK(idle(), "weights that change while requests run");
+  CHECK(idle() || !awake_, "weights that change while requests run");
   if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
 }
 
@@ -138,8 +177,9 @@ void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }
 
 bool Engine::step() {
   if (scheduler_->idle()) return false;
+  enter();
   advance();
-  if (scheduler_->idle()) stream_.synchronize();
+  rest();
   return true;
 }
 
@@ -261,15 +301,26 @@ void Engine::keep_states(const Round& round, Tensor hidden) {
 Tensor Engine::forward(Round& round) {
   Exec exec{stream_, arena_, mesh_};
   const auto running = std::ssize(round.decoding);
-  DecodeGraphs* graphs = round.batch.rows() == running * (1 + options_.drafts) ? graphs_.get()
-                         : round.batch.rows() == running                       ? plain_graphs_.get()
-                                                                               : nullptr;
-  if (graphs != nullptr && round.pieces.empty()) {
-    const Tensor tokens = round.batch.batch().tokens;
-    const Tensor hidden =
-        graphs->run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
-                    [&](const Batch& batch) { return model_forward(exec, config_, weights_, batch, nullptr); });
-    if (hidden.defined()) return hidden;
+  if (graphs_ != nullptr) {
+    StepKind kind = StepKind::other;
+    if (round.pieces.empty()) {
+      kind = running == 0                                                ? StepKind::any
+             : round.batch.rows() == running * (1 + options_.drafts)     ? StepKind::drafted
+             : round.batch.rows() == running && plain_graphs_ != nullptr ? StepKind::plain
+                                                                         : StepKind::other;
+    }
+    const auto [agreed, most] = agree(mesh_.experts(), kind, running);
+    if (most > 0 && (agreed == StepKind::drafted || agreed == StepKind::plain)) {
+      DecodeGraphs& graphs = agreed == StepKind::drafted ? *graphs_ : *plain_graphs_;
+      const Tensor tokens = round.batch.batch().tokens;
+      const Tensor hidden =
+          graphs.run(arena_, *memory_, round.sequences, {tokens.as<int32_t>(), static_cast<size_t>(tokens.rows())},
+                     most, [&](Batch batch) {
+                       batch.expert_rows.assign(static_cast<size_t>(mesh_.experts().size()), batch.rows());
+                       return model_forward(exec, config_, weights_, batch, nullptr);
+                     });
+      if (hidden.defined()) return hidden;
+    }
   }
   const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
   return all_rows(model_forward(exec, config_, weights_, batch, nullptr), batch.rows());

@@ -80,7 +80,10 @@ class Engine {
   // One step for whatever is there; the sinks are called at its end. False: there was nothing to do.
   bool step();
   bool idle() const { return scheduler_->idle(); }
-  // To be told when the weights have changed: what is kept of earlier requests was made with weights of this version.
+  // Leaves the memory to others until the next step; requests then go on from their tokens. The weights may change
+  // meanwhile: tokens drawn before keep their log-probs.
+  void sleep();
+  // To be told when the weights have changed, idle or asleep: what is kept was made with weights of this version.
   void set_weights_version(uint64_t version);
   const DraftPolicy& draft_policy() const { return policy_; }
 
@@ -94,6 +97,7 @@ class Engine {
   struct Round;  // what one step works on
   struct Draws;  // what was drawn for some rows
   void enter();
+  void rest();
   void advance();
   void run(Round&);
   void tell(Sample&, bool finished);
@@ -133,7 +137,7 @@ class Engine {
   DraftPolicy policy_;
   EngineStats stats_;
   uint64_t weights_version_ = 0;
-  bool stepping_ = false, measured_ = false, said_left_out_ = false;
+  bool stepping_ = false, awake_ = false, measured_ = false, said_left_out_ = false;
 };
 
 }  // namespace furlong

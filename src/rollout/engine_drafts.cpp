@@ -111,7 +111,7 @@ void Engine::extend_drafts(Round& round, Tensor hidden) {
     gather(rows, mtp_rows(inputs, next_tokens, extended, view), last_row);
   }
   if (!(round.drafting ? *round.drafting : policy_.pays(std::ssize(proposing)))) {
-    if (!std::exchange(said_left_out_, true) && mesh_.world().rank() == 0) {
+    if (measured_ && !std::exchange(said_left_out_, true) && mesh_.world().rank() == 0) {
       log::info("drafts are left out with {} sequences: {:.2f} tokens a verification, {:.2f} needed", proposing.size(),
                 policy_.accept_length(), policy_.costs().ratio(std::ssize(proposing)));
     }

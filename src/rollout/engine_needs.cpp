@@ -11,6 +11,9 @@ namespace {
 // Scrap, a prompt and one sample of it.
 constexpr int64_t least_slots = 3;
 
+// Prompts that a step runs pieces of.
+int64_t most_prompts(const EngineOptions& o) { return std::min(o.max_running, o.prefill_budget); }
+
 // As many pages and slots as memory_bytes hold, at most what the requests can use.
 MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
   const ModelConfig c = remembered_model(whole, w.rank());
@@ -51,13 +54,24 @@ size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOption
   builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
   const Batch batch = placed(exec, builder.batch());
   Tensor hidden = model_forward(exec, c, w, batch, nullptr);
-  if (o.drafts > 0 && hidden.defined()) mtp_forward(exec, c, w, hidden, batch.tokens, batch, {}, nullptr);
+  int64_t extended = std::ssize(tokens);
+  if (o.drafts > 0) {
+    // Each prompt that starts from another's rows brings the head the last of these as well.
+    const std::vector<int32_t> leads(static_cast<size_t>(o.share_prefixes ? most_prompts(o) : 0), 0);
+    if (!leads.empty()) builder.add(leads.data(), std::ssize(leads));
+    extended += std::ssize(leads);
+  }
+  if (o.drafts > 0 && hidden.defined()) {
+    const Batch more = placed(exec, builder.batch());
+    hidden = measure.make("mtp.hidden", w.dtype(), {most_rows_here(mesh, extended), c.hidden_size});
+    mtp_forward(exec, c, w, hidden, more.tokens, more, {}, nullptr);
+  }
   for (const char* name : {"sample.rows", "mtp.hidden", "mtp.rows"}) {
-    measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+    measure.make(name, w.dtype(), {extended, c.hidden_size});
   }
   if (w.rank().row_parts() > 1) {
     for (const char* name : {"rollout.hidden", "mtp.all"}) {
-      measure.make(name, w.dtype(), {static_cast<int64_t>(tokens.size()), c.hidden_size});
+      measure.make(name, w.dtype(), {extended, c.hidden_size});
     }
   }
   const int64_t tensor = w.rank().sizes.tensor, chunk = sample_chunk(w.device());

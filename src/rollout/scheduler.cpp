@@ -127,6 +127,12 @@ bool Scheduler::preempt_newest(Age than) {
   return true;
 }
 
+void Scheduler::preempt_all() {
+  while (preempt_newest({0, 0})) {
+  }
+  cache_.clear();
+}
+
 // Pages for the rows of the coming step, the oldest first.
 void Scheduler::grow() {
   for (size_t i = 0; i < running_.size(); i++) {

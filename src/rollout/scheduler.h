@@ -82,6 +82,8 @@ class Scheduler {
   void check(const Request&, uint64_t name) const;
   // Takes a request that fits; returns its number. Numbers rise from 1.
   uint64_t submit(Request, Sink);
+  // Takes the memory of all sequences and of what is kept; they run again from their tokens.
+  void preempt_all();
   // From the next schedule() on none of its samples runs. An unknown or ended request is left alone.
   void cancel(uint64_t request);
   // Ends these at once and tells no one.

@@ -11,7 +11,8 @@ namespace furlong {
 namespace {
 
 std::vector<int32_t> stop_ids(const Session& session, const Settings& settings) {
-  std::vector<int32_t> ids = session.stop_ids;
+  std::vector<int32_t> ids;
+  if (!settings.ignore_eos) ids = session.stop_ids;
   for (const int64_t id : settings.rollout_stop_token_ids) ids.push_back(static_cast<int32_t>(id));
   return ids;
 }

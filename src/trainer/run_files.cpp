@@ -120,6 +120,7 @@ RunFiles::~RunFiles() {
 std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
   const bool weights_alone = loads_weights_alone(settings_);
   const std::string directory = settings_.load.empty() || weights_alone ? settings_.save : settings_.load;
+  if (directory == nowhere) return std::nullopt;
   std::optional<LoadedCheckpoint> found;
   // The first rank has looked for all: folders may appear on one host before they do on another.
   const bool there = !from_first(session.mesh->world(), std::filesystem::exists(directory) ? "there" : "").empty();

@@ -9,6 +9,9 @@
 
 namespace furlong {
 
+// A folder that stands for none, in --save and --save-hf.
+inline constexpr std::string_view nowhere = "none";
+
 // What a training checkpoint holds beside the tensors.
 struct RunState {
   int64_t next_rollout = 0;

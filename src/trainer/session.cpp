@@ -270,8 +270,10 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
            settings.rollout_speculative_algorithm, where);
     }
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
+    options.forced_accept_length = settings.rollout_forced_accept_length.value_or(0);
     const std::string& model = settings.rollout_speculative_cost_model;
-    options.measure_speculation = model == "measured" || (model == "auto" && settings.device == "cuda");
+    options.measure_speculation =
+        options.forced_accept_length == 0 && (model == "measured" || (model == "auto" && settings.device == "cuda"));
   }
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {

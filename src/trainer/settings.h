@@ -91,6 +91,7 @@ struct Settings {
   std::optional<int64_t> rollout_speculative_num_steps;         // validate fills these three when EAGLE
   std::optional<int64_t> rollout_speculative_eagle_topk;        //
   std::optional<int64_t> rollout_speculative_num_draft_tokens;  //
+  std::optional<double> rollout_forced_accept_length;
   std::string rollout_speculative_cost_model = "auto";          // auto | measured | none
   bool true_on_policy = false;
   std::optional<double> rollout_mem_fraction_static;
@@ -222,6 +223,7 @@ struct Settings {
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
   std::optional<int64_t> num_layers;
+  bool config_only = false;               // init writes no weights
   std::string from = "hf";                // layout to read: hf | torch_dist
   std::string to = "hf";                  // layout to write: hf | torch_dist
   int64_t convert_workers = 1;            // threads that write torch_dist

@@ -27,15 +27,17 @@ void add_checkpoint(Table& t) {
               .differs("a folder that does not exist is an error, unless it equals --save or lies in the run "
                        "directory; miles starts afresh silently"),
           row("save", &Settings::save, T | S | I | V,
-              "where training checkpoints go; default: checkpoints in the run directory. init, convert: the folder to "
-              "write")
+              "where training checkpoints go; default: checkpoints in the run directory; none: nowhere. init, "
+              "convert: the folder to write")
               .unit("folder"),
           row("save_interval", &Settings::save_interval, T | S,
               "save a training checkpoint every N rollouts, and after the last")
               .unit("rollouts")
               .from(1),
           row("save_hf", &Settings::save_hf, T | S,
-              "where to write the trained weights in the Hugging Face layout; {rollout_id} stands for the number")
+              "where to write the trained weights in the Hugging Face layout; {rollout_id} stands for the number; "
+              "none: "
+              "nowhere")
               .unit("folder")
               .differs("a failed export is an error; miles logs it and goes on"),
           row("save_hf_dtype", &Settings::save_hf_dtype, T | S | I | V,
@@ -239,6 +241,12 @@ void add_engine(Table& t) {
               .unit("tokens")
               .from(2)
               .to(17),
+          row("rollout_forced_accept_length", &Settings::rollout_forced_accept_length, engine,
+              "verifications accept so many tokens on average, whatever was drawn: to time random weights")
+              .unit("tokens")
+              .from(1)
+              .to(17)
+              .differs("not in miles"),
           row("rollout_speculative_cost_model", &Settings::rollout_speculative_cost_model, engine,
               "measured: time steps with and without drafts at the start, and leave drafts out where they do not pay; "
               "tokens stay the same, how many are drafted follows the machine. auto: measured on GPUs")

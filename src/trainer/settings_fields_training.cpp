@@ -179,11 +179,43 @@ void add_parallel(Table& t) {
       });
 }
 
+void add_server(Table& t) {
+  const auto row = [](auto... a) { return Row(Topic::serve, a...); };
+  t.insert(
+      t.end(),
+      {
+          row("host", &Settings::host, Z, "address to listen on; one beyond this machine needs a key")
+              .unit("name or number")
+              .differs("not in miles, as the rest of these"),
+          row("port", &Settings::port, Z, "port to listen on; 0: any that is free, which is printed").from(0).to(65535),
+          row("api_key_file", &Settings::api_key_file, Z,
+              "file whose first line is the key that every request must bring")
+              .unit("path"),
+          row("api_key", &Settings::api_key, Z,
+              "the key itself, at least 16 bytes; other users of the machine can read it in the list of processes"),
+          row("served_model_name", &Settings::served_model_name, Z,
+              "the model's name in the API; default: --hf-checkpoint"),
+          row("max_queued_requests", &Settings::max_queued_requests, Z,
+              "requests that may wait for the engine; more are answered with status 429")
+              .unit("requests")
+              .from(1)
+              .to(1 << 20),
+          row("stuck_seconds", &Settings::stuck_seconds, Z,
+              "how long a step may take before /health says that it is stuck")
+              .unit("s")
+              .above(0)
+              .to(1e6),
+          row("drain_seconds", &Settings::drain_seconds, Z, "how long requests may go on after SIGTERM or Ctrl-C")
+              .unit("s")
+              .from(0)
+              .to(1e6),
+      });
+}
+
 void add_tools(Table& t) {
   const auto debug = [](auto... a) { return Row(Topic::debugging, a...); };
   const auto file = [](auto... a) { return Row(Topic::files, a...); };
   const auto gen = [](auto... a) { return Row(Topic::generate, a...); };
-  const auto srv = [](auto... a) { return Row(Topic::serve, a...); };
   const auto tok = [](auto... a) { return Row(Topic::tokenize, a...); };
   const auto conv = [](auto... a) { return Row(Topic::convert, a...); };
   t.insert(
@@ -213,32 +245,7 @@ void add_tools(Table& t) {
           gen("temperature", &Settings::temperature, G, "0: the likeliest token").from(0).to(100),
           gen("top_p", &Settings::top_p, G, "keep the likeliest tokens of this total probability").above(0).to(1),
           gen("top_k", &Settings::top_k, G, "keep the k likeliest tokens; -1: all").from(-1),
-          gen("ignore_eos", &Settings::ignore_eos, G, "go on after a stop token"),
-          srv("host", &Settings::host, Z, "address to listen on; one beyond this machine needs a key")
-              .unit("name or number")
-              .differs("not in miles, as the rest of these"),
-          srv("port", &Settings::port, Z, "port to listen on; 0: any that is free, which is printed").from(0).to(65535),
-          srv("api_key_file", &Settings::api_key_file, Z,
-              "file whose first line is the key that every request must bring")
-              .unit("path"),
-          srv("api_key", &Settings::api_key, Z,
-              "the key itself, at least 16 bytes; other users of the machine can read it in the list of processes"),
-          srv("served_model_name", &Settings::served_model_name, Z,
-              "the model's name in the API; default: --hf-checkpoint"),
-          srv("max_queued_requests", &Settings::max_queued_requests, Z,
-              "requests that may wait for the engine; more are answered with status 429")
-              .unit("requests")
-              .from(1)
-              .to(1 << 20),
-          srv("stuck_seconds", &Settings::stuck_seconds, Z,
-              "how long a step may take before /health says that it is stuck")
-              .unit("s")
-              .above(0)
-              .to(1e6),
-          srv("drain_seconds", &Settings::drain_seconds, Z, "how long requests may go on after SIGTERM or Ctrl-C")
-              .unit("s")
-              .from(0)
-              .to(1e6),
+          gen("ignore_eos", &Settings::ignore_eos, T | E | G, "go on after the checkpoint's stop tokens"),
           tok("tokenizer", &Settings::tokenizer, K | I,
               "tokenizer.json or its folder; init: default is one token a byte")
               .unit("path"),
@@ -251,6 +258,7 @@ void add_tools(Table& t) {
               .unit("layers")
               .from(1)
               .to(1024),
+          conv("config_only", &Settings::config_only, I, "no weights: for --random-init"),
           conv("from", &Settings::from, V,
                "layout of the checkpoint to read: hf (--hf-checkpoint), or Megatron's torch_dist (--load; config, "
                "tokenizer, packing and dtypes are those of --hf-checkpoint)")
@@ -273,6 +281,7 @@ void add_training(Table& t) {
   add_optimizer(t);
   add_parallel(t);
   add_tools(t);
+  add_server(t);
 }
 
 }  // namespace furlong::setting

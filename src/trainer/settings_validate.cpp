@@ -341,9 +341,9 @@ class Validator {
     auto& steps = s_.rollout_speculative_num_steps;
     auto& drafts = s_.rollout_speculative_num_draft_tokens;
     if (!eagle) {
-      if (steps || drafts || s_.rollout_speculative_eagle_topk) {
+      if (steps || drafts || s_.rollout_speculative_eagle_topk || s_.rollout_forced_accept_length) {
         complain(
-            "--rollout-speculative-num-steps, -eagle-topk and -num-draft-tokens need "
+            "--rollout-speculative-num-steps, -eagle-topk, -num-draft-tokens and --rollout-forced-accept-length need "
             "--rollout-speculative-algorithm EAGLE");
       }
       return;
@@ -356,6 +356,10 @@ class Validator {
           "--rollout-speculative-num-draft-tokens {} with --rollout-speculative-num-steps {}: {} drafted tokens are "
           "verified in {} rows",
           *drafts, *steps, *steps, *steps + 1);
+    }
+    if (s_.rollout_forced_accept_length.value_or(1) > static_cast<double>(*drafts)) {
+      complain("--rollout-forced-accept-length {}: a round verifies {} rows and accepts no more",
+               *s_.rollout_forced_accept_length, *drafts);
     }
   }
 

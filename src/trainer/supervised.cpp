@@ -128,13 +128,14 @@ void supervised(const Settings& s, World& world, bool) {
     }
     if ((s.save_interval && (id + 1) % *s.save_interval == 0) || id + 1 == steps) {
       if (metrics) metrics->sync();
-      files.save(session, step, state);
+      if (s.save != nowhere) files.save(session, step, state);
     }
   }
-  const std::string folder = files.export_hf(session, step, steps - 1), used = watch.summary();
+  const std::string folder = s.save_hf == nowhere ? "" : files.export_hf(session, step, steps - 1);
+  const std::string used = watch.summary();
   if (!files.writes()) return;
   if (!used.empty()) log::info("{}", used);
-  log::info("Hugging Face checkpoint: {}", folder);
+  if (!folder.empty()) log::info("Hugging Face checkpoint: {}", folder);
 }
 
 }  // namespace furlong

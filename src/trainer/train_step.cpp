@@ -323,7 +323,9 @@ double TrainStep::learn(Packs& packs_of_step, const Samples& samples) {
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
   auto packs = packs_of(trajectories, options_.mtp);
   Sums mine;
+  const double exchanged_before = mesh_.world().exchange_seconds();
   const double gradients = learn(packs, {trajectories, targets, mine});
+  const double exchanged = mesh_.world().exchange_seconds() - exchanged_before;
   const auto learnt = Clock::now();
   const Sums sums = over_ranks(mine);
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
@@ -353,6 +355,7 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   const std::chrono::duration<double> update = Clock::now() - learnt;
   Metrics m = metrics_of(sums, loss, result);
   m.emplace_back("perf/gradients_time", gradients);
+  if (exchanged > 0) m.emplace_back("perf/exchange_time", exchanged);
   m.emplace_back("perf/optimizer_time", update.count());
   m.emplace_back("train/skipped_steps", static_cast<double>(skipped_));
   return m;

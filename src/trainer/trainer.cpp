@@ -369,9 +369,9 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
     world.phase("saving");
     if (run.metrics) run.metrics->sync();
-    run.files.save(run.session, run.step, run.state);
+    if (settings.save != nowhere) run.files.save(run.session, run.step, run.state);
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
-    if (numbered_export || id + 1 == run.rollouts) {
+    if (settings.save_hf != nowhere && (numbered_export || id + 1 == run.rollouts)) {
       const std::string folder = run.files.export_hf(run.session, run.step, id);
       if (run.files.writes()) log::info("Hugging Face checkpoint: {}", folder);
     }

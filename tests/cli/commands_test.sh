@@ -193,6 +193,19 @@ done
 works convert --hf-checkpoint made --save half --save-hf-dtype bf16
 [ "$(wc -c <half/model.safetensors)" -lt "$(wc -c <made/model.safetensors)" ] || fail 'bf16 is no smaller'
 
+# A shape without weights is enough to train from random ones; nothing need be kept.
+works init --preset tiny --num-layers 2 --config-only --save shape --tokenizer made
+[ ! -e shape/model.safetensors ] || fail 'there are weights'
+cmp made/tokenizer.json shape/tokenizer.json || fail 'another tokenizer'
+refused 2 'tokens, but' init --preset tiny --config-only --save other --tokenizer "$2/tokenizer/qwen3_reduced.json"
+echo '{"prompt":"1+1","label":"2"}' >prompt.jsonl
+works train --hf-checkpoint shape --random-init --prompt-data prompt.jsonl --input-key prompt --label-key label \
+  --rm-type math --num-rollout 1 --rollout-batch-size 1 --n-samples-per-prompt 2 --rollout-max-response-len 9 \
+  --ignore-eos --run-dir kept --save none --save-hf none
+[ ! -e kept/checkpoints ] && [ ! -e kept/hf ] || fail 'something was kept'
+grep -qF '"rollout/response_len/min":9' kept/metrics.jsonl || fail 'a response ended early'
+refused 2 'rollout-forced-accept-length' train --hf-checkpoint shape --rollout-forced-accept-length 2
+
 # --- torch_dist and back
 dist=$2/torch_dist
 works convert --from hf --to torch_dist --hf-checkpoint "$tiny" --save dist --mtp-num-layers 1 --convert-workers 2

@@ -65,21 +65,30 @@ std::vector<double> three_steps(const StepLayout& layout, const Weights& whole, 
   return first;
 }
 
-// In fp32 within the roundings of other orders of sums (see layouts_test.cpp); the same bits with masters, moments and
-// update on the host, and on every run.
+// How far figures are from what they should be, relative to it, the worst of them.
+double worst_distance(const std::vector<double>& got, const std::vector<double>& want) {
+  double worst = 0;
+  for (size_t i = 0; i < want.size(); i++) worst = std::max(worst, std::abs(got[i] - want[i]) / std::abs(want[i]));
+  return worst;
+}
+
+// In fp32 within the roundings of other orders of sums (see layouts_test.cpp). In bf16 the ranks round what they send
+// as well, and may be twice as far from fp32 as one rank is. The same bits with masters, moments and update on the
+// host, and on every run.
 TEST(CudaMeshStep, LearnsAsOneRank) {
   cuda::open();
+  std::vector<double> exact;
   for (const DType dtype : {DType::f32, DType::bf16}) {
     Weights whole(small_model(), dtype);
     init_weights(whole, small_model(), 5, 0.15);
     const auto want = three_steps({}, whole, false);
+    if (dtype == DType::f32) exact = want;
+    const double tolerance = dtype == DType::f32 ? 5e-4 : 2 * worst_distance(want, exact);
     for (const StepLayout& layout : step_layouts) {
       SCOPED_TRACE(fmt::format("{} ranks, {}", layout.ranks, name_of(dtype)));
       const auto got = three_steps(layout, whole, false);
       ASSERT_EQ(got.size(), want.size());
-      for (size_t i = 0; i < want.size(); i++) {
-        EXPECT_NEAR(got[i], want[i], (dtype == DType::f32 ? 5e-4 : 0.03) * std::abs(want[i])) << i;
-      }
+      EXPECT_LE(worst_distance(got, exact), tolerance);
       EXPECT_EQ(three_steps(layout, whole, false), got);
       EXPECT_EQ(three_steps(layout, whole, true), got);
     }

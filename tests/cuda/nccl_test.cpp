@@ -2,45 +2,16 @@
 // mpirun -n N test_nccl it is one of N ranks with a GPU each.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <numeric>
 #include <thread>
 
+#include "cuda/gpu_ranks.h"
 #include "parallel/mesh.h"
-#include "parallel/mpi.h"
-#include "parallel/nccl.h"
 #include "tensor/buffer.h"
 #include "tensor/copy.h"
-#include "tensor/cuda_devices.h"
 
 namespace furlong::test {
 namespace {
-
-// The world of all tests; it ends before the program does, as MPI wants it.
-class Ranks : public ::testing::Environment {
- public:
-  static std::unique_ptr<World>& world() {
-    static std::unique_ptr<World> instance;
-    return instance;
-  }
-  // The ranks without NCCL.
-  static World*& host_world() {
-    static World* instance = nullptr;
-    return instance;
-  }
-  static World& get() {
-    if (world() == nullptr) {
-      const char* ranks = std::getenv("OMPI_COMM_WORLD_SIZE");
-      auto host = mpi_world({.ranks = ranks == nullptr ? 1 : std::atoi(ranks), .timeout_seconds = 60});
-      host_world() = host.get();
-      world() = nccl_world(std::move(host), {.timeout_seconds = 60, .even_alone = true});
-      cuda::open(cuda::device_of(world()->local_rank(), cuda::device_count()));
-    }
-    return *world();
-  }
-  void TearDown() override { world().reset(); }
-};
-const auto* const environment = ::testing::AddGlobalTestEnvironment(new Ranks);
 
 class Nccl : public ::testing::Test {
  protected:

@@ -135,6 +135,16 @@ OpCase move_case(const std::string& what, const std::vector<int32_t>& chosen, in
   return c;
 }
 
+OpCase ranks_case(int64_t tokens, int64_t ranks) {
+  OpCase c{fmt::format("route to ranks: {} tokens, {} ranks", tokens, ranks)};
+  const int row_of = c.out("row_of", {tokens, ranks}, 0, Kind::index);
+  const int weights = c.out("weights", {tokens, ranks}, 0, Kind::sum);
+  c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
+    ops.route_to_ranks(stream, t[row_of], t[weights]);
+  };
+  return c;
+}
+
 // ids: k of all experts of each token, of which `here` from `first` on are here. There are rows for as many choices as
 // tokens can make of these; a token's sum has no shared part.
 OpCase move_part_case(const std::vector<int32_t>& chosen, int64_t all, int64_t first, int64_t here, int64_t k,
@@ -195,6 +205,8 @@ std::vector<OpCase> expert_cases() {
   cases.push_back(linear_many_case(5, 72, {1, 5000}));
   cases.push_back(linear_many_case(4, 19, {7, 1}));
   cases.push_back(linear_many_case(2, 64, {8, 1, 3, 40, 1, 9}));
+  cases.push_back(ranks_case(1, 1));
+  cases.push_back(ranks_case(130, 8));
   cases.push_back(grouped_case({3, 0, 5, 1}, 17, 9));
   cases.push_back(grouped_case({0, 70, 0}, 64, 33));
   cases.push_back(grouped_case({64, 1, 65, 0, 40}, 33, 65));

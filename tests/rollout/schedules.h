@@ -51,7 +51,7 @@ inline std::vector<std::vector<float>> trainer_log_probs(const TestModel& m, con
 
 struct ScheduleCounts {
   int64_t schedules = 0, samples = 0, tokens = 0, aborted = 0, refused = 0, preemptions = 0, shared_rows = 0;
-  int64_t drafted = 0, accepted = 0, packed_tokens = 0;
+  int64_t drafted = 0, accepted = 0, packed_tokens = 0, sleeps = 0;
 };
 
 class Schedules {
@@ -81,6 +81,7 @@ class Schedules {
   };
   Model& model(size_t kind);
   const Completion& alone(Model&, size_t from, int64_t sample);
+  static StepCosts costs_for(Numbers&);
   EngineOptions options_for(Numbers&, const std::vector<Asked>&);
   Request request_for(Numbers&, const Model&, size_t from);
   void run(Numbers&, Engine&, std::vector<Asked>&, ScheduleCounts&);
@@ -172,16 +173,24 @@ inline Request Schedules::request_for(Numbers& numbers, const Model& model, size
   return r;
 }
 
+// Drafts that always pay, or only for a few sequences at once.
+inline StepCosts Schedules::costs_for(Numbers& numbers) {
+  if (numbers.between(0, 2) > 0) return {};
+  const int64_t few = numbers.between(1, 4);
+  return {.sequences = {few, few + 1}, .plain = {1, 1}, .drafted = {1, 100}};
+}
+
 inline EngineOptions Schedules::options_for(Numbers& numbers, const std::vector<Asked>& asked) {
   constexpr int64_t pages[] = {8, 8, 16, 64, 32}, margins[] = {0, 0, 0, 16, SchedulerOptions::reserve_all};
   EngineOptions o{.max_running = numbers.between(1, 8),
-                  .drafts = numbers.between(0, 3),
+                  .drafts = numbers.between(0, numbers.between(0, 9) == 0 ? 16 : 3),
                   .page = pages[numbers.between(0, 4)],
                   .max_tokens = 400,
                   .prefill_budget = 64 * numbers.between(1, 4),
                   .margin = margins[numbers.between(0, 4)],
                   .share_prefixes = numbers.between(0, 3) > 0,
                   .keep_prefixes = numbers.between(0, 1) == 0,
+                  .step_costs = costs_for(numbers),
                   .greedy_drafts = numbers.between(0, 3) == 0};
   int64_t rows = 0;
   for (const auto& a : asked) rows = std::max(rows, std::ssize(a.request.prompt) + a.request.max_new_tokens);
@@ -233,6 +242,11 @@ inline void Schedules::run(Numbers& numbers, Engine& engine, std::vector<Asked>&
       asked[it->second].cancelled = true;
     }
     engine.step();
+    if (numbers.between(0, 400) == 0) {
+      engine.sleep();
+      require(memory.free_pages() == memory.options().pages - 1, "a page held in sleep");
+      counts.sleeps++;
+    }
   }
 }
 
@@ -315,9 +329,9 @@ inline void Schedules::play(uint64_t seed, ScheduleCounts& counts) {
 inline std::string text_of(const ScheduleCounts& c) {
   return fmt::format(
       "{} schedules: {} samples, {} tokens equal to the bit ({} of them also in packs), {} of {} drafts accepted, {} "
-      "preemptions, {} rows shared, {} aborted, {} requests refused",
-      c.schedules, c.samples, c.tokens, c.packed_tokens, c.accepted, c.drafted, c.preemptions, c.shared_rows, c.aborted,
-      c.refused);
+      "preemptions, {} sleeps, {} rows shared, {} aborted, {} requests refused",
+      c.schedules, c.samples, c.tokens, c.packed_tokens, c.accepted, c.drafted, c.preemptions, c.sleeps, c.shared_rows,
+      c.aborted, c.refused);
 }
 
 }  // namespace furlong

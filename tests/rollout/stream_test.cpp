@@ -1,5 +1,6 @@
 // Requests that come and go while others run.
 #include <cmath>
+#include <cstring>
 #include <map>
 #include <stdexcept>
 
@@ -226,6 +227,71 @@ TEST(Stream, AlternativesStandBesideTheDraws) {
       EXPECT_TRUE(temperature > 0 || few[0].token == done[0].tokens[t]);
     }
   }
+}
+
+// Asleep at every moment, while others write over the memory.
+TEST(Stream, SleepLosesNothing) {
+  const TestModel& m = tiny_model();
+  const auto requests = mixed_requests(6, m);
+  const EngineOptions options{.max_running = 4, .drafts = 2, .page = 16, .max_tokens = 130, .prefill_budget = 64};
+  const auto expected = generate(m, options, requests);
+  ThreadPool threads(1);
+  const Share block = Share::block(engine_needs(m.config, m.weights, options, threads).block, Device::cpu);
+  const Share others = block.part(0, block.bytes());
+  Engine engine(m.config, m.weights, options, threads, block);
+  for (const int every : {1, 3, 7}) {
+    Ears ears;
+    std::vector<uint64_t> ids;
+    for (const auto& r : requests) ids.push_back(engine.submit(r, listen(ears)));
+    int64_t slept = 0;
+    for (int step = 1; engine.step(); step++) {
+      ASSERT_LT(step, 5000) << "nothing is ever done between two sleeps";
+      // A sequence must be able to get somewhere before the next one.
+      if (step % (every * 4) != 0 || engine.idle()) continue;
+      engine.sleep();
+      EXPECT_EQ(engine.memory().free_pages(), engine.memory().options().pages - 1);
+      EXPECT_EQ(engine.memory().free_slots(), engine.memory().options().slots - 1);
+      others.enter();
+      std::memset(others.data(), 0xff, others.bytes());
+      slept++;
+    }
+    EXPECT_GT(slept, 1);
+    std::vector<Completion> found;
+    for (auto& [key, heard] : ears) {
+      ASSERT_EQ(heard.ends.size(), 1u);
+      EXPECT_EQ(heard.ends[0].tokens, heard.tokens);
+      heard.ends[0].request = key.first - ids[0];
+      found.push_back(std::move(heard.ends[0]));
+    }
+    expect_same(found, expected, fmt::format("asleep every {} steps", every));
+  }
+}
+
+TEST(Stream, WeightsMayChangeInSleep) {
+  TestModel m = toy_model();
+  ThreadPool threads(1);
+  Engine engine(m.config, m.weights, {.max_running = 2, .drafts = 1, .max_tokens = 100}, threads);
+  const Request r{.prompt = {1, 2, 3}, .params = {.temperature = 1}, .max_new_tokens = 60, .seed = 1};
+  Ears ears;
+  const uint64_t id = engine.submit(r, listen(ears));
+  while ((ears[{id, 0}].tokens.size()) < 20) engine.step();
+  const Heard before = ears[{id, 0}];
+  engine.sleep();
+  init_weights(m.weights, m.config, 6, 0.3);
+  engine.set_weights_version(1);
+  while (engine.step()) {
+  }
+  const Completion& c = ears[{id, 0}].ends.at(0);
+  ASSERT_EQ(c.tokens.size(), 60u);
+  const auto n = static_cast<int64_t>(before.tokens.size());
+  EXPECT_TRUE(std::equal(before.log_probs.begin(), before.log_probs.end(), c.log_probs.begin()));
+  // The new weights' own draws behind what the old ones wrote.
+  Request rest = r;
+  rest.prompt.insert(rest.prompt.end(), c.tokens.begin(), c.tokens.begin() + n);
+  rest.max_new_tokens = 60 - n;
+  const auto expected = generate(m, {.max_running = 2, .max_tokens = 100}, {rest});
+  EXPECT_EQ(std::vector<int32_t>(c.tokens.begin() + n, c.tokens.end()), expected[0].tokens);
+  EXPECT_EQ(std::vector<float>(c.log_probs.begin() + n, c.log_probs.end()), expected[0].log_probs);
 }
 
 TEST(Stream, LongestFirst) {

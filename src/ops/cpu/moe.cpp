@@ -229,4 +229,13 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
   });
 }
 
+void route_to_ranks(Stream&, Tensor row_of, Tensor weights) {
+  dispatch(weights.dtype(), [&]<class T>() {
+    const int64_t tokens = row_of.rows(), ranks = row_of.dim(1);
+    int32_t* rows = row_of.as<int32_t>();
+    for (int64_t i = 0; i < tokens * ranks; i++) rows[i] = static_cast<int32_t>(i % ranks * tokens + i / ranks);
+    std::fill_n(weights.as<T>(), tokens * ranks, narrow<T>(Acc<T>(1)));
+  });
+}
+
 }  // namespace furlong::cpu::FURLONG_ISA

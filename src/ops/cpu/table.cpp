@@ -51,6 +51,7 @@ const OpTable table = {
     .combine_backward = combine_backward,
     .routing_weight_gradient = routing_weight_gradient,
     .scale_rows = scale_rows,
+    .route_to_ranks = route_to_ranks,
     .swiglu = swiglu,
     .swiglu_backward = swiglu_backward,
     .embed = embed,

@@ -56,6 +56,7 @@ void combine_norm(Stream&, Tensor y, Tensor rows, Tensor shared, Tensor shared_l
 void combine_backward(Stream&, Tensor dshared, Tensor dshared_logit, Tensor dy, Tensor shared, Tensor shared_logit);
 void routing_weight_gradient(Stream&, Tensor dweights, Tensor da, Tensor a, const Routing&);
 void scale_rows(Stream&, Tensor rows, const Routing&);
+void route_to_ranks(Stream&, Tensor row_of, Tensor weights);
 void swiglu(Stream&, Tensor y, Tensor gate_up);
 void swiglu_backward(Stream&, Tensor dgate_up, Tensor dy, Tensor gate_up);
 void embed(Stream&, Tensor x, Tensor tokens, Tensor table, int64_t first, int64_t vocabulary);

@@ -281,6 +281,14 @@ __global__ __launch_bounds__(most_threads, 2) void scale_kernel(Rows<T> rows, co
 int choices_of(const Routing& r) { return static_cast<int>(r.row_of.dim(1)); }
 int64_t walkers_of(const Queue& queue) { return int64_t{queue.multiprocessors} * 8; }
 
+__global__ __launch_bounds__(most_threads) void route_to_ranks_kernel(int32_t* row_of, float* weights, int64_t tokens,
+                                                                      int64_t ranks) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * most_threads + threadIdx.x;
+  if (i >= tokens * ranks) return;
+  row_of[i] = static_cast<int32_t>(i % ranks * tokens + i / ranks);
+  weights[i] = 1;
+}
+
 }  // namespace
 
 void gather_rows(Stream& stream, Tensor rows, Tensor x, const Routing& routing) {
@@ -349,6 +357,14 @@ void scale_rows(Stream& stream, Tensor rows, const Routing& routing) {
                                                                choices_of(routing), rows.dim(1));
   });
   check_launch(queue, "scale_rows");
+}
+
+void route_to_ranks(Stream& stream, Tensor row_of, Tensor weights) {
+  Queue& queue = stream.queue();
+  const int64_t choices = row_of.numel();
+  route_to_ranks_kernel<<<static_cast<unsigned>(blocks_for(choices, most_threads)), most_threads, 0, queue.stream>>>(
+      data_of<int32_t>(row_of), data_of<float>(weights), row_of.rows(), row_of.dim(1));
+  check_launch(queue, "route_to_ranks");
 }
 
 }  // namespace furlong::cuda

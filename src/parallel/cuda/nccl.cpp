@@ -31,6 +31,58 @@ bool is_recording(cudaStream_t stream) {
   return status != cudaStreamCaptureStatusNone;
 }
 
+// How long exchanges take on the device. Used by the thread that does them.
+class ExchangeClock {
+ public:
+  ~ExchangeClock() {
+    for (const auto* pairs : {&open_, &spare_}) {
+      for (const Pair& pair : *pairs) {
+        cudaEventDestroy(pair.begin);
+        cudaEventDestroy(pair.end);
+      }
+    }
+  }
+
+  void begin(cudaStream_t stream) {
+    if (open_.size() >= most_open) settle();
+    if (spare_.empty()) {
+      Pair pair;
+      cuda::check(cudaEventCreate(&pair.begin), "cudaEventCreate");
+      cuda::check(cudaEventCreate(&pair.end), "cudaEventCreate");
+      spare_.push_back(pair);
+    }
+    open_.push_back(spare_.back());
+    spare_.pop_back();
+    cuda::check(cudaEventRecord(open_.back().begin, stream), "cudaEventRecord");
+  }
+  void end(cudaStream_t stream) { cuda::check(cudaEventRecord(open_.back().end, stream), "cudaEventRecord"); }
+
+  double seconds() {
+    settle();
+    return milliseconds_ / 1e3;
+  }
+
+ private:
+  struct Pair {
+    cudaEvent_t begin = nullptr, end = nullptr;
+  };
+  static constexpr size_t most_open = 4096;
+
+  void settle() {
+    for (const Pair& pair : open_) {
+      float t = 0;
+      cuda::check(cudaEventSynchronize(pair.end), "cudaEventSynchronize");
+      cuda::check(cudaEventElapsedTime(&t, pair.begin, pair.end), "cudaEventElapsedTime");
+      milliseconds_ += static_cast<double>(t);
+      spare_.push_back(pair);
+    }
+    open_.clear();
+  }
+
+  std::vector<Pair> open_, spare_;
+  double milliseconds_ = 0;
+};
+
 // One communicator and the watch over it.
 class Communicator : public Watched {
  public:
@@ -123,10 +175,12 @@ class Communicator : public Watched {
 
 class NcclGroup : public Group {
  public:
-  NcclGroup(std::unique_ptr<Group> host, std::shared_ptr<Communicator> communicator, bool even_alone)
+  NcclGroup(std::unique_ptr<Group> host, std::shared_ptr<Communicator> communicator,
+            std::shared_ptr<ExchangeClock> clock, bool even_alone)
       : Group(host->rank(), host->size()),
         host_(std::move(host)),
         communicator_(std::move(communicator)),
+        clock_(std::move(clock)),
         even_alone_(even_alone) {}
 
   void exchange(Stream& stream, std::span<const Tensor> to, std::span<const Tensor> from) override {
@@ -143,6 +197,8 @@ class NcclGroup : public Group {
     if (communicator_ == nullptr) return;
     const cudaStream_t queue = stream.queue().stream;
     const ncclComm_t comm = communicator_->get();
+    const bool timed = !is_recording(queue);
+    if (timed) clock_->begin(queue);
     check(ncclGroupStart(), "ncclGroupStart", comm);
     for (int r = 0; r < size(); r++) {
       if (r == rank() && !even_alone_) continue;
@@ -151,11 +207,13 @@ class NcclGroup : public Group {
       if (in.numel() != 0) check(ncclRecv(checked(in), in.bytes(), ncclInt8, r, comm, queue), "ncclRecv", comm);
     }
     check(ncclGroupEnd(), "ncclGroupEnd", comm);
+    if (timed) clock_->end(queue);
     stream.queue().last_op = "exchange";
     communicator_->issued(queue);
   }
 
   std::vector<std::string> gather_bytes(std::string_view mine) override { return host_->gather_bytes(mine); }
+  double exchange_seconds() override { return clock_->seconds(); }
 
  private:
   static Tensor flat(const Tensor& t) { return t.reshape({t.numel()}); }
@@ -166,6 +224,7 @@ class NcclGroup : public Group {
 
   std::unique_ptr<Group> host_;
   std::shared_ptr<Communicator> communicator_;  // null for one rank alone
+  std::shared_ptr<ExchangeClock> clock_;
   bool even_alone_;
 };
 
@@ -188,7 +247,7 @@ class NcclWorld : public World {
         known = communicator;
       }
     }
-    return std::make_unique<NcclGroup>(std::move(host), std::move(communicator), options_.even_alone);
+    return std::make_unique<NcclGroup>(std::move(host), std::move(communicator), clock_, options_.even_alone);
   }
 
   int cores() const override { return host_->cores(); }
@@ -199,6 +258,7 @@ class NcclWorld : public World {
  private:
   std::unique_ptr<World> host_;
   NcclOptions options_;
+  std::shared_ptr<ExchangeClock> clock_ = std::make_shared<ExchangeClock>();
   std::map<std::vector<int>, std::weak_ptr<Communicator>> communicators_;
 };
 
