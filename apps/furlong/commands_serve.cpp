@@ -1,4 +1,5 @@
 // serve: the engine behind an HTTP server, until a signal ends it.
+#include <malloc.h>
 #include <poll.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
@@ -114,6 +115,9 @@ int wait_for_end(Server& server) {
 }  // namespace
 
 int run_serve(const Settings& settings) {
+  // What large requests took goes back to the system, instead of lying about in the heaps of many threads.
+  mallopt(M_MMAP_THRESHOLD, 1 << 20);
+  mallopt(M_ARENA_MAX, 4);
   // Threads that are started while the model is loaded must not take the signals; until then they end us at once.
   block_ending_signals(true);
   Session session = open_session(settings);

@@ -12,6 +12,21 @@ namespace {
 
 constexpr double least_log_prob = -9999;
 
+// What a body's values and names take in memory is many times what they take in the body.
+constexpr int64_t most_values = 2'000'000, most_names = 100'000;
+
+void check_counts(std::string_view json) {
+  int64_t commas = 0, colons = 0;
+  for (size_t i = 0; i < json.size(); i++) {
+    commas += json[i] == ',';
+    colons += json[i] == ':';
+    if (json[i] != '"') continue;
+    for (i++; i < json.size() && json[i] != '"'; i++) i += json[i] == '\\';
+  }
+  if (commas < most_values && colons <= most_names) return;
+  refuse("", "the body has more than {} values or {} names", most_values, most_names);
+}
+
 [[noreturn]] void wrong_type(const std::string& path, const char* wanted, const Json& value) {
   refuse(path, "{} must be {}, not {}", path, wanted,
          printable(value.dump(-1, ' ', true, Json::error_handler_t::replace), 40));
@@ -20,6 +35,7 @@ constexpr double least_log_prob = -9999;
 }  // namespace
 
 Json parse_body(const std::string& body) {
+  check_counts(body);
   try {
     Json json = parse_json(body, "body");
     if (json.is_object()) return json;

@@ -52,6 +52,8 @@ class HttpParser {
   bool has_header() const { return has_header_; }
   bool done() const;
   HttpRequest& request() { return request_; }
+  // Nothing further is read: what there is of a body is given back.
+  void abandon();
 
  private:
   struct Impl;

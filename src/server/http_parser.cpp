@@ -22,7 +22,9 @@ HttpParser::HttpParser(const HttpLimits& limits) : limits_(limits), impl_(std::m
 
 HttpParser::~HttpParser() = default;
 
-bool HttpParser::done() const { return has_header_ && impl_->parser.is_done(); }
+bool HttpParser::done() const { return has_header_ && impl_ != nullptr && impl_->parser.is_done(); }
+
+void HttpParser::abandon() { impl_.reset(); }
 
 size_t HttpParser::read(std::string_view bytes) {
   auto& parser = impl_->parser;

@@ -14,6 +14,7 @@ HttpParser::HttpParser(const HttpLimits&) {
 }
 HttpParser::~HttpParser() = default;
 bool HttpParser::done() const { return false; }
+void HttpParser::abandon() {}
 size_t HttpParser::read(std::string_view) { return 0; }
 
 }  // namespace furlong

@@ -206,7 +206,10 @@ bool HttpListener::serve_one(Connection& connection) {
   HttpReply reply(connection, request);
   bool sound = false;  // where the request ends is known, and it has ended
   const auto refuse_with = [&](const ApiError& error) {
-    if (!sound) reply.close_after();
+    if (!sound) {
+      reply.close_after();
+      parser.abandon();
+    }
     reply.drop_body();
     if (reply.status() != 0) return reply.close_after();  // what has begun can only be broken off
     HttpReply::Headers headers;

@@ -6,6 +6,12 @@ namespace {
 
 using Openai = ServerTest;
 
+std::string repeated(const std::string& text, int times) {
+  std::string out;
+  for (int i = 0; i < times; i++) out += text;
+  return out;
+}
+
 TEST_F(Openai, Completion) {
   start();
   const Json a = completion({{"model", "tiny"}, {"prompt", "hello"}, {"max_tokens", 4}}).json();
@@ -277,7 +283,9 @@ TEST_F(Openai, RefusesBadJson) {
                                "{\"prompt\":\"\\ud800\"}",
                                std::string("{\"prompt\":\"x\0\"}", 14),
                                "{\"prompt\":" + std::string(100000, '[') + std::string(100000, ']') + "}",
-                               std::string(1 << 20, '{')};
+                               std::string(1 << 20, '{'),
+                               "{\"prompt\":[" + repeated("1,", 2100000) + "1]}",
+                               "{\"prompt\":[" + repeated("{\"a\":1},", 110000) + "1]}"};
   for (const std::string& body : cases) {
     const Answer a = ask(post("/v1/completions", body));
     EXPECT_EQ(a.status, 400) << body.substr(0, 60);
