@@ -1,6 +1,7 @@
 #include "server/text_stream.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace furlong {
 namespace {
