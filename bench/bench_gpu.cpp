@@ -1,9 +1,11 @@
 // The model at true shapes on a GPU, random weights drawn on the device:
 //   bench_gpu train LAYERS TOKENS SEQUENCES [offload]   one training step (full recompute, MTP): gradients and AdamW,
 //                                               with offload on the host
-//   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS decode at a context length; DRAFTS 0: one token a step
+//   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS [exact]   decode at a context length; DRAFTS 0: one token a step
+//   bench_gpu streams LAYERS STREAMS PROMPT RESPONSE DRAFTS [LENGTH]   all from the first prompt row to the last token;
+//                                               LENGTH: the accept length to force
 //   bench_gpu prefill LAYERS TOKENS             one prompt
-//   bench_gpu mismatch LAYERS SAMPLES TOKENS DRAFTS   log-probs: trainer against sampler
+//   bench_gpu mismatch LAYERS SAMPLES TOKENS DRAFTS [exact]   log-probs: trainer against sampler
 //   bench_gpu offload LAYERS [plain|overlap]    a step with the optimizer on the host, beside the machine's limits
 #include <cstdio>
 #include <cstdlib>
@@ -55,7 +57,7 @@ void train(int64_t layers, int64_t tokens, int64_t sequences, bool offloads) {
               1e3 * median(update));
 }
 
-void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
+void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts, bool exact) {
   Model model(layers);
   // The first sequences draw tokens while the last are still read in; only steps in which all decode are timed, and of
   // these not the first two, which make room for a recording and record.
@@ -66,7 +68,8 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
                  .max_tokens = longest,
                  .prefill_budget = 8192,
                  .graph_batches = {batch},
-                 .forced_accept_length = drafts > 0 ? 2.49 : 0},
+                 .forced_accept_length = drafts > 0 ? 2.49 : 0,
+                 .exact = exact},
                 model.threads);
   std::vector<Request> requests;
   for (int64_t i = 0; i < batch; i++) {
@@ -95,10 +98,11 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts) {
   const auto n = static_cast<double>(steps.size());
   std::nth_element(steps.begin(), steps.begin() + static_cast<int64_t>(steps.size() / 2), steps.end());
   std::printf(
-      "decode, %ld layers, batch %ld at %ld tokens, %ld drafts: %.0f steps, median %.3f ms, %.0f tok/s (%.2f tokens a "
+      "decode%s, %ld layers, batch %ld at %ld tokens, %ld drafts: %.0f steps, median %.3f ms, %.0f tok/s (%.2f tokens "
+      "a "
       "step and sequence)\n",
-      layers, batch, context, drafts, n, 1e3 * steps[steps.size() / 2], static_cast<double>(tokens) / total,
-      static_cast<double>(tokens) / n / static_cast<double>(batch));
+      exact ? " exactly" : "", layers, batch, context, drafts, n, 1e3 * steps[steps.size() / 2],
+      static_cast<double>(tokens) / total, static_cast<double>(tokens) / n / static_cast<double>(batch));
 }
 
 void prefill(int64_t layers, int64_t tokens) {
@@ -115,15 +119,49 @@ void prefill(int64_t layers, int64_t tokens) {
   }
 }
 
+// Everything that so many requests cost.
+void streams(int64_t layers, int64_t count, int64_t prompt, int64_t response, int64_t drafts, double length) {
+  Model model(layers);
+  EngineOptions options{.max_running = count,
+                        .drafts = drafts,
+                        .max_tokens = prompt + response + 8,
+                        .prefill_budget = 8192,
+                        .forced_accept_length = length};
+  for (int64_t n = 8; n < count; n += 8) options.graph_batches.push_back(n);
+  options.graph_batches.push_back(count);
+  Engine engine(model.config, model.weights, options, model.threads);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < count; i++) {
+    Request r{.samples = 1, .params = {.temperature = 1}, .max_new_tokens = response, .seed = 7, .group_index = i};
+    for (int64_t p = 0; p < prompt; p++)
+      r.prompt.push_back(token(model.config, static_cast<uint32_t>(i), static_cast<uint32_t>(p)));
+    requests.push_back(std::move(r));
+  }
+  for (const int64_t tokens : {int64_t{8}, response}) {  // the first round makes room and records
+    for (Request& r : requests) r.max_new_tokens = tokens;
+    engine.reset_stats();
+    const auto begun = Clock::now();
+    const auto done = engine.generate(requests);
+    const double seconds = seconds_since(begun);
+    const EngineStats s = engine.stats();
+    int64_t out = 0;
+    for (const auto& c : done) out += std::ssize(c.tokens);
+    std::printf("streams, %ld layers, %ld of %ld + %ld tokens, %ld drafts: %.2f s, %.0f output tok/s; %.2f accepted\n",
+                layers, count, prompt, tokens, drafts, seconds, static_cast<double>(out) / seconds,
+                s.verify_steps == 0 ? 1.0 : 1 + static_cast<double>(s.accepted) / static_cast<double>(s.verify_steps));
+  }
+}
+
 // What the trainer's forward says of tokens that the engine drew, against what the engine recorded.
-void mismatch(int64_t layers, int64_t samples, int64_t length, int64_t drafts) {
+void mismatch(int64_t layers, int64_t samples, int64_t length, int64_t drafts, bool exact) {
   Model model(layers);
   Engine engine(model.config, model.weights,
                 {.max_running = samples,
                  .drafts = drafts,
                  .max_tokens = length + 64,
                  .prefill_budget = 8192,
-                 .graph_batches = {samples}},
+                 .graph_batches = {samples},
+                 .exact = exact},
                 model.threads);
   std::vector<Request> requests;
   for (int64_t i = 0; i < samples; i++) {
@@ -147,17 +185,20 @@ void mismatch(int64_t layers, int64_t samples, int64_t length, int64_t drafts) {
   options.optim.train_mtp = false;
   TrainStep step(model.config, model.weights, model.threads, options);
   const auto scores = step.score(model.weights, picked);
-  double sum = 0, worst = 0, count = 0;
+  double sum = 0, worst = 0, count = 0, differ = 0;
   for (size_t i = 0; i < done.size(); i++) {
     for (size_t j = 0; j < scores[i].size(); j++) {
       const double d = std::abs(static_cast<double>(scores[i][j]) - static_cast<double>(done[i].log_probs[j]));
       sum += d;
       worst = std::max(worst, d);
+      differ += d != 0 ? 1 : 0;
       count++;
     }
   }
-  std::printf("mismatch, %ld layers, %ld x %ld tokens, %ld drafts: mean |trainer - sampler| %.5f, worst %.4f\n", layers,
-              samples, length, drafts, sum / count, worst);
+  std::printf(
+      "mismatch%s, %ld layers, %ld x %ld tokens, %ld drafts: mean |trainer - sampler| %.5f, worst %.4f; %.0f of "
+      "%.0f differ\n",
+      exact ? " exactly" : "", layers, samples, length, drafts, sum / count, worst, differ, count);
 }
 
 }  // namespace
@@ -166,22 +207,26 @@ void mismatch(int64_t layers, int64_t samples, int64_t length, int64_t drafts) {
 int main(int argc, char** argv) {
   using namespace furlong::bench;
   const auto number = [&](int i, int64_t otherwise) { return argc > i ? std::atoll(argv[i]) : otherwise; };
+  const auto word = [&](int i, const char* wanted) { return argc > i && std::strcmp(argv[i], wanted) == 0; };
   try {
     if (argc > 1 && std::strcmp(argv[1], "train") == 0) {
-      train(number(2, 4), number(3, 8192), number(4, 1), argc > 5 && std::strcmp(argv[5], "offload") == 0);
+      train(number(2, 4), number(3, 8192), number(4, 1), word(5, "offload"));
     } else if (argc > 1 && std::strcmp(argv[1], "decode") == 0) {
-      decode(number(2, 40), number(3, 64), number(4, 4096), number(5, 0));
+      decode(number(2, 40), number(3, 64), number(4, 4096), number(5, 0), word(6, "exact"));
+    } else if (argc > 1 && std::strcmp(argv[1], "streams") == 0) {
+      streams(number(2, 40), number(3, 200), number(4, 1000), number(5, 2000), number(6, 0),
+              argc > 7 ? std::atof(argv[7]) : 0);
     } else if (argc > 1 && std::strcmp(argv[1], "prefill") == 0) {
       prefill(number(2, 40), number(3, 32768));
     } else if (argc > 1 && std::strcmp(argv[1], "mismatch") == 0) {
-      mismatch(number(2, 4), number(3, 64), number(4, 512), number(5, 2));
+      mismatch(number(2, 4), number(3, 64), number(4, 512), number(5, 2), word(6, "exact"));
     } else if (argc > 1 && std::strcmp(argv[1], "offload") == 0) {
       offload(number(2, 4), argc > 3 ? argv[3] : "both");
     } else {
       std::printf(
-          "bench_gpu train LAYERS TOKENS SEQUENCES [offload] | decode LAYERS BATCH CONTEXT DRAFTS | prefill LAYERS "
-          "TOKENS | "
-          "mismatch LAYERS SAMPLES TOKENS DRAFTS | offload LAYERS [plain|overlap]\n");
+          "bench_gpu train LAYERS TOKENS SEQUENCES [offload] | decode LAYERS BATCH CONTEXT DRAFTS [exact] | "
+          "streams LAYERS STREAMS PROMPT RESPONSE DRAFTS [LENGTH] | prefill LAYERS TOKENS | "
+          "mismatch LAYERS SAMPLES TOKENS DRAFTS [exact] | offload LAYERS [plain|overlap]\n");
     }
   } catch (const std::exception& e) {
     std::fprintf(stderr, "bench_gpu: %s\n", e.what());

@@ -16,26 +16,12 @@
 namespace furlong {
 namespace {
 
-std::vector<Message> messages_of(const Json& row, const std::string& where) {
-  std::vector<Message> messages;
-  const Json& list = row.at("messages");
-  if (!list.is_array() || list.empty()) fail(Exit::input, "{}: messages must be a list of at least one message", where);
-  for (const Json& m : list) {
-    if (!m.is_object() || !m.contains("role") || !m.contains("content") || !m["role"].is_string() ||
-        !m["content"].is_string()) {
-      fail(Exit::input, "{}: a message needs a role and a content, both text", where);
-    }
-    messages.push_back({m["role"], m["content"], std::nullopt});
-  }
-  return messages;
-}
-
 // The tokens of a row: given, or of its text, or of its messages with the generation prompt.
-std::vector<int32_t> row_tokens(const Session& session, const Json& row, const std::string& where) {
+std::vector<int32_t> row_tokens(const Session& session, const OrderedJson& row, const std::string& where) {
   if (row.contains("tokens")) return tokens_of(row, session.config.vocab_size, where);
   std::vector<int32_t> tokens;
   if (row.contains("messages")) {
-    tokens = encode_chat(session, messages_of(row, where));
+    tokens = encode_chat(session, messages_of(row, where), tools_of(row, where));
   } else if (row.contains("text") && row["text"].is_string()) {
     tokens = encode_text(session, row["text"]);
   } else {
@@ -112,7 +98,7 @@ std::vector<Scored> score_all(const Session& session, const std::vector<std::vec
 int run_score(const Settings& settings, World& world) {
   Session session = open_session(settings, world);
   std::vector<std::vector<int32_t>> sequences;
-  read_rows(settings.input, [&](const Json& row, const std::string& where) {
+  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
     sequences.push_back(row_tokens(session, row, where));
     const auto n = static_cast<int64_t>(sequences.back().size());
     if (session.config.max_position_embeddings > 0 && n > session.config.max_position_embeddings) {
@@ -140,7 +126,7 @@ int run_generate(const Settings& settings, World& world) {
   int64_t longest = 0;
   const int64_t context =
       session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX;
-  read_rows(settings.input, [&](const Json& row, const std::string& where) {
+  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
     Request r{.prompt = row_tokens(session, row, where),
               .params = {settings.temperature, settings.top_k, settings.top_p},
               .max_new_tokens = settings.max_new_tokens,

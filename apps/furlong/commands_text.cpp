@@ -2,46 +2,36 @@
 #include "base/error.h"
 #include "furlong/commands.h"
 #include "furlong/rows.h"
-#include "reward/scorer.h"
+#include "reward/judge.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
+#include "trainer/rollout.h"
 
 namespace furlong {
 namespace {
 
-std::string text_field(const Json& row, const char* key, const std::string& where) {
+std::string text_field(const OrderedJson& row, const char* key, const std::string& where) {
   if (!row.contains(key) || !row[key].is_string()) fail(Exit::input, "{}: the row needs \"{}\", a text", where, key);
   return row[key];
 }
 
-std::vector<Message> chat_messages(const Json& row, const std::string& where) {
-  if (!row.contains("messages") || !row["messages"].is_array())
-    fail(Exit::input, "{}: the row needs \"messages\", a list", where);
-  std::vector<Message> messages;
-  for (const Json& m : row["messages"]) {
-    if (!m.is_object()) fail(Exit::input, "{}: a message must be an object", where);
-    messages.push_back({text_field(m, "role", where), text_field(m, "content", where), std::nullopt});
-    if (m.contains("reasoning_content") && m["reasoning_content"].is_string())
-      messages.back().reasoning_content = m["reasoning_content"];
-  }
-  return messages;
-}
-
-std::optional<bool> optional_flag(const Json& row, const char* key, const std::string& where) {
+std::optional<bool> optional_flag(const OrderedJson& row, const char* key, const std::string& where) {
   if (!row.contains(key) || row[key].is_null()) return std::nullopt;
   if (!row[key].is_boolean()) fail(Exit::input, "{}: \"{}\" must be true or false", where, key);
   return row[key].get<bool>();
 }
 
-Label json_label(const Json& value) {
-  if (value.is_null()) return Label::none();
-  if (value.is_string()) return Label::string(value);
-  if (value.is_boolean()) return Label::boolean(value);
-  if (value.is_number_unsigned()) return Label::integer(value.get<uint64_t>());
-  if (value.is_number_integer()) return Label::integer(value.get<int64_t>());
-  if (value.is_number_float()) return Label::real(value);
-  return Label::other();
+LabelValue label_value(const OrderedJson& value) {
+  using Kind = LabelValue::Kind;
+  if (value.is_null()) return {};
+  if (value.is_string()) return {Kind::string, value, 0};
+  if (value.is_boolean()) return {Kind::boolean, value.dump(), value.get<bool>() ? 1.0 : 0.0};
+  if (value.is_number_integer()) return {Kind::integer, value.dump(), value.get<double>()};
+  if (value.is_number_float()) return {Kind::floating, value.dump(), value.get<double>()};
+  return {Kind::other, value.dump(), 0};
 }
+
+constexpr size_t most_under_way = 4096;
 
 }  // namespace
 
@@ -52,18 +42,19 @@ int run_tokenize(const Settings& settings) {
   RowWriter out(settings.output);
   if (settings.chat) {
     const ChatTemplate chat =
-        settings.chat_template.empty() ? chat_template_of(source) : parse_chat_template(settings.chat_template);
-    read_rows(settings.input, [&](const Json& row, const std::string& where) {
-      const auto text = render_chat(chat, chat_messages(row, where),
-                                    optional_flag(row, "add_generation_prompt", where).value_or(false),
-                                    optional_flag(row, "enable_thinking", where));
-      out.write({{"text", text}});
+        settings.chat_template.empty() ? chat_template_of(source) : named_chat_template(settings.chat_template, source);
+    read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
+      ChatValues values{.enable_thinking = optional_flag(row, "enable_thinking", where),
+                        .tools = tools_of(row, where),
+                        .values = settings.apply_chat_template_kwargs};
+      const bool prompts = optional_flag(row, "add_generation_prompt", where).value_or(false);
+      out.write({{"text", render_chat(chat, messages_of(row, where), prompts, values)}});
     });
     out.close();
     return 0;
   }
   const Tokenizer tokenizer = Tokenizer::load(source);
-  read_rows(settings.input, [&](const Json& row, const std::string& where) {
+  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
     if (!settings.decode) {
       out.write({{"ids", tokenizer.encode(text_field(row, "text", where))}});
       return;
@@ -71,7 +62,7 @@ int run_tokenize(const Settings& settings) {
     if (!row.contains("ids") || !row["ids"].is_array())
       fail(Exit::input, "{}: the row needs \"ids\", a list of token ids", where);
     std::vector<int32_t> ids;
-    for (const Json& id : row["ids"]) {
+    for (const OrderedJson& id : row["ids"]) {
       if (!id.is_number_integer() || id.get<int64_t>() < 0 || id.get<int64_t>() >= tokenizer.vocab_size()) {
         fail(Exit::input, "{}: ids holds {}, the tokenizer has ids from 0 to {}", where, id.dump(),
              tokenizer.vocab_size() - 1);
@@ -85,22 +76,35 @@ int run_tokenize(const Settings& settings) {
 }
 
 int run_grade(const Settings& settings) {
-  if (settings.rm_type.empty()) fail(Exit::usage, "--rm-type RULE is needed (deepscaler, dapo, math)");
-  const auto scorer = make_scorer(settings.rm_type);
+  Judge judge(judge_options(settings, ""));
   RowWriter out(settings.output);
-  read_rows(settings.input, [&](const Json& row, const std::string& where) {
-    const std::string response = text_field(row, "response", where);
-    const Score score = scorer->score(response, json_label(row.contains("label") ? row["label"] : Json()));
-    OrderedJson result = {{"reward", nullptr}};
-    if (!score.reward) {
-      result["error"] = score.error;
-    } else if (score.acc) {
-      result["reward"] = {{"score", *score.reward}, {"acc", *score.acc}, {"pred", score.pred}};
-    } else {
-      result["reward"] = *score.reward;
+  // Many at a time, so that services and commands are asked side by side.
+  std::vector<uint64_t> tickets;
+  const auto write_out = [&] {
+    for (const uint64_t ticket : tickets) {
+      const Score score = judge.wait(ticket)[0];
+      OrderedJson result = {{"reward", nullptr}};
+      if (!score.reward) {
+        result["error"] = score.error;
+      } else if (score.acc && settings.reward_key.empty()) {
+        result["reward"] = {{"score", *score.reward}, {"acc", *score.acc}, {"pred", score.pred}};
+      } else {
+        result["reward"] = *score.reward;
+      }
+      out.write(result);
     }
-    out.write(result);
+    tickets.clear();
+  };
+  read_rows(settings.input, [&](const OrderedJson& row, const std::string& where) {
+    RewardQuery query{.response = text_field(row, "response", where), .reward_key = settings.reward_key};
+    if (row.contains("prompt")) query.prompt = row["prompt"].dump();
+    if (row.contains("label")) query.label = label_value(row["label"]);
+    if (row.contains("metadata") && row["metadata"].is_object()) query.metadata = row["metadata"].dump();
+    judge.check(query.metadata, where);
+    tickets.push_back(judge.submit({query}));
+    if (tickets.size() >= most_under_way) write_out();
   });
+  write_out();
   out.close();
   return 0;
 }

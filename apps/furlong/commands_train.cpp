@@ -8,8 +8,8 @@
 #include "base/log.h"
 #include "furlong/commands.h"
 #include "monitor/metrics.h"
+#include "trainer/evaluation.h"
 #include "trainer/memory_plan.h"
-#include "trainer/rollout.h"
 #include "trainer/trainer.h"
 
 namespace furlong {
@@ -26,17 +26,13 @@ int run_sft(const Settings& settings, World& world) {
 
 int run_eval(const Settings& settings, World& world) {
   Session session = open_session(settings, world);
-  if (settings.rm_type.empty())
-    fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
-  const auto scorer = make_scorer(settings.rm_type);
-  const auto sets = load_eval_sets(session, settings);
+  const std::string reward_logs = settings.run_dir + "/reward";
+  if (!settings.custom_rm_command.empty() || !settings.custom_generate_command.empty()) make_directories(reward_logs);
+  Judge judge(judge_options(settings, reward_logs));
+  const auto environment = make_environment(settings, session, reward_logs);
+  const auto sets = load_eval_sets(session, settings, judge);
   if (sets.empty()) fail(Exit::usage, "--eval-prompt-data NAME FILE is needed: what to evaluate on");
-  const SamplingLimits limits = eval_limits(session, settings);
-  int64_t longest = 0, requests = 0;
-  for (const auto& set : sets) {
-    longest = std::max(longest, std::min(limits.max_context, set.prompts.longest + limits.max_response));
-    requests = std::max(requests, set.prompts.set.size() * settings.n_samples_per_eval_prompt);
-  }
+  const auto [longest, requests] = work_of(sets);
   const CheckedPlan memory =
       require_memory(session, settings, {.rolls = true, .longest = longest, .requests = requests});
   load_weights(session, settings);
@@ -44,7 +40,7 @@ int run_eval(const Settings& settings, World& world) {
   options.memory_bytes = memory.plan.pool;
   Engine engine(session.config, session.weights, options, *session.threads);
   std::vector<Trajectory> trajectories;
-  const Metrics metrics = evaluate(session, settings, engine, sets, *scorer, &trajectories);
+  const Metrics metrics = evaluate(session, settings, engine, sets, judge, environment.get(), &trajectories);
   for (const auto& [name, value] : metrics) {
     const std::string line = fmt::format("{} {}\n", name, value);
     if (fwrite(line.data(), 1, line.size(), stdout) != line.size())

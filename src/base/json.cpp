@@ -89,6 +89,9 @@ OrderedJson parse_ordered_json(std::string_view text, const std::string& where) 
 Json parse_json_line(std::string_view text, const std::string& path, int64_t line) {
   return parse<Json>(text, path, line);
 }
+OrderedJson parse_ordered_json_line(std::string_view text, const std::string& path, int64_t line) {
+  return parse<OrderedJson>(text, path, line);
+}
 Json read_json_file(const std::string& path) { return parse_json(read_file(path), path); }
 
 }  // namespace furlong

@@ -21,6 +21,7 @@ Json parse_json(std::string_view text, const std::string& where);
 OrderedJson parse_ordered_json(std::string_view text, const std::string& where);
 // One line of a jsonl file; errors name path:line:column (columns count bytes from 1).
 Json parse_json_line(std::string_view text, const std::string& path, int64_t line);
+OrderedJson parse_ordered_json_line(std::string_view text, const std::string& path, int64_t line);
 // Reads and parses a whole file. Throws Error(Exit::input) naming the file.
 Json read_json_file(const std::string& path);
 

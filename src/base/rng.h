@@ -9,7 +9,7 @@
 namespace furlong {
 
 // What a draw is for; part of the key, so that no two uses share numbers.
-enum class Purpose : uint32_t { sample = 1, shuffle = 2, init = 3, data = 4 };
+enum class Purpose : uint32_t { sample = 1, shuffle = 2, init = 3, data = 4, backoff = 5 };
 
 struct RngKey {
   uint64_t seed = 0;

@@ -8,28 +8,35 @@
 namespace furlong {
 namespace {
 
-// Keys that a chat template would render and that ChatMessage does not carry; dropping them would alter the prompt.
-constexpr const char* rendered_keys[] = {"tool_calls", "reasoning_content"};
+// The text of a content in parts, which the chat template joins.
+void check_parts(const JsonRow& row, const Json& parts, const std::string& place) {
+  for (const Json& part : parts) {
+    const bool is_text =
+        part.is_object() && part.value("type", Json()) == "text" && part.value("text", Json()).is_string();
+    if (!is_text) row.wrong(place + ".content", part, "parts that are {\"type\": \"text\", \"text\": ...}");
+  }
+}
 
-ChatMessage read_message(const JsonRow& row, const Json& value, const std::string& place) {
+ChatMessage read_message(const JsonRow& row, const OrderedJson& whole, const Json& value, const std::string& place) {
   if (!value.is_object()) row.wrong(place, value, "an object with \"role\" and \"content\"");
   ChatMessage message;
-  for (const auto& [key, field] : {std::pair{"role", &message.role}, {"content", &message.content}}) {
-    const auto it = value.find(key);
-    if (it == value.end()) fail(Exit::input, "{}: {} has no key \"{}\"", row.where(), place, key);
-    if (!it->is_string()) {
-      row.wrong(place + "." + key, *it,
-                it->is_array() ? "a string (only text content is taken, no parts)" : "a string");
-    }
-    *field = it->get<std::string>();
-  }
+  OrderedJson others = whole;
+  const auto role = value.find("role"), content = value.find("content"), calls = value.find("tool_calls");
+  if (role == value.end()) fail(Exit::input, "{}: {} has no key \"role\"", row.where(), place);
+  if (!role->is_string()) row.wrong(place + ".role", *role, "a string");
+  message.role = role->get<std::string>();
   if (message.role.empty()) fail(Exit::input, "{}: {}.role is empty; expected system, user, ...", row.where(), place);
-  for (const char* key : rendered_keys) {
-    const auto it = value.find(key);
-    if (it == value.end() || it->empty() || *it == "") continue;  // absent, null, an empty list or string
-    fail(Exit::input, "{}: {} has \"{}\", which prompts here cannot carry; remove it from the row", row.where(), place,
-         key);
+  others.erase("role");
+  if (content != value.end() && content->is_string()) {
+    message.content = content->get<std::string>();
+    others.erase("content");
+  } else if (content != value.end() && content->is_array()) {
+    check_parts(row, *content, place);
+  } else if (calls == value.end() || !calls->is_array() || calls->empty()) {  // a call may stand without a text
+    if (content == value.end()) fail(Exit::input, "{}: {} has no key \"content\"", row.where(), place);
+    row.wrong(place + ".content", *content, "a string, or a list of texts");
   }
+  if (!others.empty()) message.others = others.dump();
   return message;
 }
 
@@ -46,8 +53,9 @@ void read_input(const JsonRow& row, const PromptOptions& options, Prompt& prompt
   }
   if (!input.is_array()) row.wrong(options.input_key, input, "a string or a list of chat messages");
   if (input.empty()) fail(Exit::input, "{}: \"{}\" is an empty list of messages", row.where(), options.input_key);
+  const OrderedJson whole = parse_ordered_json(row.raw(options.input_key), row.where());
   for (size_t i = 0; i < input.size(); i++) {
-    prompt.messages.push_back(read_message(row, input[i], fmt::format("{}[{}]", options.input_key, i)));
+    prompt.messages.push_back(read_message(row, whole[i], input[i], fmt::format("{}[{}]", options.input_key, i)));
   }
 }
 
@@ -107,6 +115,16 @@ int64_t PromptSet::keep(std::span<const uint8_t> kept) {
   }
   prompts_.resize(n);
   return static_cast<int64_t>(kept.size() - n);
+}
+
+void PromptSet::merge_metadata(const std::string& object) {
+  const OrderedJson given = parse_ordered_json(object, "metadata");
+  if (given.empty()) return;
+  for (Prompt& prompt : prompts_) {
+    OrderedJson metadata = parse_ordered_json(prompt.metadata, name_);
+    for (const auto& [key, value] : given.items()) metadata[key] = value;
+    prompt.metadata = metadata.dump();
+  }
 }
 
 }  // namespace furlong

@@ -11,6 +11,7 @@ namespace furlong {
 
 struct ChatMessage {
   std::string role, content;
+  std::string others = {};  // its further keys as a JSON object, such as tool_calls; a content in parts too. "": none
   bool operator==(const ChatMessage&) const = default;
 };
 
@@ -49,6 +50,8 @@ class PromptSet {
   std::string where(int64_t i) const;
   // Keeps the prompts whose entry is not 0, in order; returns how many went. kept has size() entries.
   int64_t keep(std::span<const uint8_t> kept);
+  // Puts the members of this JSON object into every prompt's metadata, in place of those of the same name.
+  void merge_metadata(const std::string& object);
 
  private:
   std::string name_;

@@ -14,12 +14,6 @@ namespace {
 
 using Metrics = std::vector<std::pair<std::string, double>>;
 
-// Rounded to one decimal, always showing it: "0.0", "1.0", "-0.5".
-std::string bucket_name(double reward) {
-  std::string name = fmt::format("{:.1f}", reward);
-  return name == "-0.0" ? "0.0" : name;
-}
-
 void add_lengths(Metrics& metrics, std::span<const Trajectory> trajectories) {
   std::vector<double> kept, responses, totals, truncated;
   for (const Trajectory& t : trajectories) {
@@ -60,7 +54,7 @@ void add_rewards(Metrics& metrics, std::span<const Trajectory> trajectories) {
     equal++;
     zeros += first == 0 ? 1 : 0;
     ones += first == 1 ? 1 : 0;
-    const std::string name = bucket_name(first);
+    const std::string name = reward_bucket(first);
     auto& bucket = buckets[std::stod(name)];
     bucket.first = name;
     bucket.second++;
@@ -88,6 +82,11 @@ void add_speculation(Metrics& metrics, std::span<const Trajectory> trajectories)
 }
 
 }  // namespace
+
+std::string reward_bucket(double reward) {
+  std::string name = fmt::format("{:.1f}", reward);
+  return name == "-0.0" ? "0.0" : name;
+}
 
 std::vector<std::pair<std::string, double>> rollout_metrics(std::span<const Trajectory> trajectories) {
   Metrics metrics;

@@ -26,6 +26,9 @@ namespace furlong {
 // speculative means.
 std::vector<std::pair<std::string, double>> rollout_metrics(std::span<const Trajectory> trajectories);
 
+// A reward rounded to one decimal, which is always shown: "0.0", "1.0", "-0.5".
+std::string reward_bucket(double reward);
+
 // Of values.size() > 0 numbers; an even count's median is the mean of the two middle ones.
 double mean_of(std::span<const double> values);
 double median_of(std::vector<double> values);

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "data/label.h"
+#include "data/routes.h"
 
 namespace furlong {
 
@@ -32,6 +33,8 @@ struct Trajectory {
   std::optional<LabelValue> label;
   // Speculative decoding: drafts accepted, drafts made, verification steps. 0 without it.
   int64_t spec_accepted = 0, spec_drafted = 0, spec_verify_steps = 0;
+  // Of every token but the last, where they were recorded. Not in the jsonl file.
+  std::shared_ptr<const Routes> routes;
   // A JSON object with the row's other keys, in file order and with their text unchanged; "" when there are none.
   std::string extra_json;
 

@@ -22,7 +22,8 @@ Batch BatchBuilder::batch(const MemoryView* memory) {
           .segments = {Tensor(starts_.data(), DType::i32, {segments() + 1}),
                        Tensor(positions_.data(), DType::i32, {rows()}), -1},
           .memory = memory,
-          .expert_rows = {}};
+          .expert_rows = {},
+          .routes = {}};
 }
 
 Batch placed(Exec& exec, const Batch& host) {
@@ -33,7 +34,8 @@ Batch placed(Exec& exec, const Batch& host) {
                        .positions = place("batch.positions", host.segments.positions),
                        .chunks = delta_chunks(host.segments)},
           .memory = host.memory,
-          .expert_rows = host.expert_rows};
+          .expert_rows = host.expert_rows,
+          .routes = host.routes};
 }
 
 Batch with_expert_rows(Exec& exec, const Batch& batch) {

@@ -16,6 +16,15 @@ struct MemoryView {
   KvPages mtp;                     // of the MTP layer
 };
 
+// The experts and gate weights of a batch's rows, layer by layer: those of layer l are rows [l·T, (l+1)·T), T the rows
+// here, l of the whole model's layers without the MTP head's. Either written by the layers, or given and read by them.
+struct BatchRoutes {
+  Tensor ids;      // (L·T,k) i32
+  Tensor weights;  // (L·T,k) in the accumulate dtype
+  bool given = false;
+  Tensor own;  // (L·T,k) i32 for what the routers here would choose of given routes' rows; undefined: unwanted
+};
+
 // Training and scoring: segments are whole sequences, memory is null. Prefill: chunks with memory. Decode: one row per
 // sequence plus drafts, with memory.
 struct Batch {
@@ -23,6 +32,7 @@ struct Batch {
   Segments segments;
   const MemoryView* memory = nullptr;
   std::vector<int64_t> expert_rows = {};  // see with_expert_rows
+  BatchRoutes routes = {};                // undefined: every layer keeps its own
   int64_t rows() const { return tokens.rows(); }
 };
 
@@ -62,6 +72,8 @@ class BatchBuilder {
   void clear();
   int64_t rows() const { return static_cast<int64_t>(tokens_.size()); }
   int64_t segments() const { return static_cast<int64_t>(starts_.size()) - 1; }
+  // The first row of each segment, and one past the last.
+  const std::vector<int32_t>& starts() const { return starts_; }
   // A view; valid until the builder changes.
   Batch batch(const MemoryView* memory = nullptr);
 

@@ -5,7 +5,7 @@
 namespace furlong {
 
 void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tensor out, Tensor x, const Batch& batch,
-                   const LayerMemory& memory, bool keep, bool routed, LayerSaved& saved, bool normed,
+                   const LayerMemory& memory, bool keep, Routed routed, LayerSaved& saved, bool normed,
                    const NormAfter* after) {
   auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows();

@@ -20,11 +20,11 @@ struct LayerMemory {
   DeltaSlots slots;
 };
 
-// out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set; routed:
-// its ids and weights are given. normed: saved.normed and saved.r are x after the input norm already. after: a norm of
-// `out` that is wanted too, as that of the next layer's input, or null.
+// out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set. normed:
+// saved.normed and saved.r are x after the input norm already. after: a norm of `out` that is wanted too, as that of
+// the next layer's input, or null.
 void layer_forward(Exec&, const ModelConfig&, const LayerWeights&, Tensor out, Tensor x, const Batch&,
-                   const LayerMemory&, bool keep, bool routed, LayerSaved& saved, bool normed = false,
+                   const LayerMemory&, bool keep, Routed, LayerSaved& saved, bool normed = false,
                    const NormAfter* after = nullptr);
 // d (T,H): the gradient of the layer's output on entry, of its input on return.
 void layer_backward(Exec&, const ModelConfig&, const LayerWeights&, const LayerSaved&, Tensor d, const Batch&,

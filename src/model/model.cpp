@@ -25,6 +25,20 @@ void pass_on(Exec& exec, int64_t source, Tensor to, int64_t target, Tensor from)
   if (!exec.stream.is_dry()) stages.exchange(exec.stream, arriving, leaving);
 }
 
+// Memory for a layer's routing, and where its choices come from.
+Routed set_routing(Exec& exec, const ModelConfig& c, const BatchRoutes& routes, size_t layer, int64_t rows, DType t,
+                   MoeSaved& saved) {
+  saved.routing = make_routing(exec, c, rows, t, !routes.ids.defined());
+  saved.own_ids = {};
+  if (!routes.ids.defined()) return Routed::here;
+  const auto begin = static_cast<int64_t>(layer) * rows, end = begin + rows;
+  CHECK(routes.ids.rows() == c.num_layers * rows, "routes {} of {} rows", routes.ids.describe(), rows);
+  saved.routing.ids = routes.ids.rows(begin, end);
+  saved.routing.weights = routes.weights.rows(begin, end);
+  if (routes.own.defined()) saved.own_ids = routes.own.rows(begin, end);
+  return routes.given ? Routed::given : Routed::here;
+}
+
 }  // namespace
 
 Tensor stage_forward(Exec& exec, const ModelConfig& c, const Weights& w, const Batch& given, Tensor x,
@@ -58,24 +72,24 @@ Tensor stage_forward(Exec& exec, const ModelConfig& c, const Weights& w, const B
     const LayerMemory memory = memory_of(batch, w.layers[i].full_attention, attention, delta);
     LayerSaved& layer = saved != nullptr ? saved->layers[i] : unkept;
     if (keep_layers) {
-      layer.moe.routing = make_routing(exec, c, rows, t);
+      const Routed routed = set_routing(exec, c, batch.routes, i, rows, t, layer.moe);
       Tensor out = stream_rows();
-      layer_forward(exec, c, w.layers[i], out, x, batch, memory, true, false, layer);
+      layer_forward(exec, c, w.layers[i], out, x, batch, memory, true, routed, layer);
       x = out;
     } else if (saved != nullptr) {
-      layer.moe.routing = make_routing(exec, c, rows, t);
+      const Routed routed = set_routing(exec, c, batch.routes, i, rows, t, layer.moe);
       Tensor out = stream_rows();
       const Arena::Scope scope(arena);
-      layer_forward(exec, c, w.layers[i], out, x, batch, memory, false, false, layer);
+      layer_forward(exec, c, w.layers[i], out, x, batch, memory, false, routed, layer);
       x = out;
     } else {
       const Arena::Scope scope(arena);
-      layer.moe.routing = make_routing(exec, c, rows, t);
+      const Routed routed = set_routing(exec, c, batch.routes, i, rows, t, layer.moe);
       const bool ends = static_cast<int64_t>(i) + 1 == mine.end;
       const NormAfter after{ends ? hidden : layer.normed, layer.r, ends ? w.final_norm : w.layers[i + 1].input_norm,
                             c.rms_norm_eps};
       // What leaves a stage that is not the last is normed by the next one.
-      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, false, layer, true,
+      layer_forward(exec, c, w.layers[i], other, x, batch, memory, false, routed, layer, true,
                     ends && !last ? nullptr : &after);
       std::swap(x, other);
     }
@@ -107,7 +121,7 @@ Tensor stage_backward(Exec& exec, const ModelConfig& c, const Weights& w, ModelS
     LayerSaved& layer = saved.layers[i];
     if (saved.recompute == Recompute::full) {
       Tensor out = arena.make("model.x", w.dtype(), {d.rows(), d.dim(1)});
-      layer_forward(exec, c, w.layers[i], out, layer.input, batch, {}, true, true, layer);
+      layer_forward(exec, c, w.layers[i], out, layer.input, batch, {}, true, Routed::kept, layer);
     }
     layer_backward(exec, c, w.layers[i], layer, d, batch, grads.layers[i]);
     if (done) done(layer_part(i));

@@ -7,18 +7,18 @@
 
 namespace furlong {
 
-Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activations) {
+Routing make_routing(Exec& exec, const ModelConfig& c, int64_t rows, DType activations, bool choices) {
   auto& arena = exec.arena;
   const int64_t k = c.experts_per_token;
-  return {.ids = arena.make("moe.ids", DType::i32, {rows, k}),
-          .weights = arena.make("moe.weights", accumulate_dtype(activations), {rows, k}),
+  return {.ids = choices ? arena.make("moe.ids", DType::i32, {rows, k}) : Tensor(),
+          .weights = choices ? arena.make("moe.weights", accumulate_dtype(activations), {rows, k}) : Tensor(),
           .offsets = arena.make("moe.offsets", DType::i32, {c.num_experts + 1}),
           .row_of = arena.make("moe.row_of", DType::i32, {rows, k}),
           .token_of = arena.make("moe.token_of", DType::i32, {rows * k})};
 }
 
 void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y, Tensor x, Tensor residual,
-                 const Batch& batch, bool routed, MoeSaved& saved, const NormAfter* after) {
+                 const Batch& batch, Routed routed, MoeSaved& saved, const NormAfter* after) {
   auto& [stream, arena, mesh] = exec;
   const int64_t rows = x.rows(), routed_rows = rows * c.experts_per_token, f = c.moe_intermediate_size;
   const int64_t fs = c.shared_intermediate_size;
@@ -30,24 +30,34 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
   saved.shared_act = arena.make("moe.shared_act", t, {rows, fs});
   if (alone) saved.rows = arena.make("moe.rows", t, {routed_rows, c.hidden_size});
   const LinearOf shared_logit{saved.shared_logit, w.shared_expert_gate};
-  if (routed) {
-    linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up, {shared_logit});
-    if (alone) gather_rows(stream, saved.rows, x, saved.routing);
-  } else {
-    Tensor logits = arena.make("moe.logits", acc, {rows, c.num_experts});
+  const bool observes = routed == Routed::given && saved.own_ids.defined();
+  Tensor logits;
+  if (routed == Routed::here || observes) {
+    logits = arena.make("moe.logits", acc, {rows, c.num_experts});
     linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up,
                   {{logits, w.router}, shared_logit});
-    if (alone) {
-      route_rows(stream, saved.routing, saved.rows, x, logits);
-    } else {
-      route(stream, saved.routing, logits);
-    }
+  } else {
+    linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up, {shared_logit});
+  }
+  if (observes) {
+    Routing own = saved.routing;
+    own.ids = saved.own_ids;
+    own.weights = arena.make("moe.own_weights", acc, {rows, c.experts_per_token});
+    route(stream, own, logits);
+  }
+  if (routed == Routed::here && alone) {
+    route_rows(stream, saved.routing, saved.rows, x, logits);
+  } else if (routed == Routed::here) {
+    route(stream, saved.routing, logits);
+  } else if (alone) {
+    if (routed == Routed::given) sort_by_expert(stream, saved.routing);
+    gather_rows(stream, saved.rows, x, saved.routing);
   }
   saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
   if (!alone) {
     linear(stream, saved.shared, saved.shared_act, w.shared_down);
-    experts_forward(exec, c, w, y, x, saved.shared, saved.shared_logit, residual, batch, saved.routing, routed,
-                    saved.arrivals);
+    experts_forward(exec, c, w, y, x, saved.shared, saved.shared_logit, residual, batch, saved.routing,
+                    routed == Routed::kept, saved.arrivals);
     if (after != nullptr) rms_norm(stream, after->y, after->r, y, after->w, after->eps);
     return;
   }

@@ -16,16 +16,22 @@ struct MoeSaved {
   Tensor shared_gate_up, shared_act, shared;  // (T,2Fs), (T,Fs), (T,H)
   Tensor shared_logit;                        // (T,1)
   Arrivals arrivals;                          // in place of rows, gate_up and act where ranks share the experts
+  Tensor own_ids;  // (T,k) i32 for what the router would choose where the routing is given; undefined: unwanted
 };
 
-// Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew.
-Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations);
+// Memory of a layer's routing; kept outside a recompute scope, so that a replay cannot route anew. choices: with that
+// of ids and weights.
+Routing make_routing(Exec&, const ModelConfig&, int64_t rows, DType activations, bool choices = true);
 
-// y (T,H) = residual + the mixture's output for x, of the rows here. routed: take the routing as an earlier call with
-// this MoeSaved left it. after: a norm of y that is wanted too, or null.
+// Where a layer's routing comes from: its router; ids and weights that are set already, the rest follows from them; or
+// all of it from an earlier call with the same MoeSaved.
+enum class Routed : uint8_t { here, given, kept };
+
+// y (T,H) = residual + the mixture's output for x, of the rows here. after: a norm of y that is wanted too, or null.
 void moe_forward(Exec&, const ModelConfig&, const MoeWeights&, Tensor y, Tensor x, Tensor residual, const Batch&,
-                 bool routed, MoeSaved&, const NormAfter* after = nullptr);
-// Returns dx (T,H); adds to the gradients.
+                 Routed, MoeSaved&, const NormAfter* after = nullptr);
+// Returns dx (T,H); adds to the gradients. Of given routes the router's gradient is that of the softmax over their ids
+// where it has the given weights.
 Tensor moe_backward(Exec&, const ModelConfig&, const MoeWeights&, const MoeSaved&, Tensor dy, MoeWeights& grads);
 
 }  // namespace furlong

@@ -30,8 +30,8 @@ Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hi
   linear(stream, saved.x, saved.joined, m.fc);
   saved.layer.moe.routing = make_routing(exec, c, rows, t);
   saved.last = arena.make("mtp.last", t, {rows, h});
-  layer_forward(exec, c, m.layer, saved.last, saved.x, batch, {.pages = pages, .slots = {}}, kept != nullptr, false,
-                saved.layer);
+  layer_forward(exec, c, m.layer, saved.last, saved.x, batch, {.pages = pages, .slots = {}}, kept != nullptr,
+                Routed::here, saved.layer);
   saved.last_r = arena.make("mtp.last_r", acc, {rows});
   rms_norm(stream, out, saved.last_r, saved.last, m.norm, c.rms_norm_eps);
   return out;

@@ -16,6 +16,8 @@ struct Segments {
 struct KvPages {
   Tensor k, v;   // (pages, page, Hkv·D)
   Tensor table;  // (S, max pages) i32
+  // On a GPU in bf16: a row is summed in the order that training sums it in, however few rows its segment has.
+  bool exact = false;
   bool defined() const { return k.defined(); }
 };
 

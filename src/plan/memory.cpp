@@ -46,6 +46,7 @@ class Planner {
                in_.device_taken);
     }
     models();
+    if (in_.routes > 0) on_host("recorded routes", in_.routes);
     if (in_.cuda) {
       resident("kernels, matrix library, graphs", library_bytes);
       scratch();

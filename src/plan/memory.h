@@ -24,6 +24,7 @@ struct PlanInputs {
   bool trains = false, rolls = false;
   bool mtp = false;        // the MTP head is trained
   bool reference = false;  // a reference model is kept
+  uint64_t routes = 0;     // bytes of the routes of a rollout, which every process keeps
   double offload = 0;      // part of masters, moments and update that is the host's
   bool overlap = false;    // then gradients go down while the backward pass runs, into host memory of their own
   DType master = DType::f32, exp_avg = DType::f32, exp_avg_sq = DType::f32, main_grads = DType::f32;

@@ -78,17 +78,21 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
   }
-  scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
-                                                                      .drafts = options.drafts,
-                                                                      .margin = options.margin,
-                                                                      .share_prefixes = options.share_prefixes,
-                                                                      .keep_prefixes = options.keep_prefixes});
+  scheduler_ = std::make_unique<Scheduler>(
+      *memory_, SchedulerOptions{.max_running = options.max_running,
+                                 .drafts = options.drafts,
+                                 .margin = options.margin,
+                                 .share_prefixes = options.share_prefixes && !options.record_routes,
+                                 .keep_prefixes = options.keep_prefixes});
   CHECK(options.prefill_budget % delta_chunk == 0 && options.prefill_budget > 0, "prefill budget {}",
         options.prefill_budget);
+  CHECK(!options.record_routes || (weights.rank().row_parts() == 1 && weights.rank().sizes.pipeline == 1),
+        "routes of a part of the rows or layers");
   CHECK(options.drafts == 0 || !weights.mtp.empty(), "drafts without an MTP head");
   CHECK(weights.rank().ranks() == mesh.place().ranks(), "weights for {} ranks on {}", weights.rank().ranks(),
         mesh.place().ranks());
-  if (weights.device() == Device::cuda && !options.graph_batches.empty() && may_record(mesh)) {
+  const bool graphs = !options.graph_batches.empty() && !options.record_routes;
+  if (weights.device() == Device::cuda && graphs && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
     if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
@@ -243,18 +247,60 @@ void Engine::run(Round& round) {
   keep_states(round, hidden);
 }
 
+// Where a step of so many rows leaves its routes; undefined unless they are recorded.
+BatchRoutes Engine::routes_of(int64_t rows) {
+  if (!options_.record_routes) return {};
+  const int64_t all = config_.num_layers * rows, k = config_.experts_per_token;
+  return {.ids = arena_.make("rollout.ids", DType::i32, {all, k}),
+          .weights = arena_.make("rollout.weights", DType::f32, {all, k})};
+}
+
+// The routes of the rows of a step, from layer after layer to row after row.
+void Engine::take_routes(Round& round, const BatchRoutes& routes) {
+  const auto wants = [](const auto& job) { return job->request.routes; };
+  const bool wanted =
+      std::any_of(round.pieces.begin(), round.pieces.end(),
+                  [&](auto& p) { return p.prefix && wants(p.prefix->job); }) ||
+      std::any_of(round.decoding.begin(), round.decoding.end(), [&](const Sample* s) { return wants(s->job); });
+  if (!routes.ids.defined() || !wanted) return;
+  const OnHost ids(routes.ids), weights(routes.weights);
+  const int64_t rows = round.batch.rows(), layers = config_.num_layers, k = config_.experts_per_token;
+  round.routes.width = layers * k;
+  for (int64_t row = 0; row < rows; row++) {
+    for (int64_t layer = 0; layer < layers; layer++) {
+      const int64_t at = (layer * rows + row) * k;
+      for (int64_t i = at; i < at + k; i++) {
+        round.routes.ids.push_back(static_cast<uint16_t>(ids.view().as<int32_t>()[i]));
+        round.routes.weights.push_back(weights.view().as<float>()[i]);
+      }
+    }
+  }
+}
+
+// Appends the routes of a row of the step, if the request wants them.
+void Engine::record(const Round& round, const Request& request, int64_t row, RouteRows& to) const {
+  const int64_t width = round.routes.width;
+  if (!request.routes || width == 0) return;
+  to.width = width;
+  const auto* ids = round.routes.ids.data() + row * width;
+  const auto* weights = round.routes.weights.data() + row * width;
+  to.ids.insert(to.ids.end(), ids, ids + width);
+  to.weights.insert(to.weights.end(), weights, weights + width);
+}
+
 // Rows of pieces are in the memory; a finished prompt keeps its last hidden row for its samples.
 void Engine::run_pieces(Round& round, Tensor hidden) {
   int64_t row = 0;
   for (const Piece& piece : round.pieces) {
-    row += piece.rows;
+    const int64_t first = std::exchange(row, row + piece.rows);
     const int64_t end = piece.memory().length = piece.begin + piece.rows;
-    if (piece.sample != nullptr) {
+    if (piece.sample != nullptr) {  // its routes are those that its tokens were drawn with
       piece.sample->again = end < piece.sample->rows();
       continue;
     }
     Prefix& prefix = *piece.prefix;
     prefix.done = end;
+    for (int64_t r = first; r < row; r++) record(round, prefix.job->request, r, *prefix.routes);
     if (!prefix.complete() || !is_last_stage()) continue;
     prefix.hidden = OwnedTensor(weights_.dtype(), {1, config_.hidden_size}, weights_.device());
     convert(stream_, prefix.hidden, hidden.rows(row - 1, row));
@@ -322,8 +368,11 @@ Tensor Engine::forward(Round& round) {
       if (hidden.defined()) return hidden;
     }
   }
-  const Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
-  return all_rows(model_forward(exec, config_, weights_, batch, nullptr), batch.rows());
+  Batch batch = placed(exec, round.batch.batch(&memory_->view(round.sequences, round.speculative)));
+  batch.routes = routes_of(batch.rows());
+  const Tensor hidden = all_rows(model_forward(exec, config_, weights_, batch, nullptr), batch.rows());
+  take_routes(round, batch.routes);
+  return hidden;
 }
 
 void Engine::build(Round& round) {

@@ -18,12 +18,14 @@ namespace furlong {
 
 struct EngineOptions {
   int64_t max_running = 512;
-  int64_t drafts = 0;                  // MTP proposals per round; 0: no speculation
-  int64_t page = 32;                   // rows per page
-  int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
-  int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
-  int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
-  bool share_prefixes = true;          // prompts that begin alike run their common rows once
+  int64_t drafts = 0;             // MTP proposals per round; 0: no speculation
+  int64_t page = 32;              // rows per page
+  int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
+  int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
+  int64_t margin = 128;           // rows kept free for each sequence to grow; see SchedulerOptions
+  bool share_prefixes = true;     // prompts that begin alike run their common rows once
+  bool record_routes =
+      false;  // for requests that want them; prompts share no rows then, and no step is a recorded graph
   bool keep_prefixes = false;          // what has been run is kept for requests to come, while there is room
   size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
   int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit
@@ -31,6 +33,9 @@ struct EngineOptions {
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
+  // On a GPU in bf16: decoded rows have the very bits that training's forward gives them. Slower where few sequences
+  // are long; the CPU needs nothing for it.
+  bool exact = false;
   // Time steps with and without drafts before the first request, and leave drafts out where they do not pay. That
   // changes no token, but how often drafts are verified follows the machine.
   bool measure_speculation = false;
@@ -112,6 +117,9 @@ class Engine {
   // All rows of a batch of `rows`, of which this rank has computed its own. Undefined where `here` is.
   Tensor all_rows(Tensor here, int64_t rows);
   Tensor forward(Round&);
+  BatchRoutes routes_of(int64_t rows);
+  void take_routes(Round&, const BatchRoutes&);
+  void record(const Round&, const Request&, int64_t row, RouteRows&) const;
   void run_pieces(Round&, Tensor hidden);
   void draw(Round&, Tensor hidden);
   void accept(Round&, const Draws&);

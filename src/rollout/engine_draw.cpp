@@ -202,7 +202,11 @@ void Engine::accept(Round& round, const Draws& draws) {
       stats_.drafted += static_cast<int64_t>(drafts);
       stats_.accepted += static_cast<int64_t>(accepted);
     }
-    for (size_t j = 0; j <= accepted && !s->ended; j++) append(*s, draws, at + j);
+    for (size_t j = 0; j <= accepted && !s->ended; j++) {
+      append(*s, draws, at + j);
+      record(round, s->job->request, round.first_row[round.accepted.size()] + static_cast<int64_t>(j),
+             s->out.routes.response);
+    }
     if (s->ended) {
       round.accepted.push_back(0);
     } else {

@@ -17,7 +17,8 @@ int64_t most_prompts(const EngineOptions& o) { return std::min(o.max_running, o.
 // As many pages and slots as memory_bytes hold, at most what the requests can use.
 MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
   const ModelConfig c = remembered_model(whole, w.rank());
-  MemoryOptions m{.page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0};
+  MemoryOptions m{
+      .page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0, .exact = o.exact};
   // Every running sample and the prompts that wait for one.
   const int64_t per_sequence = pages_of_longest(o);
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
@@ -52,7 +53,12 @@ size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOption
   BatchBuilder builder;
   const std::vector<int32_t> tokens(static_cast<size_t>(o.prefill_budget + o.max_running * (1 + o.drafts)), 0);
   builder.add(tokens.data(), static_cast<int64_t>(tokens.size()));
-  const Batch batch = placed(exec, builder.batch());
+  Batch batch = placed(exec, builder.batch());
+  if (o.record_routes) {
+    const int64_t all = c.num_layers * batch.rows(), k = c.experts_per_token;
+    batch.routes = {.ids = measure.make("rollout.ids", DType::i32, {all, k}),
+                    .weights = measure.make("rollout.weights", DType::f32, {all, k})};
+  }
   Tensor hidden = model_forward(exec, c, w, batch, nullptr);
   int64_t extended = std::ssize(tokens);
   if (o.drafts > 0) {

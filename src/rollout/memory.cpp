@@ -72,7 +72,7 @@ RolloutMemory::RolloutMemory(const ModelConfig& c, DType dtype, const MemoryOpti
   };
   const auto make_pages = [&] {
     const int64_t width = c.num_kv_heads * c.head_dim;
-    return KvPages{make(dtype, {o.pages, o.page, width}), make(dtype, {o.pages, o.page, width}), {}};
+    return KvPages{make(dtype, {o.pages, o.page, width}), make(dtype, {o.pages, o.page, width}), {}, o.exact};
   };
   const int64_t ring = delta_chunk + o.draft_rows;
   const int64_t kh = c.linear_num_key_heads, vh = c.linear_num_value_heads;

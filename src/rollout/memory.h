@@ -18,6 +18,7 @@ struct MemoryOptions {
   int64_t slots = 0;       // scrap included
   int64_t draft_rows = 1;  // rows of one decode segment at most: 1 + drafts
   bool mtp = false;        // keep the MTP layer's keys and values
+  bool exact = false;      // attention over it sums as training does (KvPages)
 };
 
 // What one sequence holds.

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "data/routes.h"
 #include "ops/sample.h"
 
 namespace furlong {
@@ -19,7 +20,9 @@ struct Request {
   // Also ends it: asked after every token, with the response so far. Empty: never.
   std::function<bool(std::span<const int32_t>)> stop_when;
   uint64_t seed = 0;
-  int64_t group_index = 0;    // with the seed, the key of the draws
+  int64_t group_index = 0;    // with the seed and the sample's number, the key of the draws
+  int64_t first_sample = 0;   // number of the first sample
+  bool routes = false;        // Completion::routes is wanted; the engine must record them
   int64_t alternatives = 0;   // the likeliest tokens to report beside each drawn one, at most 20; on one rank only
   int64_t expected_new = -1;  // tokens of a response, from past ones; of a set of requests the longest start first
 };
@@ -39,6 +42,7 @@ struct Completion {
   std::vector<float> log_probs;  // of each token: log_softmax(logits / temperature), before top-k and top-p
   std::vector<std::vector<Alternative>>
       alternatives;  // of each token, the likeliest first; empty where none are wanted
+  Routes routes;     // of every token but the last, where they are wanted
   FinishReason reason = FinishReason::length;
   int64_t drafted = 0, accepted = 0, verify_steps = 0;
   // Emitted tokens per forward of the target, 1 without drafts.

@@ -30,6 +30,7 @@ struct Engine::Round {
   std::vector<Sample*> fresh;      // samples whose first token is drawn from their prefix's last hidden row
   std::vector<const SequenceMemory*> sequences;
   std::vector<uint8_t> speculative;
+  RouteRows routes;  // of all rows, if recorded
   // Accepted rows of each decoding sample, after draw.
   std::vector<int64_t> accepted;
   std::optional<bool> drafting;  // whether drafts are made for the next step; else the policy decides

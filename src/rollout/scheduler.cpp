@@ -63,7 +63,7 @@ std::unique_ptr<Sample> Scheduler::begin_sample(const std::shared_ptr<Job>& job)
   sample->job = job;
   sample->key = {.seed = request.seed,
                  .group = static_cast<uint32_t>(request.group_index),
-                 .sample = static_cast<uint32_t>(job->started),
+                 .sample = static_cast<uint32_t>(request.first_sample + job->started),
                  .position = 0,
                  .purpose = Purpose::sample};
   sample->out.request = job->id;
@@ -183,6 +183,7 @@ bool Scheduler::start_sample() {
   auto sample = begin_sample(prefix->job);
   sample->memory = memory_.fork(prefix->memory, rows);
   sample->fresh = prefix;
+  sample->out.routes.prompt = prefix->routes;
   insert_by_age(running_, std::move(sample));
   // A parent gives way as soon as it can.
   if (prefix->job->started == request.samples) drop_prefix(prefix);

@@ -47,16 +47,17 @@ void Wake::clear() const {
   [[maybe_unused]] const auto n = ::read(fd_, &count, sizeof count);
 }
 
-Connection::Connection(int socket, const HttpLimits& limits, std::atomic<size_t>& bodies, const Wake& stopping)
+ClientConnection::ClientConnection(int socket, const HttpLimits& limits, std::atomic<size_t>& bodies,
+                                   const Wake& stopping)
     : socket_(socket), limits_(limits), bodies_(bodies), stopping_(stopping) {}
 
-Connection::~Connection() {
+ClientConnection::~ClientConnection() {
   release_body();
   close(socket_);
 }
 
 // Whether the socket is ready; false when `until` has come, or the server stops and that was asked for.
-bool Connection::poll_socket(short events, SteadyClock::time_point until, bool until_stopping) {
+bool ClientConnection::poll_socket(short events, SteadyClock::time_point until, bool until_stopping) {
   for (;;) {
     pollfd fds[2] = {{socket_, events, 0}, {stopping_.fd(), POLLIN, 0}};
     const int ready = poll(fds, until_stopping ? 2 : 1, milliseconds_to(until));
@@ -67,7 +68,7 @@ bool Connection::poll_socket(short events, SteadyClock::time_point until, bool u
   }
 }
 
-bool Connection::receive() {
+bool ClientConnection::receive() {
   std::array<char, read_piece> piece;
   ssize_t n;
   do n = recv(socket_, piece.data(), piece.size(), 0);
@@ -76,9 +77,9 @@ bool Connection::receive() {
   return n > 0 || (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK));
 }
 
-void Connection::take(HttpParser& parser) { in_.erase(0, parser.read(in_)); }
+void ClientConnection::take(HttpParser& parser) { in_.erase(0, parser.read(in_)); }
 
-bool Connection::read_header(HttpParser& parser) {
+bool ClientConnection::read_header(HttpParser& parser) {
   const bool first = std::exchange(first_, false);
   auto until = from_now(first || !in_.empty() ? limits_.header_seconds : limits_.idle_seconds);
   for (bool begun = !in_.empty();;) {
@@ -96,7 +97,7 @@ bool Connection::read_header(HttpParser& parser) {
   }
 }
 
-void Connection::read_body(HttpParser& parser) {
+void ClientConnection::read_body(HttpParser& parser) {
   const auto until = from_now(limits_.body_seconds);
   while (!parser.done()) {
     const size_t held = in_.size();
@@ -114,9 +115,9 @@ void Connection::read_body(HttpParser& parser) {
   }
 }
 
-void Connection::release_body() { bodies_ -= std::exchange(charged_, 0); }
+void ClientConnection::release_body() { bodies_ -= std::exchange(charged_, 0); }
 
-void Connection::write(std::string_view bytes) {
+void ClientConnection::write(std::string_view bytes) {
   auto until = from_now(limits_.write_seconds);
   while (!bytes.empty()) {
     const ssize_t n = ::send(socket_, bytes.data(), bytes.size(), MSG_NOSIGNAL);
@@ -131,7 +132,7 @@ void Connection::write(std::string_view bytes) {
   }
 }
 
-Connection::Event Connection::wait(const Wake& wake, SteadyClock::time_point until) {
+ClientConnection::Event ClientConnection::wait(const Wake& wake, SteadyClock::time_point until) {
   for (;;) {
     pollfd fds[2] = {{socket_, POLLRDHUP, 0}, {wake.fd(), POLLIN, 0}};
     const int ready = poll(fds, 2, milliseconds_to(until));
@@ -143,7 +144,7 @@ Connection::Event Connection::wait(const Wake& wake, SteadyClock::time_point unt
   }
 }
 
-void Connection::linger() {
+void ClientConnection::linger() {
   shutdown(socket_, SHUT_WR);
   const auto until = from_now(linger_seconds);
   std::array<char, read_piece> dropped;
@@ -154,7 +155,7 @@ void Connection::linger() {
   }
 }
 
-void Connection::abort() { shutdown(socket_, SHUT_RDWR); }
+void ClientConnection::abort() { shutdown(socket_, SHUT_RDWR); }
 
 std::string HttpReply::head(int status, std::string_view type, const Headers& headers) const {
   std::string text = fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\nCache-Control: no-store\r\n", status,
@@ -192,7 +193,7 @@ void HttpReply::end() {
   if (request_.chunked_reply) connection_.write("0\r\n\r\n");
 }
 
-Connection::Event HttpReply::wait(double seconds) {
+ClientConnection::Event HttpReply::wait(double seconds) {
   waker();
   return connection_.wait(*wake_, from_now(seconds));
 }

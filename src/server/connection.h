@@ -33,14 +33,14 @@ class Wake {
   int fd_;
 };
 
-class Connection {
+class ClientConnection {
  public:
   // Owns the socket, which does not block. bodies: bytes of requests in memory, over all connections. stopping: set
   // when no further request is wanted.
-  Connection(int socket, const HttpLimits&, std::atomic<size_t>& bodies, const Wake& stopping);
-  ~Connection();
-  Connection(const Connection&) = delete;
-  Connection& operator=(const Connection&) = delete;
+  ClientConnection(int socket, const HttpLimits&, std::atomic<size_t>& bodies, const Wake& stopping);
+  ~ClientConnection();
+  ClientConnection(const ClientConnection&) = delete;
+  ClientConnection& operator=(const ClientConnection&) = delete;
 
   // False when there is no further request: the client has closed, was idle for too long, or the server stops. Throws
   // ApiError (408 and the parser's).
@@ -79,7 +79,7 @@ class Connection {
 class HttpReply {
  public:
   using Headers = std::vector<std::pair<std::string, std::string>>;
-  HttpReply(Connection& connection, HttpRequest& request) : connection_(connection), request_(request) {}
+  HttpReply(ClientConnection& connection, HttpRequest& request) : connection_(connection), request_(request) {}
 
   // All of it. Throws ClientGone, as the next three do.
   void send(int status, std::string_view type, std::string_view body, const Headers& headers = {});
@@ -89,7 +89,7 @@ class HttpReply {
   void end();
 
   // Waits for a call of waker(), or that the client goes away.
-  Connection::Event wait(double seconds);
+  ClientConnection::Event wait(double seconds);
   // May be called by any thread, also after the reply has gone.
   std::function<void()> waker();
 
@@ -105,7 +105,7 @@ class HttpReply {
  private:
   std::string head(int status, std::string_view type, const Headers& headers) const;
 
-  Connection& connection_;
+  ClientConnection& connection_;
   HttpRequest& request_;
   std::shared_ptr<Wake> wake_;
   int status_ = 0;

@@ -13,7 +13,7 @@ namespace {
 constexpr double least_log_prob = -9999;
 
 // What a body's values and names take in memory is many times what they take in the body.
-constexpr int64_t most_values = 2'000'000, most_names = 100'000;
+constexpr int64_t most_values = 2'000'000, most_names = 20'000;
 
 void check_counts(std::string_view json) {
   int64_t commas = 0, colons = 0;

@@ -111,8 +111,8 @@ int64_t Generation::prompt_tokens(size_t choice) const {
   return static_cast<int64_t>(call_.prompts[choice / static_cast<size_t>(call_.samples)].size());
 }
 
-std::vector<Piece> Generation::next() {
-  std::vector<Piece> pieces;
+std::vector<SampleNews> Generation::next() {
+  std::vector<SampleNews> pieces;
   if (left_ == 0) return pieces;
   for (Drawn& drawn : wait()) pieces.push_back(piece_of(std::move(drawn)));
   return pieces;
@@ -123,9 +123,9 @@ std::vector<Drawn> Generation::wait() {
     auto drawn = inbox_->take();
     if (!drawn.empty()) return drawn;
     switch (reply_.wait(look_seconds)) {
-      case Connection::Event::gone: throw ClientGone();
-      case Connection::Event::woken: break;
-      case Connection::Event::timeout: {
+      case ClientConnection::Event::gone: throw ClientGone();
+      case ClientConnection::Event::woken: break;
+      case ClientConnection::Event::timeout: {
         const LoopState state = loop_.state();
         if (state.busy && state.seconds > stuck_seconds_) {
           throw ApiError(503, "", "", fmt::format("the engine has made no step for {:.0f} s", state.seconds));
@@ -135,14 +135,14 @@ std::vector<Drawn> Generation::wait() {
   }
 }
 
-Piece Generation::piece_of(Drawn drawn) {
-  Piece piece{.choice = drawn.part * static_cast<size_t>(call_.samples) + static_cast<size_t>(drawn.sample),
-              .tokens = std::move(drawn.tokens),
-              .log_probs = std::move(drawn.log_probs),
-              .alternatives = std::move(drawn.alternatives),
-              .finished = drawn.finished,
-              .drafted = drawn.drafted,
-              .accepted = drawn.accepted};
+SampleNews Generation::piece_of(Drawn drawn) {
+  SampleNews piece{.choice = drawn.part * static_cast<size_t>(call_.samples) + static_cast<size_t>(drawn.sample),
+                   .tokens = std::move(drawn.tokens),
+                   .log_probs = std::move(drawn.log_probs),
+                   .alternatives = std::move(drawn.alternatives),
+                   .finished = drawn.finished,
+                   .drafted = drawn.drafted,
+                   .accepted = drawn.accepted};
   completion_tokens_ += static_cast<int64_t>(piece.tokens.size());
   Choice& choice = choices_[piece.choice];
   piece.stopped_by_token =

@@ -16,7 +16,7 @@ namespace furlong {
 
 struct ChatPrompt {
   std::vector<Message> messages;
-  std::optional<bool> enable_thinking;
+  ChatValues values;
 };
 
 // Used by many threads at once; nothing of it changes.
@@ -59,7 +59,7 @@ void check_call(const ServedModel&, GenerationCall&);
 std::vector<int32_t> encode_prompt(const ServedModel&, const std::string& text);
 
 // News of one sample.
-struct Piece {
+struct SampleNews {
   size_t choice = 0;  // prompt x samples + sample
   std::string text;   // that has become certain
   std::vector<int32_t> tokens;
@@ -80,7 +80,7 @@ class Generation {
              double stuck_seconds);
 
   // Waits for news; empty once all samples have ended. Throws ClientGone, or ApiError.
-  std::vector<Piece> next();
+  std::vector<SampleNews> next();
   size_t choices() const { return choices_.size(); }
   int64_t prompt_tokens() const { return prompt_tokens_; }
   int64_t prompt_tokens(size_t choice) const;
@@ -91,7 +91,7 @@ class Generation {
     std::optional<TextStream> text;
   };
   std::vector<Drawn> wait();
-  Piece piece_of(Drawn drawn);
+  SampleNews piece_of(Drawn drawn);
 
   EngineLoop& loop_;
   const ServedModel& model_;

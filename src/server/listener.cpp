@@ -187,7 +187,7 @@ void HttpListener::take(int socket) {
   close(socket);
 }
 
-void HttpListener::serve(Connection& connection) {
+void HttpListener::serve(ClientConnection& connection) {
   try {
     while (serve_one(connection)) {
     }
@@ -200,7 +200,7 @@ void HttpListener::serve(Connection& connection) {
 }
 
 // Whether the connection may bring another request.
-bool HttpListener::serve_one(Connection& connection) {
+bool HttpListener::serve_one(ClientConnection& connection) {
   HttpParser parser(limits_);
   HttpRequest& request = parser.request();
   HttpReply reply(connection, request);

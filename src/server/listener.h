@@ -51,14 +51,14 @@ class HttpListener {
   struct Client {
     explicit Client(int socket, HttpListener& listener)
         : connection(socket, listener.limits_, listener.counts_.body_bytes, listener.stopping_) {}
-    Connection connection;
+    ClientConnection connection;
     std::thread thread;
     std::atomic<bool> ended{false};
   };
   void accept_all();
   void take(int socket);
-  void serve(Connection&);
-  bool serve_one(Connection&);
+  void serve(ClientConnection&);
+  bool serve_one(ClientConnection&);
   void join_ended();
 
   HttpLimits limits_;

@@ -18,8 +18,8 @@ OpenAiCall read_chat_call(const ServedModel&, const std::string& body);
 OpenAiCall read_completions_call(const ServedModel&, const std::string& body);
 
 // A list of {"token", "logprob", "bytes", "top_logprobs"}, of the tokens that have text.
-OrderedJson chat_log_probs(const ServedModel&, const GenerationCall&, const Piece&);
+OrderedJson chat_log_probs(const ServedModel&, const GenerationCall&, const SampleNews&);
 // {"tokens", "token_logprobs", "top_logprobs", "text_offset"}; offset: characters before, moved on.
-OrderedJson completion_log_probs(const ServedModel&, const GenerationCall&, const Piece&, size_t& offset);
+OrderedJson completion_log_probs(const ServedModel&, const GenerationCall&, const SampleNews&, size_t& offset);
 
 }  // namespace furlong

@@ -60,16 +60,16 @@ class Answer {
             {"completion_tokens", generation_.completion_tokens()},
             {"total_tokens", generation_.prompt_tokens() + generation_.completion_tokens()}};
   }
-  std::vector<Piece> next() {
+  std::vector<SampleNews> next() {
     auto pieces = generation_.next();
-    for (const Piece& piece : pieces) timer_.drawn(piece.tokens.size());
+    for (const SampleNews& piece : pieces) timer_.drawn(piece.tokens.size());
     return pieces;
   }
-  OrderedJson log_probs(const Piece& piece);
+  OrderedJson log_probs(const SampleNews& piece);
   void event(const OrderedJson& json) { reply_.write(fmt::format("data: {}\n\n", dumped(json))); }
   OrderedJson chunk(OrderedJson choices) const;
   void begin_stream();
-  void send_piece(const Piece& piece);
+  void send_piece(const SampleNews& piece);
 
   RouteContext& context_;
   Form form_;
@@ -81,7 +81,7 @@ class Answer {
   std::vector<size_t> offsets_;
 };
 
-OrderedJson Answer::log_probs(const Piece& piece) {
+OrderedJson Answer::log_probs(const SampleNews& piece) {
   if (!asked_.call.log_probs) return nullptr;
   if (!form_.chat) return completion_log_probs(context_.model, asked_.call, piece, offsets_[piece.choice]);
   return {{"content", chat_log_probs(context_.model, asked_.call, piece)}, {"refusal", nullptr}};
@@ -106,7 +106,7 @@ void Answer::send_whole() {
   };
   std::vector<Whole> choices(generation_.choices());
   for (auto pieces = next(); !pieces.empty(); pieces = next()) {
-    for (const Piece& piece : pieces) {
+    for (const SampleNews& piece : pieces) {
       Whole& whole = choices[piece.choice];
       whole.text += piece.text;
       append_lists(whole.log_probs, log_probs(piece));
@@ -152,7 +152,7 @@ void Answer::begin_stream() {
   }
 }
 
-void Answer::send_piece(const Piece& piece) {
+void Answer::send_piece(const SampleNews& piece) {
   if (piece.text.empty() && !piece.finished && !asked_.call.log_probs) return;
   OrderedJson choice = {{"index", piece.choice}};
   if (form_.chat) {
@@ -170,7 +170,7 @@ void Answer::stream() {
   begin_stream();
   try {
     for (; !pieces.empty(); pieces = next()) {
-      for (const Piece& piece : pieces) send_piece(piece);
+      for (const SampleNews& piece : pieces) send_piece(piece);
     }
     if (asked_.include_usage) {
       OrderedJson last = head(form_.chunk());

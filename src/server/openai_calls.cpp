@@ -1,4 +1,6 @@
 // What OpenAI's requests ask for.
+#include <algorithm>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "server/api_error.h"
@@ -8,7 +10,7 @@
 namespace furlong {
 namespace {
 
-constexpr size_t most_messages = 4096;
+constexpr size_t most_messages = 4096, most_tools = 1024;
 constexpr int64_t default_completion_tokens = 16;
 
 void read_common(const ServedModel& model, Fields& fields, OpenAiCall& out) {
@@ -51,7 +53,24 @@ std::string content_of(const Json& message, const std::string& path) {
   return text;
 }
 
-Message message_of(const Json& json, const std::string& path) {
+// A turn's further keys, which the template may know. The order of a call's keys is the template's business too.
+std::string other_keys(Fields& fields, const Json& json, const OrderedJson& ordered) {
+  OrderedJson others = OrderedJson::object();
+  for (const char* name : {"name", "tool_call_id"}) {
+    if (const auto text = fields.text(name)) others[name] = *text;
+  }
+  if (const Json* calls = fields.find("tool_calls"); calls != nullptr && !calls->empty()) {
+    const auto is_object = [](const Json& call) { return call.is_object(); };
+    if (!calls->is_array() || !std::all_of(calls->begin(), calls->end(), is_object) || json["role"] != "assistant") {
+      refuse(fields.path("tool_calls"), "{} must be a list of objects, in an assistant's turn",
+             fields.path("tool_calls"));
+    }
+    others["tool_calls"] = ordered["tool_calls"];
+  }
+  return others.empty() ? "" : dumped(others);
+}
+
+Message message_of(const Json& json, const OrderedJson& ordered, const std::string& path) {
   if (!json.is_object()) refuse(path, "{} must be an object with a role and a content", path);
   Fields fields(json, path + ".");
   auto role = fields.text("role");
@@ -62,29 +81,45 @@ Message message_of(const Json& json, const std::string& path) {
            printable(*role));
   }
   fields.find("content");
-  Message message{*role, content_of(json, path + ".content"), fields.text("reasoning_content")};
-  fields.only("tool_calls", {Json::array()});
+  Message message{*role, content_of(json, path + ".content"), fields.text("reasoning_content"),
+                  other_keys(fields, json, ordered)};
   fields.only("function_call", {});
-  fields.ignore({"name", "tool_call_id", "refusal", "annotations"});
+  fields.ignore({"refusal", "annotations"});
   fields.close();
   return message;
 }
 
-ChatPrompt chat_prompt(Fields& fields) {
-  ChatPrompt prompt;
+// Tools and further variables of the template.
+ChatValues chat_values(Fields& fields, const OrderedJson& ordered) {
+  ChatValues values;
+  if (const Json* given = fields.find("chat_template_kwargs")) {
+    if (!given->is_object()) refuse("chat_template_kwargs", "chat_template_kwargs must be an object");
+    values.enable_thinking = Fields(*given, "chat_template_kwargs.").flag("enable_thinking");
+    OrderedJson others = ordered["chat_template_kwargs"];
+    others.erase("enable_thinking");
+    if (!others.empty()) values.values = dumped(others);
+  }
+  const Json* tools = fields.find("tools");
+  const Json* choice = fields.find("tool_choice");
+  fields.only("tool_choice", {"none", "auto"});
+  if (tools == nullptr || tools->empty() || (choice != nullptr && *choice == "none")) return values;
+  const auto is_object = [](const Json& tool) { return tool.is_object(); };
+  if (!tools->is_array() || tools->size() > most_tools || !std::all_of(tools->begin(), tools->end(), is_object)) {
+    refuse("tools", "tools must be a list of at most {} objects", most_tools);
+  }
+  values.tools = dumped(ordered["tools"]);
+  return values;
+}
+
+ChatPrompt chat_prompt(Fields& fields, const OrderedJson& ordered) {
+  ChatPrompt prompt{.messages = {}, .values = chat_values(fields, ordered)};
   const Json* messages = fields.find("messages");
   if (messages == nullptr || !messages->is_array() || messages->empty()) {
     refuse("messages", "messages must be a list of at least one message");
   }
   if (messages->size() > most_messages) refuse("messages", "at most {} messages", most_messages);
   for (size_t i = 0; i < messages->size(); i++) {
-    prompt.messages.push_back(message_of((*messages)[i], fmt::format("messages[{}]", i)));
-  }
-  if (const Json* value = fields.find("chat_template_kwargs")) {
-    if (!value->is_object()) refuse("chat_template_kwargs", "chat_template_kwargs must be an object");
-    Fields values(*value, "chat_template_kwargs.");
-    prompt.enable_thinking = values.flag("enable_thinking");
-    values.close();
+    prompt.messages.push_back(message_of((*messages)[i], ordered["messages"][i], fmt::format("messages[{}]", i)));
   }
   return prompt;
 }
@@ -121,15 +156,13 @@ OpenAiCall read_chat_call(const ServedModel& model, const std::string& body) {
   const auto older = fields.integer("max_tokens", 1, INT32_MAX);
   if (!call.max_new_tokens) call.max_new_tokens = older;
   fields.only("response_format", {Json::object({{"type", "text"}})});
-  fields.only("tools", {Json::array()});
-  fields.only("tool_choice", {"none", "auto"});
   fields.only("functions", {Json::array()});
   fields.only("function_call", {"none", "auto"});
   fields.only("modalities", {Json::array({"text"})});
   fields.only("audio", {});
   fields.only("add_generation_prompt", {true});
   fields.ignore({"parallel_tool_calls"});
-  const ChatPrompt prompt = chat_prompt(fields);
+  const ChatPrompt prompt = chat_prompt(fields, parse_ordered_json(body, "body"));
   fields.close();
   try {
     call.prompts.push_back(model.encode_chat(prompt));

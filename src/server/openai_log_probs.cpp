@@ -5,7 +5,7 @@
 namespace furlong {
 namespace {
 
-size_t shown_tokens(const Piece& piece) { return piece.tokens.size() - (piece.stopped_by_token ? 1 : 0); }
+size_t shown_tokens(const SampleNews& piece) { return piece.tokens.size() - (piece.stopped_by_token ? 1 : 0); }
 
 OrderedJson bytes_of(const ServedModel& model, int32_t id) {
   OrderedJson bytes = OrderedJson::array();
@@ -26,7 +26,7 @@ size_t characters(const std::string& text) {
 
 }  // namespace
 
-OrderedJson chat_log_probs(const ServedModel& model, const GenerationCall& call, const Piece& piece) {
+OrderedJson chat_log_probs(const ServedModel& model, const GenerationCall& call, const SampleNews& piece) {
   OrderedJson list = OrderedJson::array();
   for (size_t i = 0; i < shown_tokens(piece); i++) {
     OrderedJson entry = token_entry(model, piece.tokens[i], piece.log_probs[i]);
@@ -41,7 +41,7 @@ OrderedJson chat_log_probs(const ServedModel& model, const GenerationCall& call,
   return list;
 }
 
-OrderedJson completion_log_probs(const ServedModel& model, const GenerationCall& call, const Piece& piece,
+OrderedJson completion_log_probs(const ServedModel& model, const GenerationCall& call, const SampleNews& piece,
                                  size_t& offset) {
   OrderedJson out = {{"tokens", OrderedJson::array()},
                      {"token_logprobs", OrderedJson::array()},

@@ -102,8 +102,8 @@ class GenerateAnswer {
     OrderedJson finish;  // null until the end
     int64_t drafted = 0, accepted = 0;
   };
-  std::vector<Piece> next();
-  void add(const Piece& piece);
+  std::vector<SampleNews> next();
+  void add(const SampleNews& piece);
   OrderedJson entry(float log_prob, int32_t id) const;
   OrderedJson answer_of(size_t index) const;
 
@@ -116,9 +116,9 @@ class GenerateAnswer {
   std::vector<Sample> samples_;
 };
 
-std::vector<Piece> GenerateAnswer::next() {
+std::vector<SampleNews> GenerateAnswer::next() {
   auto pieces = generation_.next();
-  for (const Piece& piece : pieces) {
+  for (const SampleNews& piece : pieces) {
     timer_.drawn(piece.tokens.size());
     add(piece);
   }
@@ -130,7 +130,7 @@ OrderedJson GenerateAnswer::entry(float log_prob, int32_t id) const {
   return OrderedJson::array({finite_log_prob(log_prob), id, text});
 }
 
-OrderedJson finish_of(const Piece& piece, size_t tokens) {
+OrderedJson finish_of(const SampleNews& piece, size_t tokens) {
   switch (*piece.finished) {
     case FinishReason::length: return {{"type", "length"}, {"length", tokens}};
     case FinishReason::abort: return {{"type", "abort"}, {"message", "aborted"}};
@@ -140,7 +140,7 @@ OrderedJson finish_of(const Piece& piece, size_t tokens) {
   return {{"type", "stop"}, {"matched", piece.stop_text == nullptr ? OrderedJson() : OrderedJson(*piece.stop_text)}};
 }
 
-void GenerateAnswer::add(const Piece& piece) {
+void GenerateAnswer::add(const SampleNews& piece) {
   Sample& sample = samples_[piece.choice];
   sample.text += piece.text;
   sample.ids.insert(sample.ids.end(), piece.tokens.begin(), piece.tokens.end());
@@ -192,7 +192,7 @@ void GenerateAnswer::stream() {
   try {
     for (; !pieces.empty(); pieces = next()) {
       std::set<size_t> news;
-      for (const Piece& piece : pieces) news.insert(piece.choice);
+      for (const SampleNews& piece : pieces) news.insert(piece.choice);
       for (const size_t choice : news) {
         OrderedJson event = answer_of(choice);
         if (asked_.batch || samples_.size() > 1) event["index"] = choice;

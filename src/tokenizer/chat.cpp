@@ -7,116 +7,72 @@
 #include "base/file.h"
 #include "base/json.h"
 #include "base/text.h"
-#include "tokenizer/unicode.h"
+#include "tokenizer/chat_formats.h"
 
 namespace furlong {
 namespace {
 
 constexpr std::string_view turn_begin = "<|im_start|>", turn_end = "<|im_end|>";
-constexpr std::string_view think = "<think>", end_think = "</think>";
+constexpr const char* config_name = "tokenizer_config.json";
 
-std::string_view strip_newlines_left(std::string_view text) {
-  text.remove_prefix(std::min(text.find_first_not_of('\n'), text.size()));
-  return text;
-}
-
-std::string_view strip_newlines_right(std::string_view text) { return text.substr(0, text.find_last_not_of('\n') + 1); }
-
-void check_messages(ChatTemplate chat_template, std::span<const Message> messages) {
-  if (messages.empty()) fail(Exit::input, "the conversation is empty; it needs at least one message");
-  for (size_t i = 0; i < messages.size(); i++) {
-    const std::string& role = messages[i].role;
-    if (role != "system" && role != "user" && role != "assistant" && role != "tool") {
-      fail(Exit::input, "message {}: unknown role \"{}\"; known are system, user, assistant and tool", i,
-           printable(role));
-    }
-    if (chat_template == ChatTemplate::qwen3_5 && role == "system" && i > 0) {
-      fail(Exit::input, "message {}: a system message must be the first one in Qwen3.5's template", i);
-    }
+// A message as templates get it. Keys without a value are left out; reasoning that goes by an older name has the
+// present one too, and the other way round, for templates of either time.
+OrderedJson message_json(const Message& message, size_t i) {
+  OrderedJson out = {{"role", message.role}, {"content", message.content}};
+  if (message.reasoning_content) out["reasoning_content"] = *message.reasoning_content;
+  if (!message.others.empty()) {
+    const OrderedJson others = parse_ordered_json(message.others, fmt::format("message {}", i));
+    for (const auto& [key, value] : others.items()) out[key] = value;
   }
-}
-
-// A message's content as the template sees it: qwen3_5 trims it.
-std::string_view content_of(ChatTemplate chat_template, const Message& message) {
-  return chat_template == ChatTemplate::qwen3_5 ? trim_unicode(message.content) : std::string_view(message.content);
-}
-
-// The last user message that is not a tool's answer; the last message if there is none.
-size_t last_query(ChatTemplate chat_template, std::span<const Message> messages) {
-  for (size_t i = messages.size(); i-- > 0;) {
-    const std::string_view content = content_of(chat_template, messages[i]);
-    if (messages[i].role == "user" &&
-        !(content.starts_with("<tool_response>") && content.ends_with("</tool_response>"))) {
-      return i;
-    }
+  const char* const names[] = {"reasoning_content", "thinking", "reasoning"};
+  const auto found = std::find_if(std::begin(names), std::end(names),
+                                  [&](const char* name) { return out.contains(name) && !out[name].is_null(); });
+  OrderedJson given = OrderedJson::object();
+  if (found != std::end(names)) given["thinking"] = out[*found];
+  for (const auto& [key, value] : out.items()) {
+    if (!value.is_null()) given[key] = value;
   }
-  return messages.size() - 1;
+  if (found != std::end(names)) given["reasoning_content"] = out[*found];
+  return given;
 }
 
-// An assistant turn after its header. `reasons`: it comes after the last query; `last`: it is the last message.
-std::string assistant_body(ChatTemplate chat_template, const Message& message, bool reasons, bool last) {
-  std::string_view content = content_of(chat_template, message), reasoning;
-  if (message.reasoning_content) {
-    reasoning = *message.reasoning_content;
-  } else if (const size_t first_end = content.find(end_think); first_end != std::string_view::npos) {
-    reasoning = strip_newlines_right(content.substr(0, first_end));
-    if (const size_t begin = reasoning.rfind(think); begin != std::string_view::npos) {
-      reasoning.remove_prefix(begin + think.size());
-    }
-    reasoning = strip_newlines_left(reasoning);
-    content = strip_newlines_left(content.substr(content.rfind(end_think) + end_think.size()));
-  }
-  if (chat_template == ChatTemplate::qwen3_5) {
-    reasoning = trim_unicode(reasoning);
-  } else {
-    if (!last && reasoning.empty()) reasons = false;
-    reasoning = strip_newlines_right(strip_newlines_left(reasoning));
-    if (reasons) content = strip_newlines_left(content);
-  }
-  return reasons ? fmt::format("{}\n{}\n{}\n\n{}", think, reasoning, end_think, content) : std::string(content);
-}
-
-// What one message adds to the text. Answers of tools in a row share one user turn; a tool's answer that opens a
-// conversation has no turn header in qwen3_5.
-std::string render_message(ChatTemplate chat_template, std::span<const Message> messages, size_t i, size_t query) {
-  const Message& message = messages[i];
-  if (message.role == "assistant") {
-    return fmt::format("{}assistant\n{}{}\n", turn_begin,
-                       assistant_body(chat_template, message, i > query, i + 1 == messages.size()), turn_end);
-  }
-  const std::string_view content = content_of(chat_template, message);
-  if (message.role != "tool") return fmt::format("{}{}\n{}{}\n", turn_begin, message.role, content, turn_end);
-  const bool opens = i == 0 ? chat_template == ChatTemplate::qwen3 : messages[i - 1].role != "tool";
-  const bool closes = i + 1 == messages.size() || messages[i + 1].role != "tool";
-  return fmt::format("{}{}\n<tool_response>\n{}\n</tool_response>{}", opens ? turn_begin : "", opens ? "user" : "",
-                     content, closes ? fmt::format("{}\n", turn_end) : "");
-}
-
-std::string generation_prompt(ChatTemplate chat_template, std::optional<bool> enable_thinking) {
-  std::string out = fmt::format("{}assistant\n", turn_begin);
-  if (enable_thinking == false) return out + fmt::format("{}\n\n{}\n\n", think, end_think);
-  return chat_template == ChatTemplate::qwen3_5 ? out + fmt::format("{}\n", think) : out;
-}
-
-[[noreturn]] void ask_for_flag(const std::string& reason) {
-  fail(Exit::usage, "{}; name the template with --chat-template qwen3 or --chat-template qwen3.5", reason);
-}
-
-// The Jinja text of a tokenizer_config.json, empty if it has none.
-std::string template_of_config(const std::string& path) {
+// The special tokens of a tokenizer_config.json as a template's variables.
+std::string special_tokens_of(const std::string& checkpoint_dir) {
+  const std::string path = checkpoint_dir + "/" + config_name;
+  std::error_code ignored;
+  if (checkpoint_dir.empty() || !std::filesystem::exists(path, ignored)) return "{}";
   const Json config = read_json_file(path);
-  if (!config.is_object() || !config.contains("chat_template")) return "";
-  const Json& value = config.at("chat_template");
-  if (value.is_string()) return value.get<std::string>();
-  if (value.is_array()) {
-    for (const Json& entry : value) {
-      const bool complete = entry.is_object() && entry.contains("name") && entry.contains("template");
-      if (complete && entry.at("name") == "default" && entry.at("template").is_string()) {
-        return entry.at("template").get<std::string>();
-      }
+  OrderedJson out = OrderedJson::object();
+  for (const char* name :
+       {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
+    if (!config.is_object() || !config.contains(name)) continue;
+    const Json& value = config.at(name);
+    if (value.is_string()) out[name] = value.get<std::string>();
+    if (value.is_object() && value.contains("content") && value.at("content").is_string()) {
+      out[name] = value.at("content").get<std::string>();
     }
   }
-  return "";
+  return out.dump();
+}
+
+struct TemplateTexts {
+  std::string plain, with_tools;
+};
+
+// The Jinja texts under "chat_template" in a JSON file, empty if it has none.
+TemplateTexts templates_of(const std::string& path) {
+  const Json config = read_json_file(path);
+  if (!config.is_object() || !config.contains("chat_template")) return {};
+  const Json& value = config.at("chat_template");
+  if (value.is_string()) return {value.get<std::string>(), ""};
+  TemplateTexts out;
+  for (const Json& entry : value.is_array() ? value : Json::array()) {
+    const bool complete = entry.is_object() && entry.contains("name") && entry.contains("template");
+    if (!complete || !entry.at("template").is_string()) continue;
+    if (entry.at("name") == "default") out.plain = entry.at("template").get<std::string>();
+    if (entry.at("name") == "tool_use") out.with_tools = entry.at("template").get<std::string>();
+  }
+  return out;
 }
 
 // Appends `text`'s ids; the mask is 1 from byte `begin` of the text to its last "<|im_end|>".
@@ -131,96 +87,136 @@ void append_turn(const Tokenizer& tokenizer, std::string_view text, size_t begin
   chat.ids.insert(chat.ids.end(), ids.begin(), ids.end());
 }
 
+// What the generation prompt adds to a conversation.
+std::string generation_prompt(const ChatTemplate& chat_template, std::span<const Message> messages,
+                              const ChatValues& values, const std::string& text) {
+  const std::string longer = render_chat(chat_template, messages, true, values);
+  if (!longer.starts_with(text)) {
+    fail(Exit::input, "{}: with a generation prompt the template writes another conversation; it cannot be trained on",
+         chat_template.name());
+  }
+  return longer.substr(text.size());
+}
+
+// The bytes of the message's turn; empty if it has none.
+JinjaSpan turn_of(const JinjaText& chat, size_t message) {
+  JinjaSpan found{message, 0, 0};
+  for (const JinjaSpan& span : chat.spans) {
+    if (span.message == message) found = span;
+  }
+  return found;
+}
+
 }  // namespace
 
-std::string render_chat(ChatTemplate chat_template, std::span<const Message> messages, bool add_generation_prompt,
-                        std::optional<bool> enable_thinking) {
-  check_messages(chat_template, messages);
-  const size_t query = last_query(chat_template, messages);
-  std::string out;
-  for (size_t i = 0; i < messages.size(); i++) out += render_message(chat_template, messages, i, query);
-  if (add_generation_prompt) out += generation_prompt(chat_template, enable_thinking);
+ChatTemplate ChatTemplate::parse(std::string_view source, const std::string& name, std::string special_tokens) {
+  ChatTemplate out;
+  out.plain_ = JinjaTemplate::parse(source, name);
+  out.special_tokens_ = std::move(special_tokens);
   return out;
 }
 
-std::optional<ChatTemplate> recognise_chat_template(std::string_view jinja_text) {
-  std::string text;
-  for (const char c : jinja_text) {
-    if (c != ' ' && c != '\t' && c != '\r' && c != '\n') text += c == '"' ? '\'' : c;
+JinjaText ChatTemplate::render(std::span<const Message> messages, bool add_generation_prompt,
+                               const ChatValues& values) const {
+  if (messages.empty()) fail(Exit::input, "the conversation is empty; it needs at least one message");
+  OrderedJson variables = parse_ordered_json(special_tokens_, "special tokens");
+  const OrderedJson further = parse_ordered_json(values.values.empty() ? "{}" : values.values, "values");
+  for (const auto& [key, value] : further.items()) variables[key] = value;
+  OrderedJson& list = variables["messages"] = OrderedJson::array();
+  for (size_t i = 0; i < messages.size(); i++) list.push_back(message_json(messages[i], i));
+  const bool has_tools = !values.tools.empty();
+  if (has_tools || !variables.contains("tools")) {
+    variables["tools"] = has_tools ? parse_ordered_json(values.tools, "tools") : OrderedJson();
   }
-  const auto has = [&](std::string_view piece) { return text.find(piece) != std::string::npos; };
-  if (!has("namespace(multi_step_tool=true,last_query_index=") || !has("loop.index0>ns.last_query_index")) {
-    return std::nullopt;
-  }
-  const std::string closed = R"({{-'<|im_start|>assistant\n'}}{%-ifenable_thinkingisdefinedandenable_thinkingisfalse%})"
-                             R"({{-'<think>\n\n</think>\n\n'}})";
-  if (has(closed + "{%-endif%}") && has("loop.lastor(notloop.lastandreasoning_content)") && !has("render_content(")) {
-    return ChatTemplate::qwen3;
-  }
-  if (has(closed + R"({%-else%}{{-'<think>\n'}}{%-endif%})") && has("macrorender_content(") &&
-      has("render_content(message.content,true)|trim") && has("reasoning_content|trim")) {
-    return ChatTemplate::qwen3_5;
-  }
-  return std::nullopt;
+  if (!variables.contains("documents")) variables["documents"] = nullptr;
+  variables["add_generation_prompt"] = add_generation_prompt;
+  if (values.enable_thinking) variables["enable_thinking"] = *values.enable_thinking;
+  const JinjaTemplate& used = with_tools_ && !variables["tools"].is_null() ? *with_tools_ : plain_;
+  return used.render(variables.dump(), "the conversation");
+}
+
+std::string render_chat(const ChatTemplate& chat_template, std::span<const Message> messages,
+                        bool add_generation_prompt, const ChatValues& values) {
+  return chat_template.render(messages, add_generation_prompt, values).text;
 }
 
 ChatTemplate chat_template_of(const std::string& checkpoint_dir) {
   const std::string jinja = checkpoint_dir + "/chat_template.jinja";
-  const std::string config = checkpoint_dir + "/tokenizer_config.json";
   std::error_code ignored;
-  const bool has_jinja = std::filesystem::exists(jinja, ignored);
-  const bool has_config = std::filesystem::exists(config, ignored);
-  const std::string text = has_jinja ? read_file(jinja) : has_config ? template_of_config(config) : "";
-  if (text.empty()) ask_for_flag(fmt::format("{} has no chat template", checkpoint_dir));
-  if (const auto known = recognise_chat_template(text)) return *known;
-  ask_for_flag(fmt::format("the chat template in {} is not one that is known", has_jinja ? jinja : config));
+  if (std::filesystem::exists(jinja, ignored)) {
+    return ChatTemplate::parse(read_file(jinja), jinja, special_tokens_of(checkpoint_dir));
+  }
+  for (const char* name : {config_name, "chat_template.json"}) {
+    const std::string path = checkpoint_dir + "/" + name;
+    if (!std::filesystem::exists(path, ignored)) continue;
+    const TemplateTexts texts = templates_of(path);
+    if (texts.plain.empty()) continue;
+    ChatTemplate out = ChatTemplate::parse(texts.plain, path + " chat_template", special_tokens_of(checkpoint_dir));
+    if (!texts.with_tools.empty()) {
+      out.set_for_tools(JinjaTemplate::parse(texts.with_tools, path + " chat_template tool_use"));
+    }
+    return out;
+  }
+  fail(Exit::usage,
+       "{} has no chat template; name one with --chat-template qwen3, --chat-template qwen3.5, or a file with a Jinja "
+       "template",
+       checkpoint_dir);
 }
 
-ChatTemplate parse_chat_template(std::string_view flag_value) {
-  if (flag_value == "qwen3") return ChatTemplate::qwen3;
-  if (flag_value == "qwen3.5") return ChatTemplate::qwen3_5;
-  fail(Exit::usage, "--chat-template {}: unknown template; known are qwen3 and qwen3.5", printable(flag_value));
+ChatTemplate named_chat_template(const std::string& flag_value, const std::string& checkpoint_dir) {
+  if (const std::string format = chat_format(flag_value); !format.empty()) {
+    return ChatTemplate::parse(format, "--chat-template " + flag_value);
+  }
+  std::error_code ignored;
+  if (!std::filesystem::is_regular_file(flag_value, ignored)) {
+    fail(Exit::usage, "--chat-template {}: neither qwen3 nor qwen3.5, nor a file with a Jinja template",
+         printable(flag_value));
+  }
+  return ChatTemplate::parse(read_file(flag_value), flag_value, special_tokens_of(checkpoint_dir));
 }
 
-TokenizedChat tokenize_conversation(const Tokenizer& tokenizer, ChatTemplate chat_template,
-                                    std::span<const Message> messages, std::optional<bool> enable_thinking) {
-  check_messages(chat_template, messages);
+TokenizedChat tokenize_conversation(const Tokenizer& tokenizer, const ChatTemplate& chat_template,
+                                    std::span<const Message> messages, const ChatValues& values) {
   const auto end_id = tokenizer.token_id(turn_end);
   if (!end_id || !tokenizer.token_id(turn_begin)) {
     fail(Exit::input, "the tokenizer has no \"{}\" or no \"{}\"; conversations need both", turn_begin, turn_end);
   }
-  size_t last_assistant = messages.size();
-  for (size_t i = 0; i < messages.size(); i++) {
-    if (messages[i].role == "assistant") last_assistant = i;
-  }
+  const JinjaText conversation = chat_template.render(messages, false, values);
+  const std::string_view text = conversation.text;
   const std::string header = fmt::format("{}assistant\n", turn_begin);
-  const std::string prompt = generation_prompt(chat_template, enable_thinking);
-  const size_t query = last_query(chat_template, messages);
-  TokenizedChat chat;
-  // Turn by turn is the same as in one: every turn but a tool's second answer begins with an added token, which no
-  // other token crosses; answers of tools in a row are therefore encoded together.
-  std::string others;
-  const auto flush = [&] {
-    append_turn(tokenizer, others, others.size() + 1, *end_id, chat);
-    others.clear();
-  };
+  const std::string prompt = generation_prompt(chat_template, messages, values, conversation.text);
+  std::vector<JinjaSpan> turns;
+  size_t done = 0;
   for (size_t i = 0; i < messages.size(); i++) {
-    const std::string turn = render_message(chat_template, messages, i, query);
-    if (messages[i].role != "assistant") {
-      others += turn;
-      continue;
+    if (messages[i].role != "assistant") continue;
+    const JinjaSpan span = turn_of(conversation, i);
+    if (span.begin < done || !text.substr(span.begin, span.end - span.begin).starts_with(header)) {
+      fail(Exit::input, "{}: the template does not write message {} as a turn of its own ({}assistant ... {})",
+           chat_template.name(), i, turn_begin, turn_end);
     }
-    const size_t begin = turn.starts_with(prompt) ? prompt.size() : header.size();
-    flush();
-    if (i == last_assistant) {
-      others = turn.substr(0, begin);
-      flush();
-      append_turn(tokenizer, std::string_view(turn).substr(begin), 0, *end_id, chat);
-    } else {
-      append_turn(tokenizer, turn, begin, *end_id, chat);
-    }
+    turns.push_back(span);
+    done = span.end;
   }
-  flush();
+  TokenizedChat chat;
+  // Turn by turn is the same as in one: an assistant turn, and what follows one, begins with an added token, which no
+  // other token crosses.
+  const auto untrained = [&](std::string_view piece) {
+    append_turn(tokenizer, piece, piece.size() + 1, *end_id, chat);
+  };
+  done = 0;
+  for (const JinjaSpan& span : turns) {
+    const std::string_view turn = text.substr(span.begin, span.end - span.begin);
+    const size_t begin = turn.starts_with(prompt) ? prompt.size() : header.size();
+    if (span.begin > done && done > 0 && !text.substr(done).starts_with(turn_begin)) {
+      fail(Exit::input, "{}: what follows an assistant turn does not begin with {}", chat_template.name(), turn_begin);
+    }
+    const bool last = &span == &turns.back();
+    untrained(text.substr(done, span.begin - done));
+    if (last) untrained(turn.substr(0, begin));
+    append_turn(tokenizer, last ? turn.substr(begin) : turn, last ? 0 : begin, *end_id, chat);
+    done = span.end;
+  }
+  untrained(text.substr(done));
   return chat;
 }
 

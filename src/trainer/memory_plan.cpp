@@ -18,6 +18,7 @@ namespace furlong {
 namespace {
 
 constexpr double gib = 1073741824.0;
+constexpr uint64_t route_bytes = sizeof(uint16_t) + sizeof(float);  // of one choice
 
 bool offered(const char* name) {
   const auto& all = fields();
@@ -143,6 +144,11 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.rolls = work.rolls;
   in.mtp = s.enable_mtp_training;
   in.reference = work.trains && !work.supervised && needs_reference(s);
+  if (s.use_rollout_routing_replay && work.trains && !work.supervised) {
+    const int64_t samples = s.rollout_batch_size.value_or(1) * s.n_samples_per_prompt;
+    const auto row = static_cast<uint64_t>(config.num_layers * config.experts_per_token) * route_bytes;
+    in.routes = static_cast<uint64_t>(samples * work.longest) * row;
+  }
   in.offload = s.optimizer_cpu_offload ? s.optimizer_offload_fraction : 0;
   in.overlap = s.overlap_cpu_optimizer_d2h_h2d;
   in.master = parse_dtype(s.main_params_dtype);

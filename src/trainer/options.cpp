@@ -57,6 +57,7 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
   }
   o.recompute = s.recompute_granularity == "full" ? Recompute::full : Recompute::none;
   o.per_token = s.calculate_per_token_loss;
+  o.replay_routes = s.use_rollout_routing_replay;
   o.mtp = s.enable_mtp_training;
   o.mtp_factor = s.mtp_loss_scaling_factor;
   o.temperature = s.rollout_temperature > 0 ? s.rollout_temperature : 1;
@@ -120,6 +121,7 @@ std::string passes_text(const Settings& s) {
     text += s.kl_loss_coef != 0 ? ", reference log-probs"
                                 : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
   text += ", forward and backward";
+  if (s.use_rollout_routing_replay) text += " with the rollout's routes";
   if (s.enable_mtp_training) text += ", MTP forward and backward";
   text += ", AdamW\n";
   if (one_step) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";

@@ -23,6 +23,28 @@ namespace {
 
 constexpr const char* state_format = "furlong.run_state";
 
+Json group_json(const SampleGroup& group) {
+  Json samples = Json::array();
+  for (const auto& sample : group.samples) {
+    samples.push_back({{"open", sample.open}, {"trajectory", trajectory_row(sample.trajectory)}});
+  }
+  return {{"prompt", group.draw.prompt},
+          {"group_index", group.draw.group_index},
+          {"first_index", group.draw.first_index},
+          {"epoch", group.draw.epoch},
+          {"samples", samples}};
+}
+
+SampleGroup group_of(const Json& json, const std::string& where) {
+  SampleGroup group{.draw = {json.at("prompt"), json.at("group_index"), json.at("first_index"), json.at("epoch")},
+                    .samples = {}};
+  for (const Json& sample : json.at("samples")) {
+    group.samples.push_back(
+        {.trajectory = parse_trajectory(sample.at("trajectory").get<std::string>(), where), .open = sample.at("open")});
+  }
+  return group;
+}
+
 std::string to_json(const RunState& s) {
   Json json = {{"format", state_format},
                {"version", 1},
@@ -38,6 +60,7 @@ std::string to_json(const RunState& s) {
                  {"offset", s.cursor.offset},
                  {"group_index", s.cursor.group_index},
                  {"index", s.cursor.index}}}};
+  for (const SampleGroup& group : s.buffer) json["buffer"].push_back(group_json(group));
   return json.dump(1);
 }
 
@@ -55,6 +78,9 @@ RunState from_json(const std::string& text, const std::string& where) {
     s.skipped_in_a_row = json.at("skipped_in_a_row");
     const Json& c = json.at("cursor");
     s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
+    if (json.contains("buffer")) {
+      for (const Json& group : json["buffer"]) s.buffer.push_back(group_of(group, where));
+    }
     if (json.at("isa") != ops::isa_name()) {
       log::warn(
           "{} was written with the instruction set {}, this machine runs {}: the run goes on, its bits will differ",

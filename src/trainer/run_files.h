@@ -2,8 +2,10 @@
 #pragma once
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "data/prompts.h"
+#include "trainer/groups.h"
 #include "trainer/session.h"
 #include "trainer/train_step.h"
 
@@ -19,6 +21,7 @@ struct RunState {
   int64_t weight_version = 0;
   int64_t skipped_steps = 0, skipped_in_a_row = 0;
   PromptCursorState cursor;
+  std::vector<SampleGroup> buffer;  // groups under way, to be gone on with
 };
 
 class RunFiles {

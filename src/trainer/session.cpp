@@ -35,16 +35,6 @@ std::vector<int32_t> read_stop_ids(const std::string& directory, const ModelConf
   return ids;
 }
 
-std::optional<bool> thinking_of(const std::string& kwargs) {
-  if (kwargs.empty()) return std::nullopt;
-  const Json json = parse_json(kwargs, "--apply-chat-template-kwargs");
-  if (!json.contains("enable_thinking")) return std::nullopt;
-  if (!json["enable_thinking"].is_boolean()) {
-    fail(Exit::usage, "--apply-chat-template-kwargs: enable_thinking must be true or false");
-  }
-  return json["enable_thinking"].get<bool>();
-}
-
 }  // namespace
 
 ParallelSizes parallel_sizes(const Settings& s) {
@@ -96,7 +86,7 @@ Session open_session(const Settings& settings, const World& world) {
     }
   }
   if (!settings.chat_template.empty()) {
-    session.chat = parse_chat_template(settings.chat_template);
+    session.chat = named_chat_template(settings.chat_template, session.directory);
   } else {
     try {
       session.chat = chat_template_of(session.directory);
@@ -104,7 +94,7 @@ Session open_session(const Settings& settings, const World& world) {
       session.chat_error = e.what();
     }
   }
-  session.enable_thinking = thinking_of(settings.apply_chat_template_kwargs);
+  session.chat_values.values = settings.apply_chat_template_kwargs;
   session.stop_ids = read_stop_ids(session.directory, session.config);
   return session;
 }
@@ -176,9 +166,14 @@ std::vector<int32_t> encode_text(const Session& session, const std::string& text
   return session.tokenizer->encode(text);
 }
 
-std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages) {
+Message message_of(const ChatMessage& message) { return {message.role, message.content, std::nullopt, message.others}; }
+
+std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages,
+                                 const std::string& tools) {
   if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
-  return encode_text(session, render_chat(*session.chat, messages, true, session.enable_thinking));
+  ChatValues values = session.chat_values;
+  if (!tools.empty()) values.tools = tools;
+  return encode_text(session, render_chat(*session.chat, messages, true, values));
 }
 
 std::string decode_ids(const Session& session, const std::vector<int32_t>& ids) {
@@ -206,16 +201,26 @@ std::function<bool(std::span<const int32_t>)> stop_rule(const Session& session, 
   };
 }
 
+std::vector<int32_t> encode_prompt(const Session& session, const Prompt& prompt, const std::string& where) {
+  if (!prompt.is_chat()) return encode_text(session, prompt.text);
+  std::vector<Message> messages;
+  for (const ChatMessage& message : prompt.messages) messages.push_back(message_of(message));
+  try {
+    return encode_chat(session, messages, prompt.tools);
+  } catch (const Error& e) {
+    if (e.code() != Exit::input) throw;
+    fail(Exit::input, "{}: {}", where, e.what());
+  }
+}
+
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context) {
-  PreparedPrompts prepared{PromptSet(options), {}, 0};
+  PreparedPrompts prepared{.set = PromptSet(options), .tokens = {}, .rendered = options.apply_chat_template};
   std::vector<uint8_t> kept;
   std::vector<std::vector<int32_t>> tokens;
   for (int64_t i = 0; i < prepared.set.size(); i++) {
     const Prompt& prompt = prepared.set[i];
-    std::vector<Message> messages;
-    for (const auto& m : prompt.messages) messages.push_back({m.role, m.content, std::nullopt});
-    auto ids = prompt.is_chat() ? encode_chat(session, messages) : encode_text(session, prompt.text);
+    auto ids = encode_prompt(session, prompt, prepared.set.where(i));
     if (ids.empty()) fail(Exit::input, "{}: the prompt has no tokens", prepared.set.where(i));
     const auto length = static_cast<int64_t>(ids.size());
     kept.push_back(max_prompt_len > 0 && length > max_prompt_len ? 0 : 1);
@@ -239,31 +244,12 @@ PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& opt
   return prepared;
 }
 
-Label label_of(const LabelValue& value) {
-  switch (value.kind) {
-    case LabelValue::Kind::none: return Label::none();
-    case LabelValue::Kind::string: return Label::string(value.text);
-    case LabelValue::Kind::integer: return {Label::Kind::integer, value.text};
-    case LabelValue::Kind::floating: return Label::real(value.number);
-    case LabelValue::Kind::boolean: return Label::boolean(value.number != 0);
-    case LabelValue::Kind::other: break;
-  }
-  return Label::other();
-}
-
-std::optional<double> reward_of(const Score& score, const std::string& reward_key) {
-  if (reward_key == "acc") return score.acc ? std::optional<double>(*score.acc ? 1.0 : 0.0) : std::nullopt;
-  if (!reward_key.empty() && reward_key != "score") {
-    fail(Exit::usage, "--reward-key {}: the rewards here have the keys score and acc", reward_key);
-  }
-  return score.reward;
-}
-
 EngineOptions engine_options(const ModelConfig& config, const std::string& where, const Settings& settings,
                              int64_t max_tokens, int64_t max_requests) {
   EngineOptions options;
   options.max_running = std::min(settings.rollout_max_running_requests.value_or(default_max_running), max_requests);
   options.max_tokens = max_tokens;
+  options.record_routes = settings.use_rollout_routing_replay;
   if (settings.rollout_speculative_algorithm != "none") {
     if (config.mtp_num_layers == 0) {
       fail(Exit::usage, "--rollout-speculative-algorithm {}: {} has no MTP head (mtp_num_hidden_layers is 0); use none",
@@ -275,6 +261,7 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
     options.measure_speculation =
         options.forced_accept_length == 0 && (model == "measured" || (model == "auto" && settings.device == "cuda"));
   }
+  options.exact = settings.true_on_policy;
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {
     options.graph_batches = {1, 2, 4, 8};

@@ -9,7 +9,6 @@
 #include "data/prompts.h"
 #include "model/weights.h"
 #include "parallel/group.h"
-#include "reward/scorer.h"
 #include "rollout/engine.h"
 #include "tokenizer/chat.h"
 #include "tokenizer/tokenizer.h"
@@ -24,11 +23,11 @@ struct Session {
   std::unique_ptr<ThreadPool> threads;
   std::unique_ptr<Mesh> mesh = std::make_unique<Mesh>();  // the ranks that compute together, each with its weights
   Weights weights;
-  std::optional<Tokenizer> tokenizer;   // absent when the folder has none
-  std::optional<ChatTemplate> chat;     // the checkpoint's own or --chat-template; absent when there is neither
-  std::string chat_error;               // why it is absent
-  std::optional<bool> enable_thinking;  // from --apply-chat-template-kwargs
-  std::vector<int32_t> stop_ids;        // of generation_config.json, else of config.json
+  std::optional<Tokenizer> tokenizer;  // absent when the folder has none
+  std::optional<ChatTemplate> chat;    // the checkpoint's own or --chat-template; absent when there is neither
+  std::string chat_error;              // why it is absent
+  ChatValues chat_values;              // from --apply-chat-template-kwargs
+  std::vector<int32_t> stop_ids;       // of generation_config.json, else of config.json
 };
 
 ParallelSizes parallel_sizes(const Settings& settings);
@@ -52,9 +51,15 @@ bool loads_weights_alone(const Settings& settings);
 // --hf-checkpoint's. Training checkpoints that train and sft resume from are read later, by RunFiles::resume.
 void load_weights(Session& session, const Settings& settings);
 
-// The ids of a chat prompt, or of plain text. Throws when the checkpoint lacks a tokenizer or a chat template.
-std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages);
+// A message of a prompt set as the chat template takes it.
+Message message_of(const ChatMessage& message);
+// The ids of a chat prompt (with `tools`, a JSON list, unless empty), or of plain text. Throws when the checkpoint
+// lacks a tokenizer or a chat template.
+std::vector<int32_t> encode_chat(const Session& session, const std::vector<Message>& messages,
+                                 const std::string& tools = {});
 std::vector<int32_t> encode_text(const Session& session, const std::string& text);
+// Of a prompt of a set; `where` begins the error of a conversation that the template refuses.
+std::vector<int32_t> encode_prompt(const Session& session, const Prompt& prompt, const std::string& where);
 
 // The text of generated ids. A model may draw ids above the tokenizer's last; they have no text and are left out.
 std::string decode_ids(const Session& session, const std::vector<int32_t>& ids);
@@ -68,6 +73,7 @@ struct PreparedPrompts {
   PromptSet set;
   std::vector<std::vector<int32_t>> tokens;
   int64_t longest = 0;
+  bool rendered = false;                // rewards are asked for the prompt's text, not its messages
   std::vector<int64_t> past_responses;  // tokens of each prompt's longest response so far, -1: none; empty: unknown
 };
 
@@ -75,11 +81,6 @@ struct PreparedPrompts {
 // Error(Exit::input) when nothing is left, or when a prompt cannot fit `context` tokens with one token of response.
 PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& options, int64_t max_prompt_len,
                                 int64_t context);
-
-// The grader's form of a label.
-Label label_of(const LabelValue& value);
-// The number that a score stands for: --reward-key picks "score" or "acc" of a rule that gives several.
-std::optional<double> reward_of(const Score& score, const std::string& reward_key);
 
 // Engine options from the rollout settings, for requests of at most max_tokens tokens. `where` names the checkpoint in
 // errors; memory_bytes is the caller's to set.

@@ -52,7 +52,7 @@ constexpr NotHere not_here[] = {
     {"update_weight", "the trainer's weights are the rollout's: there is nothing to transfer"},
     {"custom_", "Python hooks have no meaning in this program"},
     {"rollout_function_path", "Python hooks have no meaning in this program"},
-    {"chat_template_path", "the built-in formats are chosen by --chat-template"},
+    {"chat_template_path", "give the file with --chat-template"},
     {"eval_config", "give the sets with --eval-prompt-data"},
     {"group_rm", "group rewards are not offered yet"},
     {"rm_url", "remote rewards are not offered yet"},

@@ -56,7 +56,7 @@ struct Settings {
   std::string tool_key = "tools";
   bool apply_chat_template = false;
   std::string apply_chat_template_kwargs;  // a JSON object
-  std::string chat_template;               // "" (the checkpoint's own) | qwen3 | qwen3.5
+  std::string chat_template;               // "" (the checkpoint's own) | qwen3 | qwen3.5 | a file
   bool rollout_shuffle = false;
   int64_t rollout_seed = 42;
 
@@ -92,7 +92,7 @@ struct Settings {
   std::optional<int64_t> rollout_speculative_eagle_topk;        //
   std::optional<int64_t> rollout_speculative_num_draft_tokens;  //
   std::optional<double> rollout_forced_accept_length;
-  std::string rollout_speculative_cost_model = "auto";          // auto | measured | none
+  std::string rollout_speculative_cost_model = "auto";  // auto | measured | none
   bool true_on_policy = false;
   std::optional<double> rollout_mem_fraction_static;
   std::optional<int64_t> rollout_max_running_requests;
@@ -101,13 +101,35 @@ struct Settings {
   int64_t rollout_num_gpus_per_engine = 1;
   bool use_rollout_routing_replay = false;
 
+  // Which groups a rollout keeps
+  std::string dynamic_sampling_filter_path;            // validate: check_reward_nonzero_std, whatever path names it
+  std::optional<int64_t> dynamic_sampling_max_groups;  // drawn a rollout; validate: 10 rollout_batch_size
+  std::optional<int64_t> over_sampling_batch_size;     // groups drawn at a time; validate: rollout_batch_size
+  bool partial_rollout = false;
+  bool mask_offpolicy_in_partial_rollout = false;
+
+  // Conversations with an environment
+  std::string custom_generate_url;      // one of the two, or neither
+  std::string custom_generate_command;  //
+  int64_t generate_max_turns = 16;
+
   // Reward
   std::string rm_type;
   std::string reward_key;
+  std::string rm_url;
+  int64_t rm_batch_size = 1;  // samples a request
+  int64_t rm_concurrency = 16;
+  double rm_timeout = 30;  // seconds
+  int64_t rm_tries = 5;
+  double rm_max_unscored = 0.2;  // of a rollout's samples
+  std::string custom_rm_command;
+  int64_t custom_rm_processes = 4;
+  bool group_rm = false;
 
   // Evaluation; validate fills every eval_* left out from its rollout counterpart
   std::optional<int64_t> eval_interval;  // rollouts
   Texts eval_prompt_data;                // name, file, name, file, ...
+  std::string eval_config;               // file that describes the sets
   std::string eval_input_key;
   std::string eval_label_key;
   std::string eval_reward_key;

@@ -119,9 +119,9 @@ void add_prompts(Table& t) {
               "values for the chat template, such as {\"enable_thinking\": false}")
               .json(),
           row("chat_template", &Settings::chat_template, T | S | E | G | L | K | Z,
-              "which built-in chat format; default: the checkpoint's own, recognised by its text")
-              .choices({"qwen3", "qwen3.5"})
-              .differs("not in miles, which runs the checkpoint's Jinja template"),
+              "a built-in chat format (qwen3, qwen3.5) or a file with a Jinja template; default: the checkpoint's own")
+              .unit("a name or a file")
+              .differs("--chat-template-path in miles, for files alone"),
           row("rollout_shuffle", &Settings::rollout_shuffle, T | S, "shuffle the prompts anew each epoch"),
           row("rollout_seed", &Settings::rollout_seed, T | S, "seed of the shuffle").from(0),
       });
@@ -252,8 +252,10 @@ void add_engine(Table& t) {
               "tokens stay the same, how many are drafted follows the machine. auto: measured on GPUs")
               .choices({"auto", "measured", "none"}),
           row("true_on_policy", &Settings::true_on_policy, T,
-              "stop with exit code 5 unless the trainer's log-probs of a rollout are the sampler's, to the bit")
-              .differs("miles: --true-on-policy-mode, kernels of their own for dense models. Here the CPU's only ones"),
+              "the trainer's log-probs of a rollout are the sampler's, to the bit, or the run stops with exit code 5")
+              .differs(
+                  "miles: --true-on-policy-mode, kernels of their own for dense models. Here the program's own, and "
+                  "on a GPU attention in the order of training for decoded rows too"),
           row("rollout_mem_fraction_static", &Settings::rollout_mem_fraction_static, engine,
               "part of memory for all that stays there, KV pages and recurrent slots")
               .above(0)
@@ -276,27 +278,113 @@ void add_engine(Table& t) {
               .from(1)
               .no_effect("the rollout runs on the trainer's ranks in the trainer's layout"),
           row("use_rollout_routing_replay", &Settings::use_rollout_routing_replay, T,
-              "train with the experts chosen while sampling")
-              .later({"false"}),
+              "train with the experts and gate weights of sampling (not the MTP head, nor a reference model)")
+              .differs("miles replays the ids alone"),
+          row("dynamic_sampling_filter_path", &Settings::dynamic_sampling_filter_path, T,
+              "which groups to keep: check_reward_nonzero_std, those whose rewards differ; others are drawn in "
+              "place of the rest")
+              .differs("a name, with any path before it; miles loads a Python function"),
+          row("dynamic_sampling_max_groups", &Settings::dynamic_sampling_max_groups, T,
+              "most groups drawn for one rollout; default: 10 times --rollout-batch-size")
+              .unit("groups")
+              .from(1)
+              .differs("not in miles, which draws for ever"),
+          row("over_sampling_batch_size", &Settings::over_sampling_batch_size, T,
+              "groups drawn at a time; the first --rollout-batch-size that are done (and kept) end the rollout. "
+              "Default: "
+              "that size")
+              .unit("groups")
+              .from(1)
+              .differs("later draws are in proportion to the groups still missing"),
+          row("partial_rollout", &Settings::partial_rollout, T,
+              "groups under way when a rollout is full go on in the next one, from their tokens")
+              .differs("they are part of checkpoints, so that a resumed run has them too"),
+          row("mask_offpolicy_in_partial_rollout", &Settings::mask_offpolicy_in_partial_rollout, T,
+              "train only on the tokens of the newest weights in a response that spans several rollouts"),
+          row("custom_generate_command", &Settings::custom_generate_command, T | E,
+              "command that answers each turn of the model with further messages, or ends the conversation "
+              "(docs/rewards.md)")
+              .differs("a command; miles loads a Python function"),
+          row("custom_generate_url", &Settings::custom_generate_url, T | E,
+              "service that does so over HTTP, with the deadlines of --rm-url")
+              .unit("URL")
+              .differs("not in miles"),
+          row("generate_max_turns", &Settings::generate_max_turns, T | E, "most turns of the model in a conversation")
+              .unit("turns")
+              .from(1)
+              .to(1 << 16),
       });
 }
 
-void add_reward_and_evaluation(Table& t) {
-  const auto reward = [](auto... a) { return Row(Topic::reward, a...); };
+void add_reward(Table& t) {
+  const auto row = [](auto... a) { return Row(Topic::reward, a...); };
+  t.insert(
+      t.end(),
+      {
+          row("rm_type", &Settings::rm_type, T | E | R, "rule that judges a response; remote_rm: --rm-url does")
+              .choices({"deepscaler", "dapo", "math", "gemma_math", "boxed_deepscaler", "boxed_dapo", "boxed_math",
+                        "boxed_gemma_math", "remote_rm"})
+              .differs("native rules that cannot hang; docs/grader.md lists the verdicts that differ"),
+          row("reward_key", &Settings::reward_key, T | E | R,
+              "which number of a rule with several (dapo: score or acc), or of a service's answer, is the reward"),
+          row("rm_url", &Settings::rm_url, T | E | R,
+              "service of remote_rm: gets prompt, response and label as JSON by POST, answers a number")
+              .unit("URL")
+              .differs("tried again, never waited for without end; a sample it does not score is unscored"),
+          row("rm_batch_size", &Settings::rm_batch_size, T | E | R,
+              "samples of a request to --rm-url; above 1: {\"samples\": [...]}, answered by a list of numbers")
+              .unit("samples")
+              .from(1)
+              .to(4096)
+              .differs("not in miles"),
+          row("rm_concurrency", &Settings::rm_concurrency, T | E | R, "requests to a service at a time")
+              .unit("requests")
+              .from(1)
+              .to(1024)
+              .differs("not in miles"),
+          row("rm_timeout", &Settings::rm_timeout, T | E | R, "longest wait for an answer of a service or command")
+              .unit("seconds")
+              .above(0)
+              .to(86400)
+              .differs("not in miles"),
+          row("rm_tries", &Settings::rm_tries, T | E | R, "tries of a request to a service, with growing waits between")
+              .unit("tries")
+              .from(1)
+              .to(100)
+              .differs("miles tries once"),
+          row("rm_max_unscored", &Settings::rm_max_unscored, T,
+              "part of a rollout's samples that a service or command may leave unscored; beyond it the run stops")
+              .from(0)
+              .to(1)
+              .differs("not in miles"),
+          row("custom_rm_command", &Settings::custom_rm_command, T | E | R,
+              "command that scores: a question a line on its standard input, an answer a line on its standard output "
+              "(docs/rewards.md)")
+              .differs("a command of any language, outside the program; miles loads a Python function "
+                       "(--custom-rm-path)"),
+          row("custom_rm_processes", &Settings::custom_rm_processes, T | E | R,
+              "processes of --custom-rm-command, and of --custom-generate-command")
+              .unit("processes")
+              .from(1)
+              .to(1024)
+              .differs("not in miles"),
+          row("group_rm", &Settings::group_rm, T, "score all samples of a prompt in one question"),
+      });
+}
+
+void add_evaluation(Table& t) {
   const auto row = [](auto... a) { return Row(Topic::evaluation, a...); };
   t.insert(
       t.end(),
       {
-          reward("rm_type", &Settings::rm_type, T | E | R, "rule that judges a response")
-              .choices({"deepscaler", "dapo", "math", "gemma_math", "boxed_deepscaler", "boxed_dapo", "boxed_math",
-                        "boxed_gemma_math"})
-              .differs("native rules that cannot hang; docs/grader.md lists the verdicts that differ"),
-          reward("reward_key", &Settings::reward_key, T | E,
-                 "which number of a rule with several (dapo: score or acc) is the reward"),
           row("eval_interval", &Settings::eval_interval, T, "evaluate every N rollouts, and before the first")
               .unit("rollouts")
               .from(1),
           row("eval_prompt_data", &Settings::eval_prompt_data, T | E, "evaluation sets: name file [name file ...]"),
+          row("eval_config", &Settings::eval_config, T | E,
+              "YAML or JSON file of evaluation sets, with settings of their own (docs/rewards.md)")
+              .unit("file")
+              .differs("stop and stop_token_ids of a set take effect; names that mean nothing are errors"),
           row("eval_input_key", &Settings::eval_input_key, T | E, "key of an evaluation prompt; default: --input-key"),
           row("eval_label_key", &Settings::eval_label_key, T | E, "key of an evaluation label; default: --label-key"),
           row("eval_reward_key", &Settings::eval_reward_key, T | E, "as --reward-key, its default"),
@@ -329,14 +417,15 @@ void add_reward_and_evaluation(Table& t) {
 const std::vector<Field>& fields() {
   static const setting::Table table = [] {
     using namespace setting;
-    Table t;
+    setting::Table t;
     add_checkpoint(t);
     add_run(t);
     add_prompts(t);
     add_batches(t);
     add_sampling(t);
     add_engine(t);
-    add_reward_and_evaluation(t);
+    add_reward(t);
+    add_evaluation(t);
     add_training(t);
     add_without_effect(t);
     return t;

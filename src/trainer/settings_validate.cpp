@@ -40,10 +40,13 @@ class Validator {
       halves();
       exactness();
       algorithm();
+      groups();
     }
+    if (is(Command::train) || is(Command::eval) || is(Command::grade)) rewards();
     if (is(Command::train) || is(Command::eval)) evaluation();
     if (is(Command::train) || is(Command::eval) || is(Command::generate) || is(Command::serve)) engine();
     template_values();
+    routing_replay();
     commands();
     folders();
     return complaints_;
@@ -144,19 +147,27 @@ class Validator {
     }
   }
 
-  // The built-in chat formats know one value.
+  // Any value may be the template's; what a run itself hands to it may not.
   void template_values() {
     if (s_.apply_chat_template_kwargs.empty()) return;
     const Json values = parse_json(s_.apply_chat_template_kwargs, "--apply-chat-template-kwargs");
     for (const auto& [key, value] : values.items()) {
-      if (key != "enable_thinking") {
-        complain(
-            "--apply-chat-template-kwargs: the chat formats have no value {}; enable_thinking is the one they have",
-            printable(key));
-      } else if (!value.is_boolean()) {
+      if (key == "messages" || key == "tools" || key == "add_generation_prompt") {
+        complain("--apply-chat-template-kwargs: {} comes from the rows and the command, not from this flag", key);
+      } else if (key == "enable_thinking" && !value.is_boolean()) {
         complain("--apply-chat-template-kwargs: enable_thinking needs true or false");
       }
     }
+  }
+
+  void routing_replay() {
+    const bool split =
+        s_.tensor_model_parallel_size > 1 || s_.context_parallel_size > 1 || s_.pipeline_model_parallel_size > 1;
+    if (!s_.use_rollout_routing_replay || !split) return;
+    complain(
+        "--use-rollout-routing-replay needs whole rows and all layers on each rank: leave out "
+        "--tensor-model-parallel-size, --context-parallel-size and --pipeline-model-parallel-size; data and expert "
+        "parallel ranks are fine");
   }
 
   void run_length() {
@@ -275,6 +286,77 @@ class Validator {
     if (!s_.eps_clip_high) s_.eps_clip_high = s_.eps_clip;
   }
 
+  // Which groups a rollout keeps.
+  void groups() {
+    auto& filter = s_.dynamic_sampling_filter_path;
+    const std::string known = "check_reward_nonzero_std";
+    if (!filter.empty()) {
+      if (filter == known || filter.ends_with("." + known) || filter.ends_with(":" + known)) {
+        filter = known;
+      } else {
+        complain("--dynamic-sampling-filter-path {}: the filter there is, is {} (with any path before it)",
+                 printable(filter), known);
+      }
+      if (s_.n_samples_per_prompt == 1) {
+        complain("--dynamic-sampling-filter-path with --n-samples-per-prompt 1: no group of one passes");
+      }
+    }
+    if (!s_.rollout_batch_size) return;
+    const int64_t batch = *s_.rollout_batch_size;
+    if (!s_.over_sampling_batch_size) s_.over_sampling_batch_size = batch;
+    if (*s_.over_sampling_batch_size < batch) {
+      complain("--over-sampling-batch-size {} is less than --rollout-batch-size {}", *s_.over_sampling_batch_size,
+               batch);
+    }
+    if (s_.dynamic_sampling_max_groups && filter.empty()) {
+      complain("--dynamic-sampling-max-groups needs --dynamic-sampling-filter-path");
+    }
+    if (!filter.empty() && !s_.dynamic_sampling_max_groups) s_.dynamic_sampling_max_groups = 10 * batch;
+    if (s_.dynamic_sampling_max_groups && *s_.dynamic_sampling_max_groups < batch) {
+      complain("--dynamic-sampling-max-groups {} is less than --rollout-batch-size {}", *s_.dynamic_sampling_max_groups,
+               batch);
+    }
+    if (s_.partial_rollout && *s_.over_sampling_batch_size == batch) {
+      complain(
+          "--partial-rollout needs --over-sampling-batch-size above {}: without it nothing is under way at the end",
+          batch);
+    }
+    if (s_.partial_rollout && s_.true_on_policy) {
+      complain("--partial-rollout and --true-on-policy exclude each other: its responses are of several weights");
+    }
+    if (s_.mask_offpolicy_in_partial_rollout && !s_.partial_rollout) {
+      complain("--mask-offpolicy-in-partial-rollout needs --partial-rollout");
+    }
+  }
+
+  void rewards() {
+    const bool command = !s_.custom_rm_command.empty(), url = !s_.rm_url.empty();
+    if (command && (url || !s_.rm_type.empty())) {
+      complain("--custom-rm-command scores everything; leave {} out", url ? "--rm-url" : "--rm-type");
+    }
+    if (s_.rm_type == "remote_rm" && !url) complain("--rm-type remote_rm needs --rm-url (http://host:port/path)");
+    if (s_.rm_batch_size > 1 && !url) complain("--rm-batch-size {} needs --rm-url", s_.rm_batch_size);
+    if (s_.group_rm) {
+      if (!command && !url)
+        complain("--group-rm needs --custom-rm-command or --rm-url: rules judge samples one by one");
+      if (s_.rm_batch_size > 1) complain("--group-rm and --rm-batch-size exclude each other: a group is the batch");
+    }
+    if (!s_.custom_generate_command.empty() && !s_.custom_generate_url.empty()) {
+      complain("--custom-generate-command and --custom-generate-url exclude each other");
+    }
+    const bool talks = !s_.custom_generate_command.empty() || !s_.custom_generate_url.empty();
+    if (s_.use_rollout_routing_replay && (talks || s_.partial_rollout)) {
+      complain("--use-rollout-routing-replay replays responses that were sampled in one go; leave {} out",
+               talks ? "--custom-generate-command and -url" : "--partial-rollout");
+    }
+    if (s_.group_rm && talks) {
+      complain("--group-rm and conversations (--custom-generate-command, -url) exclude each other");
+    }
+    if (s_.partial_rollout && talks) {
+      complain("--partial-rollout and conversations (--custom-generate-command, -url) exclude each other");
+    }
+  }
+
   void top_k(const char* flag, std::optional<int64_t> k) {
     if (k && *k == 0) complain("{} 0: needs -1 (all tokens), or 1 and more", flag);
   }
@@ -294,10 +376,14 @@ class Validator {
       }
       names.push_back(name);
     }
-    if (s_.eval_interval && s_.eval_prompt_data.empty())
-      complain("--eval-interval needs --eval-prompt-data (name file)");
-    if (is(Command::train) && !s_.eval_interval && !s_.eval_prompt_data.empty()) {
-      complain("--eval-prompt-data without --eval-interval: it would never be read");
+    const bool any_set = !s_.eval_prompt_data.empty() || !s_.eval_config.empty();
+    if (!s_.eval_prompt_data.empty() && !s_.eval_config.empty()) {
+      complain("--eval-prompt-data and --eval-config exclude each other");
+    }
+    if (s_.eval_interval && !any_set) complain("--eval-interval needs --eval-prompt-data (name file) or --eval-config");
+    if (is(Command::train) && !s_.eval_interval && any_set) {
+      complain("{} without --eval-interval: it would never be read",
+               s_.eval_config.empty() ? "--eval-prompt-data" : "--eval-config");
     }
     if (!s_.rollout_max_prompt_len && s_.rollout_max_context_len) {
       s_.rollout_max_prompt_len = *s_.rollout_max_context_len - 1;
@@ -321,11 +407,9 @@ class Validator {
 
   void exactness() {
     if (!s_.true_on_policy) return;
-    if (s_.device == "cuda") {
+    if (s_.device == "cuda" && s_.dtype != "bf16") {
       complain(
-          "--true-on-policy: on a GPU attention sums a decoded row in another order than a row in training; it is "
-          "exact "
-          "with --device cpu");
+          "--true-on-policy: on a GPU products in fp32 take other kernels for few rows; it needs --dtype bf16 there");
     }
     if (s_.tensor_model_parallel_size * s_.expert_tensor_parallel_size > 1) {
       complain(
@@ -369,8 +453,12 @@ class Validator {
       case Command::sft: break;
       case Command::eval:
         require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
-        if (s_.eval_prompt_data.empty()) complain("`furlong eval` needs --eval-prompt-data (name file)");
-        if (!s_.eval_max_response_len) complain("`furlong eval` needs --eval-max-response-len (tokens)");
+        if (s_.eval_prompt_data.empty() && s_.eval_config.empty()) {
+          complain("`furlong eval` needs --eval-prompt-data (name file) or --eval-config");
+        }
+        if (!s_.eval_max_response_len && s_.eval_config.empty()) {
+          complain("`furlong eval` needs --eval-max-response-len (tokens)");
+        }
         break;
       case Command::generate: top_k("--top-k", s_.top_k); [[fallthrough]];
       case Command::score:
@@ -387,7 +475,7 @@ class Validator {
         break;
       case Command::grade:
         require(s_.input, "--input", "a jsonl file, or - for standard input");
-        require(s_.rm_type, "--rm-type", "the rule");
+        if (s_.custom_rm_command.empty()) require(s_.rm_type, "--rm-type", "the rule");
         break;
       case Command::serve:
         require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");

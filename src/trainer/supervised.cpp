@@ -33,9 +33,15 @@ std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) 
     if (!set[i].is_chat())
       fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
     std::vector<Message> messages;
-    for (const auto& m : set[i].messages) messages.push_back({m.role, m.content, std::nullopt});
-    const TokenizedChat chat =
-        tokenize_conversation(*session.tokenizer, *session.chat, messages, session.enable_thinking);
+    for (const auto& m : set[i].messages) messages.push_back(message_of(m));
+    ChatValues values = session.chat_values;
+    if (!set[i].tools.empty()) values.tools = set[i].tools;
+    TokenizedChat chat;
+    try {
+      chat = tokenize_conversation(*session.tokenizer, *session.chat, messages, values);
+    } catch (const Error& e) {
+      fail(e.code(), "{}: {}", set.where(i), e.what());
+    }
     const auto first = std::find(chat.loss_mask.begin(), chat.loss_mask.end(), 1) - chat.loss_mask.begin();
     if (first == static_cast<int64_t>(chat.ids.size()))
       fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));

@@ -16,6 +16,7 @@
 #include "rl/loss_head.h"
 #include "tensor/copy.h"
 #include "trainer/pipeline.h"
+#include "trainer/replay.h"
 
 namespace furlong {
 namespace {
@@ -56,13 +57,14 @@ struct MicroBatch::Sums {
   double policy = 0, clipped = 0, kl = 0, entropy = 0, ppo_kl = 0, ratio = 0, ratio_squared = 0, weight = 0;
   double abs_diff = 0, rollout_kl = 0, rollout_weight = 0;
   double mtp = 0;
+  double choices = 0, differing = 0;  // of replayed routes; see RouteDifference
   int64_t tokens = 0;
   bool has_reference = false;
 
   void add(const Sums& s) {
-    for (auto member :
-         {&Sums::policy, &Sums::clipped, &Sums::kl, &Sums::entropy, &Sums::ppo_kl, &Sums::ratio, &Sums::ratio_squared,
-          &Sums::weight, &Sums::abs_diff, &Sums::rollout_kl, &Sums::rollout_weight, &Sums::mtp}) {
+    for (auto member : {&Sums::policy, &Sums::clipped, &Sums::kl, &Sums::entropy, &Sums::ppo_kl, &Sums::ratio,
+                        &Sums::ratio_squared, &Sums::weight, &Sums::abs_diff, &Sums::rollout_kl, &Sums::rollout_weight,
+                        &Sums::mtp, &Sums::choices, &Sums::differing}) {
       this->*member += s.*member;
     }
     tokens += s.tokens;
@@ -226,8 +228,14 @@ void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weig
 void MicroBatch::forward(Exec& exec, Flight& f, const Samples& samples) {
   Weights& grads = accumulated();
   f.batch = placed(exec, f.pack->batch.batch());
+  if (options_.replay_routes) f.batch.routes = replayed_routes(exec, config_, *f.pack, samples.trajectories, true);
   f.saved.recompute = options_.recompute;
   f.output = stage_forward(exec, config_, weights_, f.batch, f.input, &f.saved);
+  if (options_.replay_routes && !exec.stream.is_dry()) {
+    const RouteDifference found = route_difference(config_, *f.pack, f.batch.routes);
+    samples.sums.choices += static_cast<double>(found.choices);
+    samples.sums.differing += static_cast<double>(found.differing);
+  }
   if (!is_last_stage()) return;
   f.d_output = exec.arena.make("train.dhidden", weights_.dtype(), {f.output.rows(), config_.hidden_size});
   policy_loss(exec, f, samples, grads);
@@ -370,6 +378,7 @@ Metrics TrainStep::metrics_of(const Sums& sums, double loss, const StepResult& r
     m.emplace_back("train/ess_ratio", sums.ratio * sums.ratio / (sums.weight * sums.ratio_squared));
     if (sums.has_reference) m.emplace_back("train/kl_loss", sums.kl);
     if (options_.entropy) m.emplace_back("train/entropy_loss", sums.entropy);
+    if (sums.choices > 0) m.emplace_back("train/replayed_routes_differ", sums.differing / sums.choices);
     if (sums.rollout_weight > 0) {
       m.emplace_back("train/train_rollout_logprob_abs_diff", sums.abs_diff / sums.rollout_weight);
       m.emplace_back("train/train_rollout_kl", sums.rollout_kl / sums.rollout_weight);
@@ -385,11 +394,14 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
   for (size_t i = 0; i < trajectories.size(); i++)
     scores[i].assign(static_cast<size_t>(trajectories[i]->response_length), 0.0f);
   auto packs = packs_of(trajectories, false);
+  const bool replays = options_.replay_routes && &weights == &weights_;
   std::vector<TokenScore> mine;
   const auto body = [&](Lane& lane, Stream& stream, Pack& pack) {
     Exec exec{stream, lane.arena, mesh_};
     const Arena::Scope scope(lane.arena);
-    const Tensor hidden = model_forward(exec, config_, weights, placed(exec, pack.batch.batch()), nullptr);
+    Batch batch = placed(exec, pack.batch.batch());
+    if (replays) batch.routes = replayed_routes(exec, config_, pack, trajectories, false);
+    const Tensor hidden = model_forward(exec, config_, weights, batch, nullptr);
     if (!is_last_stage()) return;
     std::vector<double> log_probs(pack.rows.size());
     HeadOptions head = head_options(options_, pack.batch.rows());

@@ -22,6 +22,7 @@ struct TrainOptions {
   OptimOptions optim;
   Recompute recompute = Recompute::none;
   bool per_token = false;
+  bool replay_routes = false;  // of the trajectories (trainer/replay.h)
   bool mtp = false;
   double mtp_factor = 0.2;
   double temperature = 1;
@@ -110,7 +111,8 @@ class TrainStep : private MicroBatch {
   // leaves weights and moments as they were.
   Metrics run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets);
 
-  // log-probs of the response tokens of each trajectory under `weights`, in packed forward passes.
+  // log-probs of the response tokens of each trajectory under `weights`, in packed forward passes; under the trained
+  // ones, with replayed routes where they are trained with them.
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }

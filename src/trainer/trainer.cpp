@@ -13,8 +13,11 @@
 #include "monitor/metrics.h"
 #include "monitor/progress.h"
 #include "rl/advantages.h"
+#include "trainer/collect.h"
+#include "trainer/evaluation.h"
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
+#include "trainer/replay.h"
 #include "trainer/run_files.h"
 
 namespace furlong {
@@ -40,7 +43,8 @@ struct Inputs {
   std::optional<PreparedPrompts> prompts;
   std::optional<PromptCursor> cursor;
   std::vector<EvalSet> eval_sets;
-  std::unique_ptr<Scorer> scorer;
+  std::unique_ptr<Judge> judge;
+  std::unique_ptr<CallPool> environment;
   Workload work;
   int64_t rollouts = 0;
   CheckedPlan memory;
@@ -55,7 +59,6 @@ struct Inputs {
       log::warn("--global-batch-size {} on {} data parallel ranks: {} of them have nothing to compute in a step",
                 samples, data, data - samples);
     }
-    if (!s.rm_type.empty()) scorer = make_scorer(s.rm_type);
     work.ranks = world.size();
     work.trains = true;
     work.rolls = !s.debug_train_only;
@@ -77,21 +80,27 @@ struct Inputs {
 
 void Inputs::read_prompts() {
   const Settings& s = settings;
+  if (s.partial_rollout && world.size() > 1) {
+    fail(Exit::usage, "--partial-rollout on {} ranks: groups under way go on on one rank alone; leave it out",
+         world.size());
+  }
   if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
-  if (!scorer) fail(Exit::usage, "--rm-type RULE is needed: how responses are scored (deepscaler, dapo, math)");
+  const std::string reward_logs = files.directory() + "/reward";
+  if (!s.custom_rm_command.empty() || !s.custom_generate_command.empty()) make_directories(reward_logs);
+  judge = std::make_unique<Judge>(judge_options(s, reward_logs));
+  environment = make_environment(s, session, reward_logs);
   const SamplingLimits limits = rollout_limits(session, s);
   prompts = prepare_prompts(session, prompt_options(s), s.rollout_max_prompt_len.value_or(0), limits.max_context);
+  for (int64_t i = 0; i < prompts->set.size(); i++) judge->check(prompts->set[i].metadata, prompts->set.where(i));
   cursor.emplace(prompts->set.size(), s.rollout_shuffle, s.rollout_seed);
-  eval_sets = load_eval_sets(session, s);
+  if (s.eval_interval) eval_sets = load_eval_sets(session, s, *judge);
   work.longest = std::min(limits.max_context, prompts->longest + limits.max_response);
   work.shortest = limits.max_context;
   for (const auto& tokens : prompts->tokens) work.shortest = std::min(work.shortest, std::ssize(tokens) + 1);
-  work.requests = *s.rollout_batch_size * s.n_samples_per_prompt;
-  for (const auto& set : eval_sets) {
-    work.longest = std::max(work.longest,
-                            std::min(limits.max_context, set.prompts.longest + eval_limits(session, s).max_response));
-    work.requests = std::max(work.requests, set.prompts.set.size() * s.n_samples_per_eval_prompt);
-  }
+  work.requests = s.over_sampling_batch_size.value_or(*s.rollout_batch_size) * s.n_samples_per_prompt;
+  const EvalWork evaluated = work_of(eval_sets);
+  work.longest = std::max(work.longest, evaluated.longest);
+  work.requests = std::max(work.requests, evaluated.requests);
 }
 
 // Of the first trajectory file; later ones may be longer, and the trainer makes room for them then.
@@ -156,6 +165,7 @@ void Run::prepare() {
   if (const auto resumed = files.resume(session, step)) {
     state = *resumed;
     if (cursor) cursor->restore(state.cursor);
+    check_buffer(state.buffer, settings, session);
   }
   if (state.next_rollout >= rollouts) {
     fail(Exit::usage,
@@ -177,11 +187,11 @@ void Run::print_plan() {
 Metrics Run::evaluation() {
   world.phase("evaluation");
   const auto start = Clock::now();
-  Metrics m = evaluate(session, settings, *engine, eval_sets, *scorer);
+  Metrics m = evaluate(session, settings, *engine, eval_sets, *judge, environment.get());
   std::string line = "evaluation";
   for (const auto& set : eval_sets) {
-    line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.name, find(m, "eval/" + set.name),
-                        find(m, "eval/" + set.name + "-truncated_ratio"));
+    line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.spec.name, find(m, "eval/" + set.spec.name),
+                        find(m, "eval/" + set.spec.name + "-truncated_ratio"));
   }
   if (files.writes()) log::info("{}", line);
   m.emplace_back("perf/eval_time", seconds_since(start));
@@ -192,32 +202,53 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   const Settings& s = settings;
   world.phase(fmt::format("rollout {}", rollout_id + 1));
   const auto start = Clock::now();
-  std::vector<PromptCursor::Draw> draws;
-  for (int64_t i = 0; i < *s.rollout_batch_size; i++) draws.push_back(cursor->next(s.n_samples_per_prompt));
-  const auto samples = static_cast<size_t>(*s.rollout_batch_size * s.n_samples_per_prompt);
-  Progress bar("rollout", static_cast<int64_t>(samples), terminal);
+  const CollectRules rules = collect_rules(s);
+  const int64_t samples = rules.groups * s.n_samples_per_prompt;
+  Progress bar("rollout", samples, terminal);
   engine->reset_stats();
-  trajectories =
-      generate_trajectories(session, *engine, *prompts, draws, s.n_samples_per_prompt, rollout_limits(session, s),
-                            scorer.get(), s.reward_key, static_cast<uint64_t>(s.rollout_seed), state.weight_version,
-                            [&](size_t done, int64_t) { bar.update(static_cast<int64_t>(done)); });
+  const RolloutTask task{.samples = s.n_samples_per_prompt,
+                         .limits = rollout_limits(session, s),
+                         .judge = judge.get(),
+                         .reward_key = s.reward_key,
+                         .group_rm = s.group_rm,
+                         .mask_older = s.mask_offpolicy_in_partial_rollout,
+                         .longest_first = rules.at_a_time == rules.groups,
+                         .seed = static_cast<uint64_t>(s.rollout_seed),
+                         .weight_version = state.weight_version,
+                         .environment = environment.get(),
+                         .max_turns = s.generate_max_turns};
+  Collected found =
+      collect_rollout(session, *engine, *prompts, task, rules, *cursor, state.buffer,
+                      [&](size_t done, int64_t) { bar.update(std::min(samples, static_cast<int64_t>(done))); });
   bar.clear();
+  trajectories = std::move(found.trajectories);
   if (faults.after_rollout) faults.after_rollout(trajectories);
   // The next epoch starts with what takes longest.
   prompts->past_responses.resize(prompts->tokens.size(), -1);
   for (const auto& t : trajectories) {
-    const auto draw = static_cast<size_t>(t.group_index - draws.front().group_index);
-    auto& longest = prompts->past_responses[static_cast<size_t>(draws[draw].prompt)];
+    auto& longest = prompts->past_responses[static_cast<size_t>(found.prompt_of.at(t.group_index))];
     longest = std::max<int64_t>(longest, t.response_length);
   }
   if (!s.save_debug_rollout_data.empty() && files.writes()) {
-    write_trajectories(numbered(s.save_debug_rollout_data, rollout_id), trajectories);
+    const std::string path = numbered(s.save_debug_rollout_data, rollout_id);
+    write_trajectories(path, trajectories);
+    if (s.use_rollout_routing_replay) save_routes(routes_path(path), trajectories, session.config);
+  }
+  if (found.failure) {
+    const std::string kept = fmt::format("{}/rollout/{}.jsonl", files.directory(), rollout_id);
+    if (files.writes()) {
+      make_directories(files.directory() + "/rollout");
+      write_trajectories(kept, trajectories);
+    }
+    fail(found.failure->code(), "rollout {}: {}. The trajectories are in {}.", rollout_id, found.failure->what(), kept);
   }
   const double seconds = seconds_since(start);
   int64_t tokens = 0;
   for (const auto& t : trajectories) tokens += t.response_length;
-  return {{"perf/rollout_time", seconds},
-          {"perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds / world.size()}};
+  Metrics out = std::move(found.metrics);
+  out.emplace_back("perf/rollout_time", seconds);
+  out.emplace_back("perf/tokens_per_gpu_per_sec", static_cast<double>(tokens) / seconds / world.size());
+  return out;
 }
 
 // Old and reference log-probs where a step needs them, then the optimizer steps in index order.
@@ -319,6 +350,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
     trajectories = read_trajectories(numbered(s.load_debug_rollout_data, rollout_id));
     if (trajectories.empty()) fail(Exit::input, "{}: no trajectories", s.load_debug_rollout_data);
     check_trajectories(trajectories, session.config, s.load_debug_rollout_data);
+    const std::string routes = routes_path(numbered(s.load_debug_rollout_data, rollout_id));
+    if (s.use_rollout_routing_replay) load_routes(routes, trajectories, session.config);
   } else {
     append(generate(rollout_id, trajectories));
   }

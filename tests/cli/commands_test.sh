@@ -76,6 +76,16 @@ lines 2
 printf '%s\n' '{"messages":[{"role":"user","content":"Hi"}],"add_generation_prompt":true}' >input
 works tokenize --tokenizer "$tiny" --chat --chat-template qwen3.5 --input -
 has '{"text":"<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"}'
+cat >chat.jinja <<'END'
+{%- for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% for c in m.tool_calls or [] %}{{ c|tojson }}{% endfor %}{% endfor %}
+{%- if tools %}{{ tools|tojson }}{% endif %}{{ mood }}
+END
+printf '%s\n' '{"messages":[{"role":"user","content":"Hi"},{"role":"assistant","tool_calls":[{"z":1,"a":2}]}],"tools":[{"y":1,"b":2}]}' >input
+works tokenize --tokenizer "$tiny" --chat --chat-template chat.jinja --apply-chat-template-kwargs '{"mood":"!"}' --input -
+has '{"text":"user: Hi\nassistant: \n{\"z\": 1, \"a\": 2}[{\"y\": 1, \"b\": 2}]!"}'
+printf '%s\n' '{%- if messages[0].role != "system" %}' '{{- raise_exception("no system turn") }}{% endif %}' >strict.jinja
+refused 3 'strict.jinja:2: the template refuses the conversation: no system turn' tokenize --tokenizer "$tiny" --chat \
+  --chat-template strict.jinja --input -
 printf '%s\n' '{"ids":[1,100000]}' >input
 refused 3 'standard input:1: ids holds 100000' tokenize --tokenizer "$tiny" --input - --decode
 refused 3 'nowhere' tokenize --tokenizer nowhere --input -
@@ -92,6 +102,12 @@ printf '%s\n' '{"response":"Answer: 4","label":"4"}' >input
 works grade --rm-type dapo --input - --output graded.jsonl
 lines 0
 grep -qF '"acc":true' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+# A command scores; one that ends leaves its rows unscored.
+works grade --custom-rm-command 'sed -u "s/.*\"id\":\([0-9]*\),.*/{\"id\":\1,\"reward\":0.5}/"' --input rows.jsonl --output graded.jsonl
+[ "$(sort -u graded.jsonl)" = '{"reward":0.5}' ] || fail "graded.jsonl: $(cat graded.jsonl)"
+works grade --custom-rm-command 'exit 3' --input rows.jsonl --output graded.jsonl
+grep -q '"reward":null.*exit status 3' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+refused 2 'needs --rm-url' grade --rm-type remote_rm --input rows.jsonl
 refused 2 'needs deepscaler, dapo, math' grade --rm-type deepscalar --input rows.jsonl
 
 # --- score and generate

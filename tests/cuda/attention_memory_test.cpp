@@ -58,7 +58,8 @@ class Sequences {
     }
   }
 
-  void check() {
+  // exact: to the bit.
+  void check(bool exact = false) {
     std::vector<int32_t> order;
     for (int32_t i = 0; i < 2 * table_width; i++) {
       const auto slot = static_cast<int32_t>(i % table_width);
@@ -68,7 +69,7 @@ class Sequences {
         v(dtype_, {pool, page, keys()}, Values(static_cast<size_t>(pool * page * keys()), 5.0)),
         table = Array::indices(order, {2, table_width});
     const DeviceArray pages_k(stream_, k), pages_v(stream_, v), device_table(stream_, table);
-    const KvPages pages{pages_k, pages_v, device_table};
+    const KvPages pages{pages_k, pages_v, device_table, exact};
     std::vector<int32_t> at{0, 0};
     for (const Step& step : steps_) {
       Values q, keys_in, values_in, o, lse;
@@ -80,8 +81,8 @@ class Sequences {
       run(q, keys_in, values_in, Packed(step.rows, at), &pages, o, lse);
       int32_t row = 0;
       for (size_t s = 0; s < 2; s++) {
-        compare("o", o, sequences_[s].o, row, at[s], step.kept[s], queries(), dtype_);
-        compare("lse", lse, sequences_[s].lse, row, at[s], step.kept[s], shape_.heads, DType::f32);
+        compare("o", o, sequences_[s].o, row, at[s], step.kept[s], queries(), dtype_, exact);
+        compare("lse", lse, sequences_[s].lse, row, at[s], step.kept[s], shape_.heads, DType::f32, exact);
         if (::testing::Test::HasFailure()) return;
         row += step.rows[s];
         at[s] += step.kept[s];
@@ -120,11 +121,12 @@ class Sequences {
   }
 
   void compare(const char* what, const Values& got, const Values& whole, int32_t row, int32_t at, int32_t count,
-               int64_t width, DType storage) const {
+               int64_t width, DType storage, bool exact) const {
     const double size = largest(whole);
     const auto terms = static_cast<int64_t>(whole.size()) / width + shape_.head_dim;
     for (int64_t i = 0; i < count * width; i++) {
       const double a = whole[static_cast<size_t>(at * width + i)], b = got[static_cast<size_t>(row * width + i)];
+      if (exact) ASSERT_EQ(a, b) << what << ", " << name_of(dtype_) << ", position " << at + i / width;
       // Both passes round the weights to bf16, relative to different maxima.
       const double inner = dtype_ == DType::bf16 && storage == DType::bf16 ? epsilon(DType::bf16) * size : 0;
       ASSERT_LE(std::abs(a - b), 2 * tolerance(storage, DType::f32, terms, a, size) + inner)
@@ -149,9 +151,11 @@ TEST(CudaMemory, attention) {
     for (const DType dtype : {DType::bf16, DType::f32}) {
       SCOPED_TRACE(fmt::format("{}/{} heads of {}", shape.heads, shape.kv_heads, shape.head_dim));
       Sequences(shape, dtype, threads, many_steps()).check();
+      Sequences(shape, dtype, threads, many_steps()).check(true);
     }
   }
   Sequences({2, 1, 256}, DType::bf16, threads, long_memory()).check();
+  Sequences({2, 1, 256}, DType::bf16, threads, long_memory()).check(true);
   Sequences({2, 1, 16}, DType::f32, threads, long_memory()).check();
 }
 

@@ -77,7 +77,8 @@ TEST_P(CudaLayoutBits, LogProbsAreThoseOfOneRank) {
       Weights whole(config, dtype);
       fill_random(whole, 37);
       expect_bits_of_one_rank(GetParam(), config, whole,
-                              disjoint_sequences({163, 1, 165, 2, 7, 5, 70, 133}, config.vocab_size, 38), Device::cuda);
+                              disjoint_sequences({163, 161, 165, 142, 7, 5, 70, 133}, config.vocab_size, 38),
+                              Device::cuda);
     }
   }
 }

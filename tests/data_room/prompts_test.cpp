@@ -82,10 +82,12 @@ TEST(Prompts, RefusesBadRows) {
       {R"({"input":["hi"],"label":1})", "\"input[0]\" is a string; expected an object"},
       {R"({"input":[{"role":"user"}],"label":1})", "input[0] has no key \"content\""},
       {R"({"input":[{"content":"x"}],"label":1})", "input[0] has no key \"role\""},
-      {R"({"input":[{"role":"user","content":[{"type":"image"}]}],"label":1})", "\"input[0].content\" is a list"},
+      {R"({"input":[{"role":"user","content":[{"type":"image"}]}],"label":1})",
+       "\"input[0].content\" is an object; expected parts"},
       {R"({"input":[{"role":7,"content":"x"}],"label":1})", "\"input[0].role\" is an integer"},
       {R"({"input":[{"role":"","content":"x"}],"label":1})", "input[0].role is empty"},
-      {R"({"input":[{"role":"assistant","content":"x","tool_calls":[1]}],"label":1})", "input[0] has \"tool_calls\""},
+      {R"({"input":[{"role":"assistant","content":null}],"label":1})", "\"input[0].content\" is null"},
+      {R"({"input":[{"role":"assistant","tool_calls":[]}],"label":1})", "input[0] has no key \"content\""},
       {R"({"input":"x","label":1,"metadata":[]})", "\"metadata\" is a list; expected an object"},
       {R"({"input":"x","label":1,"tools":{}})", "\"tools\" is an object"},
       {R"({"input":"x","label":1,"tools":"{}"})", "the JSON in \"tools\" is not a list"},
@@ -100,10 +102,13 @@ TEST(Prompts, RefusesBadRows) {
   expect_contains(error_of(Exit::input, [] { load("{\"input\":\"x\"}", {.path = "@[3:]"}); }), "within the slice");
 }
 
-TEST(Prompts, EmptyExtrasOfMessagesAreHarmless) {
-  const PromptSet set =
-      load(R"({"input":[{"role":"user","content":"x","tool_calls":[],"reasoning_content":"","name":"n"}]})");
-  EXPECT_EQ(set[0].messages.size(), 1u);
+TEST(Prompts, KeepsWhatTheChatTemplateReads) {
+  const PromptSet set = load(R"({"input":[{"role":"user","content":"x","name":"n","z":{"b":1,"a":2}},)"
+                             R"({"role":"assistant","tool_calls":[{"name":"f"}]},)"
+                             R"({"role":"user","content":[{"type":"text","text":"y"}]}]})");
+  EXPECT_EQ(set[0].messages, (std::vector<ChatMessage>{{"user", "x", R"({"name":"n","z":{"b":1,"a":2}})"},
+                                                       {"assistant", "", R"({"tool_calls":[{"name":"f"}]})"},
+                                                       {"user", "", R"({"content":[{"type":"text","text":"y"}]})"}}));
 }
 
 TEST(Prompts, KeepFiltersInOrder) {

@@ -1,4 +1,6 @@
 // The rollout on several ranks: the tokens of one.
+#include <atomic>
+
 #include "parallel/threads.h"
 #include "rollout/fixture.h"
 
@@ -49,6 +51,8 @@ std::vector<Request> work(const ModelConfig& c) {
                         .seed = 3,
                         .group_index = i});
   }
+  // Two begin alike.
+  std::copy_n(requests[3].prompt.begin(), 64, requests[1].prompt.begin());
   return requests;
 }
 
@@ -59,9 +63,16 @@ TEST_P(EngineRanks, DrawWhatOneRankDraws) {
   TestModel whole{c, Weights(c, DType::f32)};
   init_weights(whole.weights, c, 5, 0.3);
   const auto requests = work(c);
-  for (const int64_t drafts : {0, 2}) {
-    const EngineOptions options{.max_running = 4, .drafts = drafts, .page = 16, .max_tokens = 256};
-    const auto alone = generate(whole, options, requests);
+  EngineOptions roomy{.max_running = 8, .page = 16, .max_tokens = 256}, drafted = roomy, tight = roomy;
+  drafted.drafts = tight.drafts = 2;
+  // Samples are preempted, and drafts made where at most two run.
+  tight.max_pages = 17;
+  tight.margin = 0;
+  tight.step_costs = {.sequences = {2, 3}, .plain = {1, 1}, .drafted = {1, 9}};
+  for (const EngineOptions& options : {roomy, drafted, tight}) {
+    const bool same_drafts = !options.step_costs.defined();
+    const auto alone = generate(whole, same_drafts ? options : drafted, requests);
+    std::atomic<int64_t> preempted = 0, shared = 0;
     run_ranks(GetParam().ranks, [&](World& world) {
       const Mesh mesh(world, GetParam().sizes);
       ThreadPool threads(1);
@@ -83,8 +94,9 @@ TEST_P(EngineRanks, DrawWhatOneRankDraws) {
       ASSERT_EQ(found.size(), expected.size());
       for (size_t i = 0; i < found.size(); i++) {
         EXPECT_EQ(numbers[found[i].request], expected[i].request);
-        EXPECT_EQ(found[i].tokens, expected[i].tokens) << "request " << expected[i].request << " drafts " << drafts;
-        EXPECT_EQ(found[i].accepted, expected[i].accepted);
+        EXPECT_EQ(found[i].tokens, expected[i].tokens)
+            << "request " << expected[i].request << " drafts " << options.drafts;
+        EXPECT_TRUE(!same_drafts || found[i].accepted == expected[i].accepted);
         ASSERT_EQ(found[i].log_probs.size(), expected[i].log_probs.size());
         // Partial sums over tensor (or expert-tensor) parallel ranks round otherwise; without them the bits are those
         // of one rank.
@@ -98,7 +110,13 @@ TEST_P(EngineRanks, DrawWhatOneRankDraws) {
         }
       }
       EXPECT_EQ(engine.memory().free_slots(), engine.memory().options().slots - 1);
+      preempted += engine.stats().preemptions;
+      shared += engine.stats().shared_rows;
     });
+    // Both of those prompts are one data parallel rank's where there are one or two.
+    const auto& s = GetParam().sizes;
+    EXPECT_TRUE(2 * s.tensor * s.context * s.pipeline < GetParam().ranks || shared >= 64);
+    EXPECT_TRUE(same_drafts || s.tensor * s.context * s.pipeline < GetParam().ranks || preempted > 0);
   }
 }
 

@@ -4,7 +4,7 @@
 namespace furlong {
 namespace {
 
-constexpr int64_t vocab = 512;
+constexpr int64_t tiny_vocab = 512;
 
 std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());
@@ -14,14 +14,14 @@ std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& 
 // Prompts of a tree: all begin with one text, groups of them go on alike; lengths around the edges of chunks.
 std::vector<Request> family(uint64_t seed, int64_t trunk, int64_t count) {
   Numbers numbers(seed);
-  const auto root = random_tokens(numbers, trunk, vocab);
+  const auto root = random_tokens(numbers, trunk, tiny_vocab);
   std::vector<std::vector<int32_t>> branches;
   for (int64_t i = 0; i < 3; i++)
-    branches.push_back(joined(root, random_tokens(numbers, numbers.between(0, 130), vocab)));
+    branches.push_back(joined(root, random_tokens(numbers, numbers.between(0, 130), tiny_vocab)));
   std::vector<Request> requests;
   for (int64_t i = 0; i < count; i++) {
     requests.push_back({.prompt = joined(branches[static_cast<size_t>(numbers.between(0, 2))],
-                                         random_tokens(numbers, numbers.between(1, 80), vocab)),
+                                         random_tokens(numbers, numbers.between(1, 80), tiny_vocab)),
                         .samples = numbers.between(1, 2),
                         .params = {.temperature = i % 2 == 0 ? 1.0 : 0.0},
                         .max_new_tokens = numbers.between(1, 40),
@@ -78,7 +78,7 @@ TEST(Prefixes, EqualPromptsOfSeveralRequests) {
   ThreadPool threads(1);
   for (const int64_t length : {1, 64, 65, 128, 129, 190}) {
     std::vector<Request> requests(
-        5, {.prompt = random_tokens(numbers, length, vocab), .params = {.temperature = 0}, .max_new_tokens = 9});
+        5, {.prompt = random_tokens(numbers, length, tiny_vocab), .params = {.temperature = 0}, .max_new_tokens = 9});
     for (int64_t i = 0; i < 5; i++) requests[static_cast<size_t>(i)].group_index = i;
     Engine engine(m.config, m.weights, {.max_running = 8, .drafts = 1, .max_tokens = 200}, threads);
     const auto found = engine.generate(requests);
@@ -97,7 +97,7 @@ TEST(Prefixes, KeptForTheNextTurn) {
     options.keep_prefixes = true;
     Engine engine(m.config, m.weights, options, threads);
     Numbers numbers(9);
-    Request r{.prompt = random_tokens(numbers, 100, vocab), .params = {.temperature = 1}, .max_new_tokens = 90};
+    Request r{.prompt = random_tokens(numbers, 100, tiny_vocab), .params = {.temperature = 1}, .max_new_tokens = 90};
     for (int turn = 0; turn < 4; turn++) {
       engine.reset_stats();
       const auto found = engine.generate({&r, 1}), expected = fresh.generate({&r, 1});
@@ -107,7 +107,7 @@ TEST(Prefixes, KeptForTheNextTurn) {
         // Of what the last turn left, less than two chunks are run again: its end and the new words.
         EXPECT_LT(engine.stats().prefill_rows, 2 * delta_chunk + 30);
       }
-      r.prompt = joined(joined(r.prompt, found[0].tokens), random_tokens(numbers, 30, vocab));
+      r.prompt = joined(joined(r.prompt, found[0].tokens), random_tokens(numbers, 30, tiny_vocab));
     }
     EXPECT_LT(engine.memory().free_slots(), engine.memory().options().slots - 1);
     engine.set_weights_version(0);

@@ -292,8 +292,16 @@ class ServerTest : public testing::Test {
     ServedModel model;
     model.name = "tiny";
     if (with_tokenizer) model.tokenizer = Tokenizer::load(tiny_folder);
-    model.encode_chat = [](const ChatPrompt& prompt) {
-      const std::string text = render_chat(ChatTemplate::qwen3, prompt.messages, true, prompt.enable_thinking);
+    model.encode_chat = [this](const ChatPrompt& prompt) {
+      {
+        const std::lock_guard lock(chats_mutex);
+        chats.push_back(prompt);
+      }
+      // The built-in format knows no tools.
+      std::vector<Message> messages = prompt.messages;
+      for (Message& message : messages) message.others.clear();
+      const ChatValues values{.enable_thinking = prompt.values.enable_thinking};
+      const std::string text = render_chat(named_chat_template("qwen3"), messages, true, values);
       return Tokenizer::load(tiny_folder).encode(text);
     };
     model.longest_token = 16;
@@ -322,6 +330,8 @@ class ServerTest : public testing::Test {
 
   static constexpr int32_t stop_id = 498;  // <|im_end|>
   int64_t context = 4096;
+  std::mutex chats_mutex;
+  std::vector<ChatPrompt> chats;
   ScriptedEngine engine;  // outlives the server
   std::unique_ptr<Server> server;
 };

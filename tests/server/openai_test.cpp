@@ -177,6 +177,29 @@ TEST_F(Openai, ContentInParts) {
   EXPECT_EQ(chat({{"messages", {{{"role", "user"}, {"content", image}}}}}).status, 400);
 }
 
+TEST_F(Openai, ToolsReachTheTemplateInTheirOrder) {
+  start();
+  const std::string tools = R"([{"type":"function","function":{"name":"add","parameters":{"z":1,"a":2}}}])";
+  const std::string calls = R"([{"type":"function","id":"1","function":{"name":"add","arguments":"{}"}}])";
+  const std::string messages = R"([{"role":"user","content":"x"},{"role":"assistant","content":null,"tool_calls":)" +
+                               calls + R"(},{"role":"tool","content":"3","tool_call_id":"1"}])";
+  const auto send = [&](const std::string& more) {
+    return ask(post("/v1/chat/completions", R"({"max_tokens":1,"messages":)" + messages + more + "}")).status;
+  };
+  ASSERT_EQ(send(R"(,"tools":)" + tools + R"(,"chat_template_kwargs":{"enable_thinking":false,"y":1,"b":2})"), 200);
+  EXPECT_EQ(chats[0].values.tools, tools);
+  EXPECT_EQ(chats[0].values.values, R"({"y":1,"b":2})");
+  EXPECT_EQ(chats[0].values.enable_thinking, false);
+  ASSERT_EQ(chats[0].messages.size(), 3u);
+  EXPECT_EQ(chats[0].messages[1].others, R"({"tool_calls":)" + calls + "}");
+  EXPECT_EQ(chats[0].messages[2].others, R"({"tool_call_id":"1"})");
+  ASSERT_EQ(send(R"(,"tool_choice":"none","tools":)" + tools), 200);
+  EXPECT_EQ(chats[1].values.tools, "");
+  EXPECT_EQ(send(R"(,"tools":[1])"), 400);
+  EXPECT_EQ(send(R"(,"tools":{"a":1})"), 400);
+  EXPECT_EQ(send(R"(,"tool_choice":"required","tools":)" + tools), 400);
+}
+
 TEST_F(Openai, Models) {
   start();
   const Json list = ask(get("/v1/models")).json();
@@ -285,7 +308,7 @@ TEST_F(Openai, RefusesBadJson) {
                                "{\"prompt\":" + std::string(100000, '[') + std::string(100000, ']') + "}",
                                std::string(1 << 20, '{'),
                                "{\"prompt\":[" + repeated("1,", 2100000) + "1]}",
-                               "{\"prompt\":[" + repeated("{\"a\":1},", 110000) + "1]}"};
+                               "{\"prompt\":[" + repeated("{\"a\":1},", 21000) + "1]}"};
   for (const std::string& body : cases) {
     const Answer a = ask(post("/v1/completions", body));
     EXPECT_EQ(a.status, 400) << body.substr(0, 60);

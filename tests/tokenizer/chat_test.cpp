@@ -8,7 +8,7 @@
 namespace furlong {
 namespace {
 
-using enum ChatTemplate;
+const ChatTemplate qwen3 = named_chat_template("qwen3"), qwen3_5 = named_chat_template("qwen3.5");
 
 std::vector<Message> messages_of(const Json& row) {
   std::vector<Message> out;
@@ -24,14 +24,16 @@ std::optional<bool> thinking_of(const Json& row) {
   return value.is_null() ? std::nullopt : std::optional<bool>(value.get<bool>());
 }
 
-ChatTemplate template_of(const Json& row) { return parse_chat_template(row.at("template").get<std::string>()); }
+ChatTemplate template_of(const Json& row) { return row.at("template") == "qwen3" ? qwen3 : qwen3_5; }
+
+ChatValues thinking(std::optional<bool> value) { return {.enable_thinking = value}; }
 
 TEST(Chat, RendersGoldens) {
   size_t rendered = 0, refused = 0;
   for (const Json& row : data_json("golden_chat.json")) {
     const auto render = [&] {
       return render_chat(template_of(row), messages_of(row), row.at("add_generation_prompt").get<bool>(),
-                         thinking_of(row));
+                         thinking(thinking_of(row)));
     };
     if (row.at("text").is_null()) {  // the template itself raises an exception
       expect_error(Exit::input, {"system"}, [&] { (void)render(); });
@@ -46,49 +48,12 @@ TEST(Chat, RendersGoldens) {
 }
 
 TEST(Chat, RefusesBadConversations) {
-  for (const ChatTemplate kind : {qwen3, qwen3_5}) {
-    expect_error(Exit::input, {"empty"}, [&] { (void)render_chat(kind, {}, true, std::nullopt); });
+  for (const ChatTemplate& kind : {qwen3, qwen3_5}) {
+    expect_error(Exit::input, {"empty"}, [&] { (void)render_chat(kind, {}, true); });
     const std::vector<Message> odd = {{"user", "a", {}}, {"oracle\n", "b", {}}};
-    expect_error(Exit::input, {"message 1", "oracle"}, [&] { (void)render_chat(kind, odd, true, std::nullopt); });
+    expect_error(Exit::input, {"message 1", "oracle"}, [&] { (void)render_chat(kind, odd, true); });
   }
-  expect_error(Exit::usage, {"--chat-template", "llama"}, [] { (void)parse_chat_template("llama"); });
-}
-
-// The pieces the recogniser documents, in a shortened template.
-std::string jinja(const std::string& inner, const std::string& tail) {
-  return "{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}\n"
-         "{%- if loop.index0 > ns.last_query_index %}" +
-         inner +
-         "{%- endif %}\n"
-         "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n" +
-         tail + "{%- endif %}";
-}
-const char* const close_if_told =
-    "    {%- if enable_thinking is defined and enable_thinking is false %}\n"
-    "        {{- '<think>\\n\\n</think>\\n\\n' }}\n";
-const char* const close_by_default =
-    "    {%- if enable_thinking is defined and enable_thinking is true %}\n        {{- '<think>\\n' }}\n"
-    "    {%- else %}\n        {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- endif %}\n";
-const char* const inner_3 = "{%- if loop.last or (not loop.last and reasoning_content) %}";
-const char* const inner_35 =
-    "{%- macro render_content(c) %}{%- set content = render_content(message.content, true)|trim %}"
-    "{%- set reasoning_content = reasoning_content|trim %}";
-
-std::string jinja_3() { return jinja(inner_3, std::string(close_if_told) + "    {%- endif %}\n"); }
-std::string jinja_35() {
-  return jinja(inner_35,
-               std::string(close_if_told) + "    {%- else %}\n        {{- '<think>\\n' }}\n    {%- endif %}\n");
-}
-
-TEST(ChatTemplateText, Recognised) {
-  EXPECT_EQ(recognise_chat_template(jinja_3()), qwen3);
-  EXPECT_EQ(recognise_chat_template(jinja_35()), qwen3_5);
-  EXPECT_EQ(recognise_chat_template(""), std::nullopt);
-  EXPECT_EQ(recognise_chat_template("{% for m in messages %}{{ m.content }}{% endfor %}"), std::nullopt);
-  EXPECT_EQ(recognise_chat_template(jinja(inner_35, close_by_default)), std::nullopt);
-  EXPECT_EQ(recognise_chat_template(jinja(inner_35, std::string(close_if_told) + "{%- endif %}")), std::nullopt);
-  EXPECT_EQ(recognise_chat_template(jinja("", std::string(close_if_told) + "{%- endif %}")), std::nullopt);
-  EXPECT_EQ(recognise_chat_template(jinja(inner_3, "{{- '<think>\\n' }}")), std::nullopt);
+  expect_error(Exit::usage, {"--chat-template", "llama"}, [] { (void)named_chat_template("llama"); });
 }
 
 TEST(ChatTemplateText, OfACheckpoint) {
@@ -96,20 +61,48 @@ TEST(ChatTemplateText, OfACheckpoint) {
   std::filesystem::remove_all(folder);
   make_directories(folder);
   const auto config = [&](const Json& json) { write_file_atomic(folder + "/tokenizer_config.json", json.dump()); };
+  const std::vector<Message> messages = {{"user", "hi"}};
+  const auto text = [&](const ChatValues& values = {}) {
+    return render_chat(chat_template_of(folder), messages, true, values);
+  };
   config({{"add_bos_token", false}});
-  expect_error(Exit::usage, {folder, "--chat-template qwen3"}, [&] { (void)chat_template_of(folder); });
-  config({{"chat_template", jinja_3()}});
-  EXPECT_EQ(chat_template_of(folder), qwen3);
+  expect_error(Exit::usage, {folder, "--chat-template qwen3"}, [&] { (void)text(); });
+  config({{"chat_template", "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"},
+          {"bos_token", "<s>"},
+          {"eos_token", {{"content", "</s>"}}}});
+  EXPECT_EQ(text(), "<s>hi</s>");
   config({{"chat_template",
-           {{{"name", "rag"}, {"template", jinja_3()}}, {{"name", "default"}, {"template", jinja_35()}}}}});
-  EXPECT_EQ(chat_template_of(folder), qwen3_5);
-  config({{"chat_template", {{{"name", "rag"}, {"template", jinja_3()}}}}});
-  expect_error(Exit::usage, {"no chat template"}, [&] { (void)chat_template_of(folder); });
-  config({{"chat_template", "{{ messages }}"}});
-  expect_error(Exit::usage, {"tokenizer_config.json", "--chat-template"}, [&] { (void)chat_template_of(folder); });
-  write_file_atomic(folder + "/chat_template.jinja", jinja_35());  // goes before the config
-  EXPECT_EQ(chat_template_of(folder), qwen3_5);
+           {{{"name", "rag"}, {"template", "r"}}, {{"name", "tool_use"}, {"template", "t{{ tools|length }}"}}}}});
+  expect_error(Exit::usage, {"no chat template"}, [&] { (void)text(); });
+  config({{"chat_template",
+           {{{"name", "tool_use"}, {"template", "t{{ tools|length }}"}}, {{"name", "default"}, {"template", "d"}}}}});
+  EXPECT_EQ(text(), "d");
+  EXPECT_EQ(text({.tools = "[{}, {}]"}), "t2");
+  config({{"chat_template", "a\n{% if %}"}});
+  expect_error(Exit::input, {"tokenizer_config.json chat_template:2"}, [&] { (void)text(); });
+  config({{"bos_token", nullptr}});
+  write_file_atomic(folder + "/chat_template.json", R"({"chat_template": "j{{ bos_token }}"})");
+  EXPECT_EQ(text(), "j");
+  write_file_atomic(folder + "/chat_template.jinja", "{{ messages[0].role }}{{ mood }}{{ enable_thinking }}");
+  EXPECT_EQ(text({.enable_thinking = false, .values = R"({"mood": "!", "enable_thinking": true})"}), "user!False");
+  EXPECT_EQ(render_chat(named_chat_template(folder + "/chat_template.jinja", folder), messages, false), "user");
   expect_error(Exit::usage, {"/no_such_folder"}, [] { (void)chat_template_of("/no_such_folder"); });
+}
+
+TEST(ChatTemplateText, SeesMessagesAsTransformersHandsThemOver) {
+  const auto text = [](const Message& message) {
+    return render_chat(ChatTemplate::parse("{{ messages[0]|tojson }}", "t"), std::vector<Message>{message}, false);
+  };
+  EXPECT_EQ(text({"user", "a"}), R"({"role": "user", "content": "a"})");
+  EXPECT_EQ(
+      text({"assistant", "", std::nullopt, R"({"content": null, "tool_calls": [{"z": 1, "a": 2}], "name": null})"}),
+      R"({"role": "assistant", "tool_calls": [{"z": 1, "a": 2}]})");
+  EXPECT_EQ(text({"assistant", "a", "why"}),
+            R"({"thinking": "why", "role": "assistant", "content": "a", "reasoning_content": "why"})");
+  EXPECT_EQ(text({"assistant", "a", std::nullopt, R"({"reasoning": "r"})"}),
+            R"({"thinking": "r", "role": "assistant", "content": "a", "reasoning": "r", "reasoning_content": "r"})");
+  EXPECT_EQ(text({"user", "", std::nullopt, R"({"content": [{"type": "text", "text": "x"}]})"}),
+            R"({"role": "user", "content": [{"type": "text", "text": "x"}]})");
 }
 
 // What the mask selects, as text, with a bar after every stretch.
@@ -124,8 +117,8 @@ std::string trained_text(const Tokenizer& tokenizer, const TokenizedChat& chat) 
 
 TEST(TokenizeConversation, MasksWhatTheModelSays) {
   const Tokenizer tokenizer = Tokenizer::load(data_path("qwen3_reduced.json"));
-  const auto trained = [&](ChatTemplate kind, const std::vector<Message>& messages, std::optional<bool> thinking) {
-    return trained_text(tokenizer, tokenize_conversation(tokenizer, kind, messages, thinking));
+  const auto trained = [&](const ChatTemplate& kind, const std::vector<Message>& messages, std::optional<bool> thinks) {
+    return trained_text(tokenizer, tokenize_conversation(tokenizer, kind, messages, thinking(thinks)));
   };
   const std::vector<Message> one = {{"user", "a", {}}, {"assistant", "<think>\nhmm\n</think>\n\nb", {}}};
   EXPECT_EQ(trained(qwen3, one, std::nullopt), "<think>\nhmm\n</think>\n\nb<|im_end|>|");
@@ -163,15 +156,15 @@ TEST(TokenizeConversation, BeginsWithTheRolloutsPrompt) {
     if (row.at("text").is_null()) continue;
     const std::vector<Message> messages = messages_of(row);
     const ChatTemplate kind = template_of(row);
-    const std::optional<bool> thinking = thinking_of(row);
-    const TokenizedChat chat = tokenize_conversation(tokenizer, kind, messages, thinking);
-    const std::string text = render_chat(kind, messages, false, thinking);
+    const ChatValues values = thinking(thinking_of(row));
+    const TokenizedChat chat = tokenize_conversation(tokenizer, kind, messages, values);
+    const std::string text = render_chat(kind, messages, false, values);
     ASSERT_EQ(chat.ids.size(), chat.loss_mask.size());
     EXPECT_EQ(nfc(tokenizer.decode(chat.ids)), nfc(text));
     size_t last = messages.size();
     while (last > 0 && messages[last - 1].role != "assistant") last--;
     if (last < 2) continue;
-    const std::string prompt = render_chat(kind, std::span(messages).first(last - 1), true, thinking);
+    const std::string prompt = render_chat(kind, std::span(messages).first(last - 1), true, values);
     if (!text.starts_with(prompt)) continue;
     prefixes++;
     const std::vector<int32_t> ids = tokenizer.encode(prompt);
@@ -186,7 +179,7 @@ TEST(TokenizeConversation, BeginsWithTheRolloutsPrompt) {
 TEST(TokenizeConversation, NeedsTheTurnTokens) {
   const Tokenizer tokenizer = edited_tiny([](Json& json) { json["added_tokens"].erase(2); });
   const std::vector<Message> messages = {{"user", "a", {}}};
-  expect_error(Exit::input, {"<|im_end|>"}, [&] { (void)tokenize_conversation(tokenizer, qwen3, messages, true); });
+  expect_error(Exit::input, {"<|im_end|>"}, [&] { (void)tokenize_conversation(tokenizer, qwen3, messages); });
 }
 
 }  // namespace

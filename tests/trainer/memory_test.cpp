@@ -192,10 +192,12 @@ TEST(MemoryPlan, CountsTheOptimizerAsTheSettingsHaveIt) {
 
 TEST(MemoryPlan, StandsInTheRunDirectory) {
   const Folder folder;
-  run(small_run(folder / "run", 1));
+  Settings s = small_run(folder / "run", 1);
+  s.use_rollout_routing_replay = true;
+  run(s);
   const std::string text = read_file(folder / "run/plan.txt");
-  for (const char* part :
-       {"host, rollout", "host, training", "weights", "rollout slots", "there is", "passes of a step"}) {
+  for (const char* part : {"host, rollout", "host, training", "weights", "recorded routes", "rollout slots", "there is",
+                           "passes of a step", "with the rollout's routes"}) {
     expect_contains(text, part);
   }
 }

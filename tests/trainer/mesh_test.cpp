@@ -1,6 +1,8 @@
 // Whole runs over ranks (threads): the figures of one process, on every layout, across a change of layout.
 #include "checkpoint/resume.h"
+#include "data/trajectory.h"
 #include "parallel/threads.h"
+#include "trainer/collect.h"
 #include "trainer/fixture.h"
 
 namespace furlong {
@@ -93,6 +95,40 @@ TEST(MeshRuns, RollOutAndLearn) {
   }
 }
 
+// Filters and commands where several ranks share out the groups; ranks of one batch ask once.
+TEST(MeshRuns, KeepWhatAFilterPasses) {
+  const Folder folder;
+  Settings s = small_run(folder / "run", 2);
+  s.rm_type.clear();
+  s.custom_rm_command = "tee -a " + (folder / "asked") + " | " FURLONG_REWARD_COMMAND " boxed";
+  s.custom_rm_processes = 1;
+  s.dynamic_sampling_filter_path = "check_reward_nonzero_std";
+  s.over_sampling_batch_size = 6;
+  s.save_debug_rollout_data = folder / "data-{rollout_id}.jsonl";
+  run_over(s, {4, {.tensor = 2, .expert = 2}});
+  const auto rows = metrics_of(s.run_dir);
+  ASSERT_EQ(rows.size(), 2u);
+  double drawn = 0;
+  for (size_t i = 0; i < 2; i++) {
+    drawn += figure(rows, i, "rollout/groups_drawn");
+    const auto kept = read_trajectories(folder / fmt::format("data-{}.jsonl", i));
+    ASSERT_EQ(kept.size(), 16u);
+    for (size_t first = 0; first < 16; first += 4) {
+      EXPECT_EQ(drop_reason({kept.data() + first, 4}), "") << first;
+      for (size_t j = 0; j < 4; j++) EXPECT_EQ(kept[first + j].group_index, kept[first].group_index);
+    }
+  }
+  const std::string asked = read_file(folder / "asked");
+  EXPECT_EQ(static_cast<double>(std::count(asked.begin(), asked.end(), '\n')), 4 * drawn);
+  s.partial_rollout = true;
+  try {
+    run_over(s, {2, {.expert = 2}});
+    ADD_FAILURE() << "partial rollouts on two ranks";
+  } catch (const Error& e) {
+    EXPECT_EQ(e.code(), Exit::usage) << e.what();
+  }
+}
+
 // A run that goes on on other ranks, and one that goes on where it was, to the same bytes.
 TEST(MeshRuns, ResumeOnAnyLayout) {
   const Folder folder;
@@ -156,6 +192,29 @@ TEST(MeshRuns, SupervisedFineTuning) {
     const double loss = figure(want, i, "train/loss");
     EXPECT_NEAR(figure(got, i, "train/loss"), loss, 1e-4 * loss) << i;
   }
+}
+
+// Routes reach the ranks that train on them.
+TEST(MeshRuns, ReplayRoutes) {
+  const Folder folder;
+  Settings s = small_run(folder / "one", 2);
+  s.use_rollout_routing_replay = true;
+  s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
+  run(s);
+  const auto want = metrics_of(folder / "one");
+  for (const RunLayout& layout : {RunLayout{2, {}}, RunLayout{4, {.expert = 2}}, RunLayout{2, {.expert = 2}, "flex"}}) {
+    s.run_dir = folder / fmt::format("on{}_{}_{}", layout.ranks, layout.sizes.expert, layout.dispatcher);
+    s.save.clear();
+    s.save_debug_rollout_data = s.run_dir + "/data-{rollout_id}.jsonl";
+    run_over(s, layout);
+    expect_near(metrics_of(s.run_dir), want);
+    if (layout.dispatcher != "alltoall") continue;
+    EXPECT_EQ(read_file(s.run_dir + "/data-0.routes.safetensors"), read_file(folder / "one/data-0.routes.safetensors"));
+    EXPECT_EQ(figure(metrics_of(s.run_dir), 0, "train/replayed_routes_differ"), 0);
+  }
+  s = laid_out(small_run(folder / "refused", 1), {4, {.tensor = 2, .expert = 2}});
+  s.use_rollout_routing_replay = true;
+  EXPECT_NE(refusal(Exit::usage, s).find("--use-rollout-routing-replay needs whole rows"), std::string::npos);
 }
 
 }  // namespace

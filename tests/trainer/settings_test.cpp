@@ -218,7 +218,7 @@ TEST(SettingsTable, RewardRulesAreThoseOfTheRewardRoom) {
       EXPECT_TRUE(std::count(field->choices.begin(), field->choices.end(), rule)) << rule;
     }
   }
-  EXPECT_EQ(field->choices.size(), 2 * scorer_names().size());
+  EXPECT_EQ(field->choices.size(), 2 * scorer_names().size() + 1);  // and remote_rm
 }
 
 TEST(SettingsConflicts, NoneInAGoodCommand) { EXPECT_EQ(conflicts(good()), ""); }
@@ -327,8 +327,8 @@ INSTANTIATE_TEST_SUITE_P(
                      "without --apply-chat-template"},
         ConflictCase{
             "KwargsName",
-            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"thinking": true})"; },
-            "the chat formats have no value thinking"},
+            [](Settings& s) { s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"tools": []})"; },
+            "tools comes from the rows"},
         ConflictCase{"KwargsType",
                      [](Settings& s) {
                        s.apply_chat_template = true, s.apply_chat_template_kwargs = R"({"enable_thinking": 1})";
@@ -339,6 +339,10 @@ INSTANTIATE_TEST_SUITE_P(
             "Branches",
             [](Settings& s) { s.rollout_speculative_algorithm = "EAGLE", s.rollout_speculative_eagle_topk = 2; },
             "--rollout-speculative-eagle-topk 2: not in this build; use 1"},
+        ConflictCase{"ExactGpu", [](Settings& s) { s.true_on_policy = true, s.device = "cuda"; },
+                     "--true-on-policy: on a GPU"},
+        ConflictCase{"ExactParts", [](Settings& s) { s.true_on_policy = true, s.tensor_model_parallel_size = 2; },
+                     "join the vocabulary's parts in different orders"},
         ConflictCase{"Overlap", [](Settings& s) { s.overlap_cpu_optimizer_d2h_h2d = true; },
                      "--overlap-cpu-optimizer-d2h-h2d needs --optimizer-cpu-offload"},
         ConflictCase{"Moments", [](Settings& s) { s.exp_avg_sq_dtype = "bf16"; },
@@ -351,14 +355,14 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {
   Settings s = good();
   s.kl_loss_coef = 1;
-  s.use_rollout_routing_replay = true;
+  s.rollout_speculative_algorithm = "EAGLE", s.rollout_speculative_eagle_topk = 2;
   s.hf_checkpoint.clear();
   try {
     validate(s, Command::train);
     FAIL();
   } catch (const Error& e) {
     EXPECT_EQ(e.code(), Exit::usage);
-    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --use-rollout-routing-replay: ", 0), 0u)
+    EXPECT_EQ(std::string(e.what()).rfind("3 problems with the settings:\n  --rollout-speculative-eagle-topk", 0), 0u)
         << e.what();
   }
 }

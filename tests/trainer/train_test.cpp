@@ -1,7 +1,7 @@
 // Whole runs: what must not change their bits, what each switch adds, and that they learn.
 #include "data/trajectory.h"
+#include "trainer/evaluation.h"
 #include "trainer/fixture.h"
-#include "trainer/rollout.h"
 
 namespace furlong {
 namespace {
@@ -428,6 +428,52 @@ TEST(PassAtK, Values) {
   EXPECT_DOUBLE_EQ(pass_at_k(5, 0, 5), 0);
   EXPECT_DOUBLE_EQ(pass_at_k(8, 6, 4), 1);  // fewer than 4 wrong ones
   for (int64_t c = 0; c < 32; c++) EXPECT_LE(pass_at_k(32, c, 8), pass_at_k(32, c + 1, 8));
+}
+
+// Replayed routes are the trainer's own in fp32, so that they change no bit of a run; recorded ones are used as they
+// are.
+TEST(RoutingReplay, ChangesNoBitWhereNothingDiffers) {
+  const Folder folder;
+  Settings plain = small_run(folder / "plain", 2);
+  plain.global_batch_size = 8;  // two optimizer steps a rollout, so that old log-probs are computed
+  run(plain);
+  Settings replayed = plain;
+  replayed.run_dir = folder / "replayed";
+  replayed.save.clear();
+  replayed.use_rollout_routing_replay = true;
+  replayed.save_debug_rollout_data = folder / "data-{rollout_id}.jsonl";
+  run(replayed);
+  const auto want = metrics_of(folder / "plain"), got = metrics_of(folder / "replayed");
+  // Log-probs are compared before the first step. The second one's routers are not those that sampled any more.
+  for (size_t i = 0; i < 2; i++) {
+    EXPECT_EQ(figure(got, i, "train/train_rollout_logprob_abs_diff"), 0) << i;
+    EXPECT_LT(figure(got, i, "train/replayed_routes_differ"), 0.2);
+  }
+  EXPECT_EQ(figure(got, 0, "rollout/raw_reward"), figure(want, 0, "rollout/raw_reward"));
+  EXPECT_TRUE(fs::exists(folder / "data-1.routes.safetensors"));
+
+  // The training half alone, from the files.
+  Settings again = replayed;
+  again.run_dir = folder / "again";
+  again.load_debug_rollout_data = again.save_debug_rollout_data;
+  again.save_debug_rollout_data.clear();
+  run(again);
+  EXPECT_TRUE(same_files(folder / "replayed/hf", folder / "again/hf"));
+  fs::remove(folder / "data-0.routes.safetensors");
+  again.run_dir = folder / "lost";
+  again.save.clear();
+  EXPECT_NE(refusal(Exit::input, again).find("data-0.routes.safetensors"), std::string::npos);
+
+  // One step a rollout: the same bits as without.
+  plain = small_run(folder / "one_plain", 2);
+  run(plain);
+  plain.run_dir = folder / "one_replayed";
+  plain.save.clear();
+  plain.use_rollout_routing_replay = true;
+  plain.recompute_granularity = "full";
+  run(plain);
+  EXPECT_TRUE(same_files(folder / "one_plain/hf", folder / "one_replayed/hf"));
+  for (const auto& row : metrics_of(folder / "one_replayed")) EXPECT_EQ(row.at("train/replayed_routes_differ"), 0);
 }
 
 }  // namespace

@@ -314,8 +314,9 @@ void attention(Stream& stream, Tensor o, Tensor lse, Tensor q, Tensor k, Tensor 
   if (!fast) {
     forward_any(stream, o, lse, q, k, v, segments, pages, shape);
   } else {
-    const int skip = pages.defined() ? decode_tokens : 0;
-    if (pages.defined()) decode(stream, o, lse, q, segments, pages, shape);
+    const bool decodes = pages.defined() && !pages.exact;
+    const int skip = decodes ? decode_tokens : 0;
+    if (decodes) decode(stream, o, lse, q, segments, pages, shape);
     if (q.rows() > skip) {
       launch_forward<64>(
           stream,
