@@ -11,6 +11,7 @@ int run_train(const Settings& settings, World& world);
 int run_sft(const Settings& settings, World& world);
 int run_eval(const Settings& settings, World& world);
 int run_generate(const Settings& settings, World& world);
+int run_serve(const Settings& settings);
 int run_score(const Settings& settings, World& world);
 int run_tokenize(const Settings& settings);
 int run_grade(const Settings& settings);

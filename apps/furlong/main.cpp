@@ -29,6 +29,7 @@ int run_command(const Invocation& invocation, World& world) {
     case Command::grade: return run_grade(settings);
     case Command::init: return run_init(settings);
     case Command::convert: return run_convert(settings, world);
+    case Command::serve: return run_serve(settings);
     case Command::inspect: return run_inspect(settings);
   }
   CHECK(false, "a command without a function");

@@ -94,6 +94,7 @@ class Engine {
   const EngineStats& stats() const { return stats_; }
   void reset_stats() { stats_ = {}; }
   const RolloutMemory& memory() const { return *memory_; }
+  const PrefixCache& kept_prefixes() const { return scheduler_->cache(); }
   size_t arena_bytes() const { return arena_.capacity(); }
 
  private:

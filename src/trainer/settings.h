@@ -23,6 +23,7 @@ enum class Command : uint16_t {
   init = 128,
   convert = 256,
   inspect = 512,
+  serve = 1024,
 };
 
 using Texts = std::vector<std::string>;
@@ -222,6 +223,15 @@ struct Settings {
   int64_t top_k = -1;
   bool ignore_eos = false;
 
+  // serve
+  std::string host = "127.0.0.1";
+  int64_t port = 8000;
+  std::string api_key, api_key_file;
+  std::string served_model_name;  // validate: hf_checkpoint
+  int64_t max_queued_requests = 1024;
+  double stuck_seconds = 60;
+  double drain_seconds = 20;
+
   // tokenize
   std::string tokenizer;  // file or folder
   bool decode = false;
@@ -262,6 +272,7 @@ enum class Topic {
   debugging,
   files,
   generate,
+  serve,
   tokenize,
   convert,
   no_effect,  // miles' flags that are accepted, named in one warning line and otherwise left alone

@@ -13,9 +13,10 @@ namespace {
 
 constexpr double unbounded = 1e300;
 constexpr Topic all_topics[] = {
-    Topic::checkpoint, Topic::run,        Topic::prompts,   Topic::batches,  Topic::sampling,  Topic::engine,
-    Topic::reward,     Topic::evaluation, Topic::algorithm, Topic::mtp,      Topic::optimizer, Topic::parallel,
-    Topic::debugging,  Topic::files,      Topic::generate,  Topic::tokenize, Topic::convert,   Topic::no_effect,
+    Topic::checkpoint, Topic::run,      Topic::prompts,    Topic::batches,   Topic::sampling,
+    Topic::engine,     Topic::reward,   Topic::evaluation, Topic::algorithm, Topic::mtp,
+    Topic::optimizer,  Topic::parallel, Topic::debugging,  Topic::files,     Topic::generate,
+    Topic::serve,      Topic::tokenize, Topic::convert,    Topic::no_effect,
 };
 
 const char* purpose(Command command) {
@@ -23,6 +24,7 @@ const char* purpose(Command command) {
     case Command::train: return "rollout, reward, GRPO and MTP update, evaluation, checkpoints";
     case Command::sft: return "supervised fine-tuning on conversations";
     case Command::eval: return "evaluation sets: mean reward and pass@k";
+    case Command::serve: return "an HTTP server: OpenAI's API, and SGLang's /generate";
     case Command::generate: return "completions of texts, messages or tokens";
     case Command::score: return "log-probs of given token sequences";
     case Command::tokenize: return "texts to ids and back, messages to prompts";
@@ -147,6 +149,7 @@ const char* title(Topic topic) {
     case Topic::debugging: return "Debugging";
     case Topic::files: return "Files of the batch commands";
     case Topic::generate: return "Generation";
+    case Topic::serve: return "Server";
     case Topic::tokenize: return "Tokenizer";
     case Topic::convert: return "New and converted checkpoints";
     case Topic::no_effect: return "Accepted without effect";

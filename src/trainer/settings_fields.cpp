@@ -115,10 +115,10 @@ void add_prompts(Table& t) {
               "key of a row's metadata; its rm_type overrides --rm-type"),
           row("tool_key", &Settings::tool_key, T | S | E, "key of a row's tools, handed to the chat template"),
           row("apply_chat_template", &Settings::apply_chat_template, T | E, "render prompts with the chat template"),
-          row("apply_chat_template_kwargs", &Settings::apply_chat_template_kwargs, T | S | E | G | L | K,
+          row("apply_chat_template_kwargs", &Settings::apply_chat_template_kwargs, T | S | E | G | L | K | Z,
               "values for the chat template, such as {\"enable_thinking\": false}")
               .json(),
-          row("chat_template", &Settings::chat_template, T | S | E | G | L | K,
+          row("chat_template", &Settings::chat_template, T | S | E | G | L | K | Z,
               "a built-in chat format (qwen3, qwen3.5) or a file with a Jinja template; default: the checkpoint's own")
               .unit("a name or a file")
               .differs("--chat-template-path in miles, for files alone"),
@@ -196,7 +196,7 @@ void add_sampling(Table& t) {
           row("rollout_max_response_len", &Settings::rollout_max_response_len, T | E, "most tokens of a response")
               .unit("tokens")
               .from(1),
-          row("rollout_max_context_len", &Settings::rollout_max_context_len, T | S | E | G,
+          row("rollout_max_context_len", &Settings::rollout_max_context_len, T | S | E | G | Z,
               "most tokens of prompt and response together")
               .unit("tokens")
               .from(2),
@@ -218,7 +218,7 @@ void add_sampling(Table& t) {
 
 void add_engine(Table& t) {
   const auto row = [](auto... a) { return Row(Topic::engine, a...); };
-  constexpr unsigned engine = T | E | G;
+  constexpr unsigned engine = T | E | G | Z;
   t.insert(
       t.end(),
       {

@@ -179,6 +179,39 @@ void add_parallel(Table& t) {
       });
 }
 
+void add_server(Table& t) {
+  const auto row = [](auto... a) { return Row(Topic::serve, a...); };
+  t.insert(
+      t.end(),
+      {
+          row("host", &Settings::host, Z, "address to listen on; one beyond this machine needs a key")
+              .unit("name or number")
+              .differs("not in miles, as the rest of these"),
+          row("port", &Settings::port, Z, "port to listen on; 0: any that is free, which is printed").from(0).to(65535),
+          row("api_key_file", &Settings::api_key_file, Z,
+              "file whose first line is the key that every request must bring")
+              .unit("path"),
+          row("api_key", &Settings::api_key, Z,
+              "the key itself, at least 16 bytes; other users of the machine can read it in the list of processes"),
+          row("served_model_name", &Settings::served_model_name, Z,
+              "the model's name in the API; default: --hf-checkpoint"),
+          row("max_queued_requests", &Settings::max_queued_requests, Z,
+              "requests that may wait for the engine; more are answered with status 429")
+              .unit("requests")
+              .from(1)
+              .to(1 << 20),
+          row("stuck_seconds", &Settings::stuck_seconds, Z,
+              "how long a step may take before /health says that it is stuck")
+              .unit("s")
+              .above(0)
+              .to(1e6),
+          row("drain_seconds", &Settings::drain_seconds, Z, "how long requests may go on after SIGTERM or Ctrl-C")
+              .unit("s")
+              .from(0)
+              .to(1e6),
+      });
+}
+
 void add_tools(Table& t) {
   const auto debug = [](auto... a) { return Row(Topic::debugging, a...); };
   const auto file = [](auto... a) { return Row(Topic::files, a...); };
@@ -248,6 +281,7 @@ void add_training(Table& t) {
   add_optimizer(t);
   add_parallel(t);
   add_tools(t);
+  add_server(t);
 }
 
 }  // namespace furlong::setting

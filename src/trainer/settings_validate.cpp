@@ -44,7 +44,7 @@ class Validator {
     }
     if (is(Command::train) || is(Command::eval) || is(Command::grade)) rewards();
     if (is(Command::train) || is(Command::eval)) evaluation();
-    if (is(Command::train) || is(Command::eval) || is(Command::generate)) engine();
+    if (is(Command::train) || is(Command::eval) || is(Command::generate) || is(Command::serve)) engine();
     template_values();
     routing_replay();
     commands();
@@ -481,6 +481,11 @@ class Validator {
       case Command::grade:
         require(s_.input, "--input", "a jsonl file, or - for standard input");
         if (s_.custom_rm_command.empty()) require(s_.rm_type, "--rm-type", "the rule");
+        break;
+      case Command::serve:
+        require(s_.hf_checkpoint, "--hf-checkpoint", "the model's folder");
+        if (!s_.api_key.empty() && !s_.api_key_file.empty()) complain("--api-key and --api-key-file: leave one out");
+        if (s_.served_model_name.empty()) s_.served_model_name = s_.hf_checkpoint;
         break;
       case Command::inspect: break;
       case Command::init:

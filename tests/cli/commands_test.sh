@@ -45,7 +45,7 @@ works --version
 has 'furlong '
 has 'instruction set'
 works --help
-for command in train sft eval generate score tokenize grade init convert; do
+for command in train sft eval generate score serve tokenize grade init convert; do
   works --help
   has "  $command "
   works "$command" --help
@@ -342,6 +342,33 @@ refused 4 'host memory' score --hf-checkpoint weightless --input - --host-memory
 refused 4 'rollout slots' eval --hf-checkpoint weightless --eval-prompt-data sums prompts.jsonl --input-key prompt \
   --label-key label --chat-template qwen3.5 --rm-type deepscaler --eval-max-response-len 6 --host-memory-gib 0.05
 refused 3 'weightless' generate --hf-checkpoint weightless --input -
+# --- serve
+if "$furlong" serve --hf-checkpoint weightless --api-key short 2>err || grep -q 'built without its server' err; then
+  refused 2 'FURLONG_SERVER' serve --hf-checkpoint "$tiny"
+else
+  refused 2 '--host 0.0.0.0: beyond this machine' serve --hf-checkpoint weightless --host 0.0.0.0 --port 0
+  refused 2 'a key of 5 bytes' serve --hf-checkpoint weightless --port 0 --api-key short
+  refused 2 'leave one out' serve --hf-checkpoint weightless --api-key 0123456789abcdef --api-key-file x
+  refused 3 'no-such-file' serve --hf-checkpoint weightless --port 0 --api-key-file no-such-file
+  refused 3 'weightless' serve --hf-checkpoint weightless --port 0
+  refused 2 'runs in one process' serve --hf-checkpoint "$tiny" --nproc 2
+  printf 'a key of many bytes\n' >key
+  "$furlong" serve --hf-checkpoint "$tiny" --port 0 --threads 1 --api-key-file key >out 2>err &
+  server=$!
+  tries=0
+  until grep -q '^listening on http://127\.0\.0\.1:[0-9]*$' out; do
+    tries=$((tries + 1))
+    [ $tries -lt 200 ] || fail "the server does not listen: $(cat err)"
+    sleep 0.1
+  done
+  port=$(sed 's/.*://' out)
+  refused 4 'Address already in use' serve --hf-checkpoint weightless --port "$port"
+  kill -TERM $server
+  got=0
+  wait $server || got=$?
+  [ "$got" = 143 ] || fail "exit code $got of a server after SIGTERM: $(cat err)"
+  grep -q 'SIGTERM: no further requests' err || fail "not said: $(cat err)"
+fi
 works inspect --hf-checkpoint "$tiny"
 has 'lm_head.weight'
 recipe=$2/../../recipes/qwen3.5-35b-a3b-mtp.toml

@@ -1,0 +1,26 @@
+// The routes that generate and list, each from a request to its answer. They throw ApiError and ClientGone.
+#pragma once
+#include <atomic>
+
+#include "server/connection.h"
+#include "server/generation.h"
+#include "server/metrics.h"
+
+namespace furlong {
+
+struct RouteContext {
+  EngineLoop& loop;
+  const ServedModel& model;
+  ServerMetrics& metrics;
+  double stuck_seconds = 60;
+  std::atomic<int64_t> sequence{0};  // of requests
+};
+
+// OpenAI's /v1/chat/completions, /v1/completions, /v1/models and /v1/models/{id}.
+void answer_chat(RouteContext&, const HttpRequest&, HttpReply&);
+void answer_completions(RouteContext&, const HttpRequest&, HttpReply&);
+void answer_models(RouteContext&, const HttpRequest&, HttpReply&);
+// SGLang's /generate.
+void answer_generate(RouteContext&, const HttpRequest&, HttpReply&);
+
+}  // namespace furlong
