@@ -198,7 +198,12 @@ TEST_F(Lifetime, Metrics) {
   EXPECT_EQ(completion({{"prompt", "x"}, {"max_tokens", 3}}).status, 200);
   EXPECT_EQ(ask(get("/v1/completions/../../x")).status, 404);
   EXPECT_EQ(completion({{"prompt", 1}}).status, 400);
-  ASSERT_TRUE(soon([&] { return metric("steps_total") == 3; }));
+  // Counted once they have been sent.
+  ASSERT_TRUE(soon([&] {
+    const std::string text = server->metrics_text();
+    return metric("steps_total") == 3 && text.find("{route=\"other\",status=\"404\"} 1\n") != text.npos &&
+           text.find("{route=\"/v1/completions\",status=\"400\"} 1\n") != text.npos;
+  }));
   const Answer a = ask(get("/metrics"));
   EXPECT_EQ(a.headers.at("Content-Type"), "text/plain; version=0.0.4; charset=utf-8");
   for (const char* line :
