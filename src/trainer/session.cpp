@@ -258,13 +258,20 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
     options.forced_accept_length = settings.rollout_forced_accept_length.value_or(0);
     const std::string& model = settings.rollout_speculative_cost_model;
-    // Where the first groups to end are kept, what ends first must not follow the machine; a forced length is timed as it
-    // is.
+    // Where the first groups to end are kept, what ends first must not follow the machine; a forced length is timed as
+    // it is.
     const bool keeps_first = settings.over_sampling_batch_size.value_or(0) > settings.rollout_batch_size.value_or(0);
     const bool measures = settings.device == "cuda" && !keeps_first && options.forced_accept_length == 0;
     options.measure_speculation = model == "measured" || (model == "auto" && measures);
   }
   options.exact = settings.true_on_policy;
+  if (options.exact && settings.device == "cuda" &&
+      (config.head_dim != 256 || config.linear_key_head_dim != 128 || config.linear_value_head_dim != 128)) {
+    fail(Exit::usage,
+         "--true-on-policy: on a GPU heads of 256 (attention) and 128 (delta net) are exact, as Qwen3.5's; those of {} "
+         "are {}, {} and {}. --device cpu is exact for any",
+         where, config.head_dim, config.linear_key_head_dim, config.linear_value_head_dim);
+  }
   options.graph_batches.assign(settings.rollout_cuda_graph_bs.begin(), settings.rollout_cuda_graph_bs.end());
   if (options.graph_batches.empty()) {
     options.graph_batches = {1, 2, 4, 8};
