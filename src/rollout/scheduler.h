@@ -31,8 +31,8 @@ struct Job {
 struct Prefix {
   std::shared_ptr<Job> job;
   SequenceMemory memory;
-  int64_t done = 0;                     // prompt rows run
-  std::shared_ptr<OwnedTensor> hidden;  // (1,H) of the last prompt row, once done
+  int64_t done = 0;                                                   // prompt rows run
+  std::shared_ptr<OwnedTensor> hidden;                                // (1,H) of the last prompt row, once done
   std::shared_ptr<RouteRows> routes = std::make_shared<RouteRows>();  // of the rows run, if recorded
   std::shared_ptr<OwnedTensor>
       lead;  // (1,H) of the row before the first one run, where others have run the ones before
