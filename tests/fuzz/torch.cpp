@@ -25,12 +25,12 @@ void put(const std::string& path, std::span<const uint8_t> bytes) {
 
 // A folder in memory, with the tag that every good one has.
 const std::string& folder() {
-  static const std::string path = [] {
+  static const std::string& path = *[] {  // never destroyed: the exit handler reads it
     char name[] = "/dev/shm/furlong-fuzz-XXXXXX";
     if (mkdtemp(name) == nullptr) std::abort();
     std::ofstream(std::string(name) + "/" + dist_tag_name) << R"({"sharded_backend": "torch_dist"})";
     std::atexit([] { std::system(("rm -rf " + folder()).c_str()); });
-    return std::string(name);
+    return new std::string(name);
   }();
   return path;
 }
