@@ -57,12 +57,12 @@ ServedModel served_model(const Session& session, const Settings& settings, int64
   model.name = settings.served_model_name;
   model.created = std::time(nullptr);
   model.tokenizer = session.tokenizer;
-  model.encode_chat = [&session](const ChatPrompt& prompt) {
+  model.render_chat = [&session](const ChatPrompt& prompt) {
     if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
     ChatValues values = prompt.values;
     if (!values.enable_thinking) values.enable_thinking = session.chat_values.enable_thinking;
     if (values.values.empty()) values.values = session.chat_values.values;
-    return encode_text(session, render_chat(*session.chat, prompt.messages, true, values));
+    return render_chat(*session.chat, prompt.messages, true, values);
   };
   model.stop_ids = session.stop_ids;
   model.vocab_size = session.config.vocab_size;

@@ -95,7 +95,7 @@ class HttpReply {
 
   // The request's body is of no further use: its memory is given back.
   void drop_body() {
-    request_.body = {};
+    std::string().swap(request_.body);  // an assignment would keep the memory
     connection_.release_body();
   }
   int status() const { return status_; }  // 0: not begun

@@ -12,16 +12,30 @@ namespace {
 
 constexpr double least_log_prob = -9999;
 
-// What a body's values and names take in memory is many times what they take in the body.
-constexpr int64_t most_values = 2'000'000, most_names = 20'000;
+// What a body's values and names take in memory is many times what they take in the body; and while it is parsed, a
+// text takes six times its bytes as they stand there, and anything else between two marks of the syntax three times.
+constexpr int64_t most_values = 500'000, most_names = 20'000;
+constexpr size_t most_text_bytes = 4 << 20, most_plain_bytes = 4 << 20;
 
 void check_counts(std::string_view json) {
   int64_t commas = 0, colons = 0;
+  size_t text_bytes = 0, plain_bytes = 0;
   for (size_t i = 0; i < json.size(); i++) {
     commas += json[i] == ',';
     colons += json[i] == ':';
+    plain_bytes = std::string_view(",:[]{}\"").find(json[i]) == std::string_view::npos ? plain_bytes + 1 : 0;
+    if (plain_bytes > most_plain_bytes) {
+      refuse("", "the body has blanks or a number of more than {} bytes", most_plain_bytes);
+    }
     if (json[i] != '"') continue;
-    for (i++; i < json.size() && json[i] != '"'; i++) i += json[i] == '\\';
+    const size_t begin = i++;
+    while (i < json.size() && json[i] != '"') i += json[i] == '\\' ? 2 : 1;
+    text_bytes += std::min(i, json.size()) - begin;
+  }
+  if (text_bytes > most_text_bytes) {
+    throw ApiError(
+        400, "context_length_exceeded", "",
+        fmt::format("the texts of the body take {} bytes of it; at most {} are taken", text_bytes, most_text_bytes));
   }
   if (commas < most_values && colons <= most_names) return;
   refuse("", "the body has more than {} values or {} names", most_values, most_names);

@@ -11,7 +11,7 @@
 
 namespace furlong {
 
-// A body that is a JSON object. Throws ApiError (400).
+// A body that is a JSON object, with texts of at most 4 MiB in all. Throws ApiError (400).
 Json parse_body(const std::string& body);
 
 // Reads an object field by field; null is as good as absent. Everything throws ApiError (400) naming the field.

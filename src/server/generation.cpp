@@ -40,11 +40,17 @@ std::vector<int32_t> encode_prompt(const ServedModel& model, const std::string& 
         400, "context_length_exceeded", "",
         fmt::format("a text of {} bytes is longer than the model's context of {} tokens", text.size(), model.context));
   }
+  std::vector<int32_t> ids;
   try {
-    return model.tokenizer->encode(text);
+    ids = model.tokenizer->encode(text, {.ids = static_cast<size_t>(model.context), .piece_bytes = most_piece_bytes});
   } catch (const Error& error) {
     throw ApiError(400, "", "", error.what());
   }
+  if (std::ssize(ids) > model.context) {
+    throw ApiError(400, "context_length_exceeded", "",
+                   fmt::format("the prompt has more than the {} tokens of the model's context", model.context));
+  }
+  return ids;
 }
 
 void check_call(const ServedModel& model, GenerationCall& call) {

@@ -24,8 +24,8 @@ struct ServedModel {
   std::string name;
   int64_t created = 0;                 // Unix time
   std::optional<Tokenizer> tokenizer;  // absent: token ids in, token ids out
-  // The ids of a chat, with the generation prompt. Throws Error for a chat that the template refuses.
-  std::function<std::vector<int32_t>(const ChatPrompt&)> encode_chat;
+  // The text of a chat, with the generation prompt. Throws Error for a chat that the template refuses.
+  std::function<std::string(const ChatPrompt&)> render_chat;
   int64_t longest_token = 1;  // bytes of the tokenizer's longest
   std::vector<int32_t> stop_ids;
   int64_t vocab_size = 0;
@@ -54,8 +54,11 @@ struct GenerationCall {
 // Throws ApiError (400) for a prompt without tokens, with ids that the model lacks, or too long with what is to follow.
 void check_call(const ServedModel&, GenerationCall&);
 
-// The ids of a text. Throws ApiError (400): without a tokenizer, or for a text that is longer than the context however
-// it is cut into tokens.
+// Of text without a break, which takes many times its bytes while it becomes tokens.
+constexpr size_t most_piece_bytes = 512 << 10;
+
+// The ids of a text. Throws ApiError (400): without a tokenizer, for a text that is longer than the context (of which
+// no more is encoded), or with a stretch that is too long.
 std::vector<int32_t> encode_prompt(const ServedModel&, const std::string& text);
 
 // News of one sample.

@@ -16,7 +16,7 @@ struct HttpLimits {
   size_t header_bytes = 16 << 10;  // request line and headers
   size_t headers = 100;
   size_t body_bytes = 32 << 20;
-  size_t bodies_bytes = 64 << 20;  // of all requests that are being read or parsed
+  size_t bodies_bytes = 40 << 20;  // of all requests that are being read or parsed
   double header_seconds = 10;  // from a request's first byte (of a new connection: from its start) to its last header
   double body_seconds = 60;
   double idle_seconds = 60;   // between two requests of a connection

@@ -9,6 +9,10 @@ namespace furlong {
 namespace beast_http = boost::beast::http;
 using BeastError = beast_http::error;
 
+namespace {
+constexpr size_t large_body = 1 << 20;
+}
+
 struct HttpParser::Impl {
   beast_http::request_parser<beast_http::string_body> parser;
 };
@@ -51,6 +55,10 @@ size_t HttpParser::read(std::string_view bytes) {
     if (error) throw ApiError(400, "", "", fmt::format("not an HTTP/1.1 request: {}", error.message()));
     if (n == 0) break;
   }
+  // What is reserved and never written takes no memory; a body that grew by doubling would for a moment take three
+  // times its own.
+  auto& body = parser.get().body();
+  if (body.size() > large_body && body.capacity() < limits_.body_bytes) body.reserve(limits_.body_bytes);
   if (done()) request_.body = std::move(parser.get().body());
   return used;
 }

@@ -14,8 +14,9 @@ struct OpenAiCall {
   bool include_usage = false;  // stream: a last chunk with the usage
 };
 
-OpenAiCall read_chat_call(const ServedModel&, const std::string& body);
-OpenAiCall read_completions_call(const ServedModel&, const std::string& body);
+// They give the request's body back as soon as it has been parsed.
+OpenAiCall read_chat_call(const ServedModel&, const HttpRequest&, HttpReply&);
+OpenAiCall read_completions_call(const ServedModel&, const HttpRequest&, HttpReply&);
 
 // A list of {"token", "logprob", "bytes", "top_logprobs"}, of the tokens that have text.
 OrderedJson chat_log_probs(const ServedModel&, const GenerationCall&, const SampleNews&);

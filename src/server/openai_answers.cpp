@@ -188,7 +188,6 @@ void Answer::stream() {
 }
 
 void answer(RouteContext& context, Form form, const OpenAiCall& asked, HttpReply& reply) {
-  reply.drop_body();
   Answer answer(context, form, asked, reply);
   asked.call.stream ? answer.stream() : answer.send_whole();
 }
@@ -196,12 +195,13 @@ void answer(RouteContext& context, Form form, const OpenAiCall& asked, HttpReply
 }  // namespace
 
 void answer_chat(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
-  const OpenAiCall asked = read_chat_call(context.model, request.body);
+  const OpenAiCall asked = context.in_turn(request, [&] { return read_chat_call(context.model, request, reply); });
   answer(context, {.chat = true}, asked, reply);
 }
 
 void answer_completions(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
-  const OpenAiCall asked = read_completions_call(context.model, request.body);
+  const OpenAiCall asked =
+      context.in_turn(request, [&] { return read_completions_call(context.model, request, reply); });
   answer(context, {.chat = false}, asked, reply);
 }
 

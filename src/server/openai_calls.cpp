@@ -111,6 +111,15 @@ ChatValues chat_values(Fields& fields, const OrderedJson& ordered) {
   return values;
 }
 
+// Whether a chat has what reaches the template in the order of its keys.
+bool needs_order(const Json& chat) {
+  if (chat.contains("tools") || chat.contains("chat_template_kwargs")) return true;
+  const auto messages = chat.find("messages");
+  return messages != chat.end() && messages->is_array() &&
+         std::any_of(messages->begin(), messages->end(),
+                     [](const Json& message) { return message.is_object() && message.contains("tool_calls"); });
+}
+
 ChatPrompt chat_prompt(Fields& fields, const OrderedJson& ordered) {
   ChatPrompt prompt{.messages = {}, .values = chat_values(fields, ordered)};
   const Json* messages = fields.find("messages");
@@ -119,7 +128,9 @@ ChatPrompt chat_prompt(Fields& fields, const OrderedJson& ordered) {
   }
   if (messages->size() > most_messages) refuse("messages", "at most {} messages", most_messages);
   for (size_t i = 0; i < messages->size(); i++) {
-    prompt.messages.push_back(message_of((*messages)[i], ordered["messages"][i], fmt::format("messages[{}]", i)));
+    static const OrderedJson none;
+    const OrderedJson& in_order = ordered.is_null() ? none : ordered["messages"][i];
+    prompt.messages.push_back(message_of((*messages)[i], in_order, fmt::format("messages[{}]", i)));
   }
   return prompt;
 }
@@ -143,8 +154,10 @@ std::vector<std::vector<int32_t>> completion_prompts(const ServedModel& model, F
 
 }  // namespace
 
-OpenAiCall read_chat_call(const ServedModel& model, const std::string& body) {
-  const Json json = parse_body(body);
+OpenAiCall read_chat_call(const ServedModel& model, const HttpRequest& request, HttpReply& reply) {
+  const Json json = parse_body(request.body);
+  const OrderedJson ordered = needs_order(json) ? parse_ordered_json(request.body, "body") : OrderedJson();
+  reply.drop_body();
   Fields fields(json);
   OpenAiCall out;
   read_common(model, fields, out);
@@ -162,19 +175,22 @@ OpenAiCall read_chat_call(const ServedModel& model, const std::string& body) {
   fields.only("audio", {});
   fields.only("add_generation_prompt", {true});
   fields.ignore({"parallel_tool_calls"});
-  const ChatPrompt prompt = chat_prompt(fields, parse_ordered_json(body, "body"));
+  const ChatPrompt prompt = chat_prompt(fields, ordered);
   fields.close();
+  std::string text;
   try {
-    call.prompts.push_back(model.encode_chat(prompt));
+    text = model.render_chat(prompt);
   } catch (const Error& error) {
     throw ApiError(400, "", "messages", error.what());
   }
+  call.prompts.push_back(encode_prompt(model, text));
   check_call(model, call);
   return out;
 }
 
-OpenAiCall read_completions_call(const ServedModel& model, const std::string& body) {
-  const Json json = parse_body(body);
+OpenAiCall read_completions_call(const ServedModel& model, const HttpRequest& request, HttpReply& reply) {
+  const Json json = parse_body(request.body);
+  reply.drop_body();
   Fields fields(json);
   OpenAiCall out;
   read_common(model, fields, out);

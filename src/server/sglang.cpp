@@ -55,8 +55,9 @@ void read_params(Fields& fields, GenerationCall& call) {
   params.close();
 }
 
-GenerateCall read_generate_call(const ServedModel& model, const std::string& body) {
-  const Json json = parse_body(body);
+GenerateCall read_generate_call(const ServedModel& model, const HttpRequest& request, HttpReply& reply) {
+  const Json json = parse_body(request.body);
+  reply.drop_body();
   Fields fields(json);
   GenerateCall out;
   GenerationCall& call = out.call;
@@ -211,8 +212,8 @@ void GenerateAnswer::stream() {
 }  // namespace
 
 void answer_generate(RouteContext& context, const HttpRequest& request, HttpReply& reply) {
-  const GenerateCall asked = read_generate_call(context.model, request.body);
-  reply.drop_body();
+  const GenerateCall asked =
+      context.in_turn(request, [&] { return read_generate_call(context.model, request, reply); });
   GenerateAnswer answer(context, asked, reply);
   asked.call.stream ? answer.stream() : answer.send_whole();
 }

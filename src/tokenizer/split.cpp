@@ -172,6 +172,13 @@ SplitPattern::SplitPattern(std::string_view pattern, const std::string& where) {
 }
 
 void SplitPattern::split(std::string_view text, std::vector<std::string_view>& pieces) const {
+  split(text, [&](std::string_view piece) {
+    pieces.push_back(piece);
+    return true;
+  });
+}
+
+bool SplitPattern::split(std::string_view text, const std::function<bool(std::string_view)>& take) const {
   struct Free {
     void operator()(pcre2_match_data* data) const { pcre2_match_data_free(data); }
   };
@@ -192,11 +199,11 @@ void SplitPattern::split(std::string_view text, std::vector<std::string_view>& p
     }
     const PCRE2_SIZE* range = pcre2_get_ovector_pointer(data.get());
     CHECK(range[0] >= done && range[1] > range[0], "match [{}, {}) after {}", range[0], range[1], done);
-    if (range[0] > done) pieces.push_back(text.substr(done, range[0] - done));
-    pieces.push_back(text.substr(range[0], range[1] - range[0]));
+    if (range[0] > done && !take(text.substr(done, range[0] - done))) return false;
+    if (!take(text.substr(range[0], range[1] - range[0]))) return false;
     done = range[1];
   }
-  if (done < text.size()) pieces.push_back(text.substr(done));
+  return done == text.size() || take(text.substr(done));
 }
 
 }  // namespace furlong

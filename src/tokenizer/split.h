@@ -1,5 +1,6 @@
 // Splitting text by a tokenizer's pattern.
 #pragma once
+#include <functional>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -21,6 +22,8 @@ class SplitPattern {
   // Appends the pieces of `text` in order: every match, and every stretch between matches. `text` must be well-formed
   // UTF-8. Throws Error(Exit::input) when matching takes more steps than the limit.
   void split(std::string_view text, std::vector<std::string_view>& pieces) const;
+  // The same, one piece after the other, until take() says false; returns false then.
+  bool split(std::string_view text, const std::function<bool(std::string_view)>& take) const;
 
  private:
   struct Compiled;

@@ -13,7 +13,7 @@ namespace {
 // One call of encode(): the text on its way from added tokens to pieces to ids.
 class Encoder {
  public:
-  explicit Encoder(const TokenizerData& data) : data_(data) {}
+  Encoder(const TokenizerData& data, const EncodeLimits& limits) : data_(data), limits_(limits) {}
 
   // Added tokens as they stand, then, in what lies between, normalisation and the added tokens of normalised text.
   std::vector<int32_t> run(std::string_view text) {
@@ -28,7 +28,7 @@ class Encoder {
   template <class F>
   void search(const TokenSearch& tokens, std::string_view text, F&& between) {
     size_t done = 0;
-    while (done < text.size()) {
+    while (done < text.size() && !full()) {
       const TokenSearch::Match match = tokens.find(text, done);
       if (match.begin > done) between(text.substr(done, match.begin - done));
       if (match.id >= 0) ids_.push_back(match.id);
@@ -36,27 +36,33 @@ class Encoder {
     }
   }
 
-  void encode_plain(std::string_view text) {
-    pieces_.assign(1, text);
-    for (const SplitPattern& pattern : data_.patterns) {
-      coarser_.swap(pieces_);
-      pieces_.clear();
-      for (const std::string_view piece : coarser_) pattern.split(piece, pieces_);
-    }
-    for (const std::string_view piece : pieces_) {
-      if (data_.ignore_merges) {
-        const auto whole = data_.vocab.find(byte_spelling(piece));
-        if (whole != data_.vocab.end()) {
-          ids_.push_back(whole->second);
-          continue;
-        }
-      }
-      encode_piece(data_.merges, data_.byte_ids, piece, scratch_, ids_);
-    }
+  // Splits by the patterns from the given one on. False: full.
+  bool encode_plain(std::string_view text, size_t pattern = 0) {
+    if (pattern == data_.patterns.size()) return encode_whole(text);
+    return data_.patterns[pattern].split(
+        text, [this, pattern](std::string_view piece) { return encode_plain(piece, pattern + 1); });
   }
 
+  bool encode_whole(std::string_view piece) {
+    if (piece.size() > limits_.piece_bytes) {
+      fail(Exit::input, "the text has a stretch of {} bytes without a break between words; at most {} are taken",
+           piece.size(), limits_.piece_bytes);
+    }
+    if (data_.ignore_merges) {
+      const auto whole = data_.vocab.find(byte_spelling(piece));
+      if (whole != data_.vocab.end()) {
+        ids_.push_back(whole->second);
+        return !full();
+      }
+    }
+    encode_piece(data_.merges, data_.byte_ids, piece, scratch_, ids_);
+    return !full();
+  }
+
+  bool full() const { return ids_.size() > limits_.ids; }
+
   const TokenizerData& data_;
-  std::vector<std::string_view> pieces_, coarser_;
+  const EncodeLimits& limits_;
   BpeScratch scratch_;
   std::vector<int32_t> ids_;
 };
@@ -74,14 +80,14 @@ Tokenizer Tokenizer::parse(std::string_view json, const std::string& where) {
   return Tokenizer(parse_tokenizer(json, where));
 }
 
-std::vector<int32_t> Tokenizer::encode(std::string_view text) const {
+std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeLimits& limits) const {
   // NFC makes UTF-8 at most three times longer, and positions within a piece are 32-bit.
   if (text.size() >= (size_t{1} << 31) / 3) {
     fail(Exit::input, "a text of {} bytes is too long for the tokenizer; split it below {} bytes", text.size(),
          (size_t{1} << 31) / 3);
   }
-  if (is_valid_utf8(text)) return Encoder(*data_).run(text);
-  return Encoder(*data_).run(repair_utf8(text));
+  if (is_valid_utf8(text)) return Encoder(*data_, limits).run(text);
+  return Encoder(*data_, limits).run(repair_utf8(text));
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special) const {

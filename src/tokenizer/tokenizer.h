@@ -13,6 +13,13 @@ namespace furlong {
 
 struct TokenizerData;
 
+// How far encode() goes, so that its memory is bounded where a text comes from strangers.
+struct EncodeLimits {
+  size_t ids = SIZE_MAX;  // after so many and at least one more it ends, with those that it has
+  size_t piece_bytes =
+      SIZE_MAX;  // of a stretch that the split pattern leaves whole; joining takes some 40 bytes a byte
+};
+
 // Immutable once loaded; every method may be called from several threads. Copies share their data.
 //
 // Read from the file: the BPE vocabulary and merges, the NFC normaliser, the split pattern, the added tokens. Whatever
@@ -28,8 +35,8 @@ class Tokenizer {
 
   // The ids of `text`. Added tokens written out in the text become their ids. Bytes that are not UTF-8 are read as
   // U+FFFD, one for each maximal subpart of an ill-formed sequence. Throws Error(Exit::input) for a text of 2 GiB or
-  // more, or one on which the split pattern exceeds its step limit.
-  std::vector<int32_t> encode(std::string_view text) const;
+  // more, one on which the split pattern exceeds its step limit, or one with a longer piece than the limits have.
+  std::vector<int32_t> encode(std::string_view text, const EncodeLimits& limits = {}) const;
 
   // The text of `ids`: their bytes, joined, with U+FFFD for each maximal subpart of an ill-formed UTF-8 sequence.
   // skip_special leaves out the tokens of is_special(). Throws Error(Exit::input) for an id that is not contains().

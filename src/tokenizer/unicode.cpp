@@ -122,6 +122,7 @@ std::string repair_utf8(std::string_view bytes) {
 }
 
 std::string nfc(std::string_view text) {
+  constexpr size_t enough_points = 4096;
   std::string out;
   if (below_combining(text)) return out = text;
   out.reserve(text.size());
@@ -135,6 +136,8 @@ std::string nfc(std::string_view text) {
       append_composed(out, points);
       out += text.substr(i, static_cast<size_t>(length));
     } else {
+      // No character below U+0300 has to do with those before it: here a long text may be cut.
+      if (c < 0x300 && points.size() > enough_points) append_composed(out, points);
       const auto count = utf8proc_decompose_char(c, parts, 32, nfc_options, nullptr);
       CHECK(count > 0 && count <= 32, "U+{:04X} decomposes into {} characters", c, count);
       points.insert(points.end(), parts, parts + count);

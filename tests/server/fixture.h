@@ -292,7 +292,7 @@ class ServerTest : public testing::Test {
     ServedModel model;
     model.name = "tiny";
     if (with_tokenizer) model.tokenizer = Tokenizer::load(tiny_folder);
-    model.encode_chat = [this](const ChatPrompt& prompt) {
+    model.render_chat = [this](const ChatPrompt& prompt) {
       {
         const std::lock_guard lock(chats_mutex);
         chats.push_back(prompt);
@@ -301,8 +301,7 @@ class ServerTest : public testing::Test {
       std::vector<Message> messages = prompt.messages;
       for (Message& message : messages) message.others.clear();
       const ChatValues values{.enable_thinking = prompt.values.enable_thinking};
-      const std::string text = render_chat(named_chat_template("qwen3"), messages, true, values);
-      return Tokenizer::load(tiny_folder).encode(text);
+      return render_chat(named_chat_template("qwen3"), messages, true, values);
     };
     model.longest_token = 16;
     model.stop_ids = {stop_id};
