@@ -24,6 +24,11 @@ void convert(Stream& stream, Tensor y, Tensor x) {
   ops_for(y, x).convert(stream, y, x);
 }
 
+void scale(Stream& stream, Tensor x, double factor) {
+  if (front::skip(stream, x)) return;
+  front::body(x).scale(stream, x, factor);
+}
+
 void set_zero(Stream& stream, Tensor x) {
   if (front::skip(stream, x)) return;
   front::body(x).set_zero(stream, x);

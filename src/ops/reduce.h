@@ -7,6 +7,8 @@ namespace furlong {
 void add(Stream&, Tensor y, Tensor x);
 // y = x, converting the dtype; rows may be strided on either side
 void convert(Stream&, Tensor y, Tensor x);
+// x *= factor, one rounding
+void scale(Stream&, Tensor x, double factor);
 // x = 0
 void set_zero(Stream&, Tensor x);
 // Σ x² in double, in a fixed order

@@ -73,6 +73,7 @@ struct OpTable {
   decltype(&furlong::convert) convert;
   decltype(&furlong::sum_of_squares) sum_of_squares;
   decltype(&furlong::all_finite) all_finite;
+  decltype(&furlong::scale) scale;
   decltype(&furlong::set_zero) set_zero;
   decltype(&furlong::adamw) adamw;
   decltype(&furlong::sample) sample;

@@ -152,16 +152,21 @@ std::vector<Pack> packs_of_rank(std::vector<Pack> packs, const PackOptions& opti
   return mine;
 }
 
-std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,
-                            bool mtp) {
-  std::vector<int64_t> lengths;
-  int64_t total_masked = 0, mtp_total = 0;
+StepTotals totals_of(std::span<const Trajectory* const> trajectories) {
+  StepTotals totals{.samples = std::ssize(trajectories)};
   for (const Trajectory* t : trajectories) {
-    lengths.push_back(static_cast<int64_t>(t->tokens.size()));
-    total_masked += std::max<int64_t>(1, mask_sum(*t));
+    totals.tokens += std::max<int64_t>(1, mask_sum(*t));
     for (int32_t i = 0; i < t->response_length; i++)
-      mtp_total += t->prompt_length() + i >= 2 && t->loss_mask[static_cast<size_t>(i)] != 0;
+      totals.mtp_rows += t->prompt_length() + i >= 2 && t->loss_mask[static_cast<size_t>(i)] != 0;
   }
+  return totals;
+}
+
+std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,
+                            bool mtp, const std::optional<StepTotals>& whole) {
+  const StepTotals totals = whole ? *whole : totals_of(trajectories);
+  std::vector<int64_t> lengths;
+  for (const Trajectory* t : trajectories) lengths.push_back(static_cast<int64_t>(t->tokens.size()));
   std::vector<Pack> packs;
   for (auto& bin : make_bins(lengths, options)) {
     Pack& pack = packs.emplace_back();
@@ -172,8 +177,8 @@ std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, con
       pack.next_tokens.insert(pack.next_tokens.end(), t.tokens.begin() + 1, t.tokens.end());
       pack.next_tokens.push_back(0);
       const double sample_weight =
-          1.0 / (static_cast<double>(std::max<int64_t>(1, mask_sum(t))) * static_cast<double>(trajectories.size()));
-      const double weight = per_token ? 1.0 / static_cast<double>(total_masked) : sample_weight;
+          1.0 / (static_cast<double>(std::max<int64_t>(1, mask_sum(t))) * static_cast<double>(totals.samples));
+      const double weight = per_token ? 1.0 / static_cast<double>(totals.tokens) : sample_weight;
       for (int32_t i = 0; i < t.response_length; i++) {
         if (t.loss_mask[static_cast<size_t>(i)] == 0) continue;
         const auto position = static_cast<int32_t>(t.prompt_length()) + i;
@@ -181,7 +186,7 @@ std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, con
         if (position >= 1) pack.rows.push_back({base + position - 1, target, static_cast<int32_t>(s), i, weight});
         if (mtp && position >= 2) {
           pack.mtp_rows.push_back(
-              {base + position - 2, target, static_cast<int32_t>(s), i, 1.0 / static_cast<double>(mtp_total)});
+              {base + position - 2, target, static_cast<int32_t>(s), i, 1.0 / static_cast<double>(totals.mtp_rows)});
         }
       }
     }

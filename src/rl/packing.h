@@ -1,5 +1,6 @@
 // Trajectories into packed micro-batches, with the exact weight of every token in the step's loss.
 #pragma once
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -46,11 +47,17 @@ struct Pack {
   std::vector<LossRow> mtp_rows;     // row t predicts token t+2, where that token is masked in
 };
 
+// What the losses of a step's tokens are divided by: its samples, Σ over them of (Σ mask, at least 1), its MTP rows.
+struct StepTotals {
+  int64_t samples = 0, tokens = 0, mtp_rows = 0;
+};
+StepTotals totals_of(std::span<const Trajectory* const> trajectories);
+
 // Token weights of a step of `trajectories`: per sample, mask / (Σ mask of the sample, at least 1) / samples; per
 // token, mask / Σ over samples of (Σ mask, at least 1). MTP rows weigh 1 / Σ of MTP rows over the step. These are the
-// packs of all ranks.
+// packs of all ranks. whole: the totals of the step of which these are a part; otherwise they are all of it.
 std::vector<Pack> pack_step(std::span<const Trajectory* const> trajectories, const PackOptions& options, bool per_token,
-                            bool mtp);
+                            bool mtp, const std::optional<StepTotals>& whole = {});
 
 // Those of data parallel rank `rank`, in order; some may be empty.
 std::vector<Pack> packs_of_rank(std::vector<Pack> packs, const PackOptions& options, int64_t rank);

@@ -17,6 +17,7 @@
 #include "tensor/copy.h"
 #include "trainer/pipeline.h"
 #include "trainer/replay.h"
+#include "trainer/step_parts.h"
 
 namespace furlong {
 namespace {
@@ -52,26 +53,6 @@ std::vector<HeadRow> head_rows(const std::vector<LossRow>& rows) {
 
 }  // namespace
 
-// Weighted sums over the step; weights add up to 1 over its tokens, so that these are means.
-struct MicroBatch::Sums {
-  double policy = 0, clipped = 0, kl = 0, entropy = 0, ppo_kl = 0, ratio = 0, ratio_squared = 0, weight = 0;
-  double abs_diff = 0, rollout_kl = 0, rollout_weight = 0;
-  double mtp = 0;
-  double choices = 0, differing = 0;  // of replayed routes; see RouteDifference
-  int64_t tokens = 0;
-  bool has_reference = false;
-
-  void add(const Sums& s) {
-    for (auto member : {&Sums::policy, &Sums::clipped, &Sums::kl, &Sums::entropy, &Sums::ppo_kl, &Sums::ratio,
-                        &Sums::ratio_squared, &Sums::weight, &Sums::abs_diff, &Sums::rollout_kl, &Sums::rollout_weight,
-                        &Sums::mtp, &Sums::choices, &Sums::differing}) {
-      this->*member += s.*member;
-    }
-    tokens += s.tokens;
-    has_reference |= s.has_reference;
-  }
-};
-
 MicroBatch::MicroBatch(const ModelConfig& config, Weights& weights, TrainOptions options, const Mesh& mesh,
                        Weights grads, Weights partial)
     : config_(config),
@@ -100,20 +81,6 @@ TrainStep::TrainStep(const ModelConfig& config, Weights& weights, ThreadPool& th
 }
 
 TrainStep::~TrainStep() = default;
-
-// A micro-batch's place in the working memory.
-struct TrainStep::Lane {
-  explicit Lane(Arena memory) : arena(std::move(memory)) {}
-  Arena arena;
-  std::optional<Arena::Scope> scope;
-  Flight flight;
-  void begin(const TrainStep& step, Pack& pack, int64_t rows) {
-    scope.reset();
-    scope.emplace(arena);
-    flight = {.pack = &pack};
-    step.start(arena, flight, rows);
-  }
-};
 
 void TrainStep::fit(size_t lanes, Packs& packs, const std::function<void(Lane&, Stream&, Pack&)>& body) {
   size_t wanted = 0;
@@ -262,8 +229,9 @@ void MicroBatch::backward(Exec& exec, Flight& f) {
   if (!is_first_stage()) convert(exec.stream, f.d_input, d);
 }
 
-TrainStep::Packs TrainStep::packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const {
-  auto all = pack_step(trajectories, options_.pack, options_.per_token, mtp);
+TrainStep::Packs TrainStep::packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp,
+                                     const std::optional<StepTotals>& whole) const {
+  auto all = pack_step(trajectories, options_.pack, options_.per_token, mtp, whole);
   Packs packs;
   // Rows of any pack may come to the experts of this rank.
   if (mesh_.experts().size() > 1) packs.measured = all;
@@ -333,7 +301,10 @@ Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const
   Sums mine;
   const double exchanged_before = mesh_.world().exchange_seconds();
   const double gradients = learn(packs, {trajectories, targets, mine});
-  const double exchanged = mesh_.world().exchange_seconds() - exchanged_before;
+  return update(mine, gradients, mesh_.world().exchange_seconds() - exchanged_before);
+}
+
+Metrics TrainStep::update(const Sums& mine, double gradients, double exchanged) {
   const auto learnt = Clock::now();
   const Sums sums = over_ranks(mine);
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");

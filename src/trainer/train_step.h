@@ -111,6 +111,17 @@ class TrainStep : private MicroBatch {
   // leaves weights and moments as they were.
   Metrics run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets);
 
+  // The same step a part at a time, so that others may work in between, which leave the weights alone: begin(), add() as
+  // trajectories become known, advance(), and finish() when the last ones were added. The gradients are those of run()
+  // but for the order of sums, and the same bits where all are added at once. Not on pipeline stages.
+  // samples: of the whole step.
+  void begin(int64_t samples);
+  void add(std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets, bool last);
+  // Forward and backward of the next micro-batch of what was added; false: there is none.
+  bool advance();
+  // What advance() has left over, and the update.
+  Metrics finish();
+
   // log-probs of the response tokens of each trajectory under `weights`, in packed forward passes; under the trained
   // ones, with replayed routes where they are trained with them.
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
@@ -129,6 +140,7 @@ class TrainStep : private MicroBatch {
 
  private:
   struct Lane;
+  struct Parts;
   struct Packs {
     std::vector<Pack> mine;      // of this data parallel rank
     std::vector<Pack> measured;  // that its working memory must be enough for; none: its own
@@ -137,7 +149,11 @@ class TrainStep : private MicroBatch {
   void fit(size_t lanes, Packs&, const std::function<void(Lane&, Stream&, Pack&)>& body);
   // Forward and backward of all micro-batches of this rank; returns their seconds.
   double learn(Packs&, const Samples&);
-  Packs packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp) const;
+  Packs packs_of(const std::vector<const Trajectory*>& trajectories, bool mtp,
+                 const std::optional<StepTotals>& whole = {}) const;
+  void rescale(double policy, double mtp);
+  // What the gradients are there for. Seconds: of the gradients, of them with other ranks.
+  Metrics update(const Sums& mine, double gradients, double exchanged);
   // What this rank counts and what the others do.
   Sums over_ranks(const Sums& mine) const;
   Metrics metrics_of(const Sums&, double loss, const StepResult&) const;
@@ -147,6 +163,7 @@ class TrainStep : private MicroBatch {
   Optimizer optimizer_;
   Share share_;
   std::vector<std::unique_ptr<Lane>> lanes_;
+  std::unique_ptr<Parts> parts_;  // of the step under way
   int64_t skipped_ = 0, skipped_in_a_row_ = 0;
 };
 

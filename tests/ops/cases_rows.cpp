@@ -160,18 +160,20 @@ OpCase log_prob_case(int64_t rows, int64_t vocabulary, double temperature, bool 
 
 OpCase elementwise(const Size& s) {
   Random random(7);
-  OpCase c{fmt::format("add and convert {}x{}", s.rows, s.columns)};
+  OpCase c{fmt::format("add, convert and scale {}x{}", s.rows, s.columns)};
   const int64_t n = s.rows * s.columns;
   const int x = c.in("x", {s.rows, s.columns}, random.normal(n));
   const int wide = c.in("wide", {s.rows, s.columns}, random.normal(n), Kind::sum);
   const int y = c.inout("y", {s.rows, s.columns}, random.normal(n), 1);
   const int y_wide = c.inout("y_wide", {s.rows, s.columns}, random.normal(n), 1, Kind::sum);
+  const int scaled = c.inout("scaled", {s.rows, s.columns}, random.normal(n), 1);
   const int down = c.out("down", {s.rows, s.columns}, 1), up = c.out("up", {s.rows, s.columns}, 1, Kind::sum);
-  for (const int i : {x, y, down}) c.operands[static_cast<size_t>(i)].pad = s.pad;
-  by_row(c, {x, wide, y, y_wide, down, up});
+  for (const int i : {x, y, scaled, down}) c.operands[static_cast<size_t>(i)].pad = s.pad;
+  by_row(c, {x, wide, y, y_wide, scaled, down, up});
   c.run = [=](const OpTable& ops, Stream& stream, const std::vector<Tensor>& t) {
     ops.add(stream, t[y], t[x]);
     ops.add(stream, t[y_wide], t[x]);
+    ops.scale(stream, t[scaled], 0.3);
     ops.convert(stream, t[down], t[wide]);
     ops.convert(stream, t[up], t[x]);
   };

@@ -83,6 +83,7 @@ void add(Stream&, Tensor y, Tensor x);
 void convert(Stream&, Tensor y, Tensor x);
 double sum_of_squares(Stream&, Tensor x);
 bool all_finite(Stream&, Tensor x);
+void scale(Stream&, Tensor x, double factor);
 void set_zero(Stream&, Tensor x);
 void adamw(Stream&, Tensor weight, Tensor master, Tensor m, Tensor v, Tensor grad, const AdamParams&);
 void random_normal(Stream&, Tensor x, const RngKey& key, double scale, int64_t first, int64_t stride);

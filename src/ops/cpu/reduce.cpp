@@ -131,6 +131,17 @@ bool all_finite(Stream& stream, Tensor x) {
   });
 }
 
+void scale(Stream& stream, Tensor x, double factor) {
+  dispatch(x.dtype(), [&]<class T>() {
+    T* p = x.as<T>();
+    const auto by = static_cast<Acc<T>>(factor);
+    both(stream, x, x, [&](int64_t row, int64_t begin, int64_t end) {
+      T* xt = p + row * x.row_stride();
+      for (int64_t i = begin; i < end; i++) xt[i] = narrow<T>(static_cast<Acc<T>>(widen(xt[i]) * by));
+    });
+  });
+}
+
 void set_zero(Stream&, Tensor x) {
   const int64_t rows = x.contiguous() ? 1 : x.rows();
   const size_t bytes = x.bytes() / static_cast<size_t>(rows);

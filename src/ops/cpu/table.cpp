@@ -63,6 +63,7 @@ const OpTable table = {
     .convert = convert,
     .sum_of_squares = sum_of_squares,
     .all_finite = all_finite,
+    .scale = scale,
     .set_zero = set_zero,
     .adamw = adamw,
     .sample = sample,

@@ -160,6 +160,21 @@ struct Take {
   }
 };
 
+template <class T>
+struct Scale {
+  Rows<T> x;
+  float factor;
+  int64_t n;
+
+  __device__ void operator()(int64_t t, int64_t c) const {
+    float v[pack];
+    load_floats(v, static_cast<const T*>(x.at(t, c)), n - c, x.aligned);
+#pragma unroll
+    for (int i = 0; i < pack; i++) v[i] *= factor;
+    store_floats(x.at(t, c), v, n - c, x.aligned);
+  }
+};
+
 template <bool Sum>
 void take(Stream& stream, const Tensor& y, const Tensor& x) {
   const int64_t rows = flat(y, x) ? 1 : y.rows(), n = y.numel() / rows;
@@ -239,6 +254,13 @@ void add(Stream& stream, Tensor y, Tensor x) {
 void convert(Stream& stream, Tensor y, Tensor x) {
   take<false>(stream, y, x);
   check_launch(stream.queue(), "convert");
+}
+
+void scale(Stream& stream, Tensor x, double factor) {
+  const int64_t rows = x.contiguous() ? 1 : x.rows(), n = x.numel() / rows;
+  dispatch(x.dtype(),
+           [&]<class T>() { each_pack(stream, rows, n, Scale<T>{rows_of<T>(x), static_cast<float>(factor), n}); });
+  check_launch(stream.queue(), "scale");
 }
 
 void set_zero(Stream& stream, Tensor x) {

@@ -58,6 +58,7 @@ const OpTable& ops() {
       .convert = convert,
       .sum_of_squares = sum_of_squares,
       .all_finite = all_finite,
+      .scale = scale,
       .set_zero = set_zero,
       .adamw = adamw,
       .sample = sample,
