@@ -20,6 +20,8 @@ constexpr uint64_t block_numbers = 3 * 8 * mib;
 // Of gradients that are summed over ranks: numbers that arrive at one rank at a time, cut at multiples of a unit
 // (OptimOptions::exchange_block, optim/owners.cpp).
 constexpr uint64_t exchanged_numbers = 16 * mib, exchange_unit = 64;
+// Where the parts of a block begin that are used at the same time.
+constexpr uint64_t part_boundary = 256;
 // The program itself, tokenizer, prompts and trajectories.
 constexpr uint64_t program_bytes = 64 * mib;
 // Of what resident data leaves free, for the rollout, when no fraction is given. A CPU's memory serves others too.
@@ -134,7 +136,9 @@ class Planner {
 
   void phases() {
     const uint64_t base = in_.cuda ? in_.device_total : in_.host_available, resident_bytes = taken();
-    const uint64_t left = base > resident_bytes ? base - resident_bytes : 0;
+    const WorkingBytes work = in_.micro_tokens > 0 ? runs_.training(in_) : WorkingBytes();
+    const uint64_t kept = resident_bytes + (in_.at_once ? work.bytes + part_boundary : 0);
+    const uint64_t left = base > kept ? base - kept : 0;
     if (in_.rolls) {
       const RolloutBytes none = runs_.rollout(in_, 1);
       const uint64_t whole = in_.fraction ? fraction_of(*in_.fraction, base) : 0;
@@ -155,20 +159,29 @@ class Planner {
       const int64_t pages = (in_.longest + rollout.page - 1) / std::max<int64_t>(1, rollout.page) + 1;
       plan_.sequences =
           std::max<int64_t>(1, std::min({in_.max_running, rollout.slots - 2, (rollout.pages - 1) / pages}));
-      const auto one = [&](const std::string& name, uint64_t bytes) { here(row(name))[at(Phase::rollout)] = bytes; };
+      const auto one = [&](const std::string& name, uint64_t bytes) {
+        auto& both = here(row(name));
+        both[at(Phase::rollout)] = bytes;
+        if (in_.at_once) both[at(Phase::training)] = bytes;
+      };
       one(fmt::format("rollout pages ({} x {} tokens)", rollout.pages, rollout.page), rollout.page_bytes);
       one(fmt::format("rollout slots ({})", rollout.slots), rollout.slot_bytes);
-      one("rollout working memory", rollout.block - rollout.page_bytes - rollout.slot_bytes);
       plan_.block = rollout.block;
+      if (in_.at_once) plan_.block += (part_boundary - plan_.block % part_boundary) % part_boundary;
+      one("rollout working memory", plan_.block - rollout.page_bytes - rollout.slot_bytes);
     }
     if (in_.micro_tokens > 0) {
-      const WorkingBytes work = runs_.training(in_);
       for (const auto& [name, bytes] : work.parts) {
         auto& both = here(row((in_.trains ? "training working memory: " : "working memory: ") + name));
         both[at(Phase::training)] = bytes;
-        if (!in_.trains) both[at(Phase::rollout)] = bytes;
+        if (!in_.trains || in_.at_once) both[at(Phase::rollout)] = bytes;
       }
-      plan_.block = std::max(plan_.block, work.bytes);
+      if (in_.at_once) {
+        plan_.training_at = plan_.block;
+        plan_.block += work.bytes;
+      } else {
+        plan_.block = std::max(plan_.block, work.bytes);
+      }
     }
   }
 

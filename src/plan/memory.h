@@ -22,6 +22,7 @@ struct PlanInputs {
   int64_t gpus_a_host = 1;  // processes that share the host's memory
 
   bool trains = false, rolls = false;
+  bool at_once = false;    // both have their working memory at the same time
   bool mtp = false;        // the MTP head is trained
   bool reference = false;  // a reference model is kept
   uint64_t routes = 0;     // bytes of the routes of a rollout, which every process keeps
@@ -74,7 +75,8 @@ struct MemoryPlan {
   std::vector<std::string> problems;  // why it does not fit; empty: it fits
   uint64_t pool = 0;                  // bytes for pages and slots at most
   int64_t sequences = 0;              // longest requests that they hold at a time
-  uint64_t block = 0;                 // the block that rollout and training use in turn
+  uint64_t block = 0;                 // the block that rollout and training use in turn, or at once
+  uint64_t training_at = 0;           // where training's part of it begins
   uint64_t device_limit = 0, host_limit = 0;
   uint64_t device(Phase) const;
   uint64_t host(Phase) const;

@@ -7,6 +7,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "base/check.h"
 #include "base/log.h"
@@ -22,13 +23,14 @@ class Collector {
  public:
   Collector(const Session& session, Engine& engine, const PreparedPrompts& prompts, const RolloutTask& task,
             const CollectRules& rules, PromptCursor& cursor, std::vector<SampleGroup>& buffer,
-            const Engine::Progress& progress)
+            const Engine::Progress& progress, const EarlyGroups& early)
       : maker_(session, prompts, task),
         engine_(engine),
         rules_(rules),
         cursor_(cursor),
         buffer_(buffer),
         progress_(progress),
+        early_(early),
         remote_(task.environment != nullptr || (task.judge != nullptr && task.judge->asks_others())) {}
 
   Collected run() {
@@ -55,6 +57,12 @@ class Collector {
     std::unique_ptr<SampleGroup> group;
   };
 
+  struct Chosen {
+    int64_t due;  // the engine step from which it may be learnt from
+    std::unique_ptr<SampleGroup> group;
+    bool settled, handed_out = false;
+  };
+
   bool full() const { return kept_ == rules_.groups || out_.failure.has_value(); }
 
   // How many groups to draw now that `coming` may still be kept.
@@ -73,14 +81,15 @@ class Collector {
       step_++;
       queue_finished();
       decide();
+      hand_out();
       if (progress_) progress_(static_cast<size_t>(kept_ + std::ssize(waiting_)) * samples(), engine_.stats().emitted);
       if (full()) break;
     }
     if (!full()) give_up();
     stop();
-    for (auto& group : chosen_) {
-      if (!rules_.nonzero_std) settle(*group);
-      take(out_.trajectories, *group);
+    for (auto& kept : chosen_) {
+      if (!kept.settled) settle(*kept.group);
+      take(out_.trajectories, *kept.group);
     }
   }
 
@@ -148,8 +157,31 @@ class Collector {
         check_unscored();
         continue;
       }
-      chosen_.push_back(std::move(group));
+      chosen_.push_back({.due = step_ + (remote_ && !rules_.nonzero_std ? judging_steps : 0),
+                         .group = std::move(group),
+                         .settled = rules_.nonzero_std});
       kept_++;
+    }
+  }
+
+  // Kept groups to be learnt from already, which thereby get their rewards.
+  void hand_out() {
+    if (early_.below <= 0 || full()) return;
+    int64_t left = 0;
+    for (const auto& [key, group] : open_) {
+      left += std::count_if(group->samples.begin(), group->samples.end(), [](const auto& s) { return s.open; });
+    }
+    if (left >= early_.below) return;
+    std::map<int64_t, Chosen*> ready;
+    for (auto& kept : chosen_) {
+      if (!kept.handed_out && kept.due <= step_) ready[kept.group->draw.group_index] = &kept;
+    }
+    for (auto& [key, kept] : ready) {
+      if (!std::exchange(kept->settled, true)) settle(*kept->group);
+      kept->handed_out = true;
+      std::vector<Trajectory> group;
+      for (const auto& sample : kept->group->samples) group.push_back(sample.trajectory);
+      early_.take(std::move(group));
     }
   }
 
@@ -266,6 +298,7 @@ class Collector {
   PromptCursor& cursor_;
   std::vector<SampleGroup>& buffer_;
   const Engine::Progress& progress_;
+  const EarlyGroups& early_;
   bool remote_;
   double waited_ = 0;  // seconds, for rewards
   int64_t failed_before_ = 0;
@@ -274,7 +307,7 @@ class Collector {
   std::map<int64_t, std::vector<uint64_t>> ids_;          // their requests
   std::vector<int64_t> ended_;                            // in this step
   std::deque<Finished> waiting_;                          // for a decision
-  std::vector<std::unique_ptr<SampleGroup>> chosen_;
+  std::vector<Chosen> chosen_;
   std::vector<Trajectory> dropped_;
   std::map<std::string, int64_t> drops_;
   Collected out_;
@@ -317,9 +350,10 @@ void check_buffer(std::vector<SampleGroup>& buffer, const Settings& s, const Ses
 
 Collected collect_rollout(const Session& session, Engine& engine, const PreparedPrompts& prompts,
                           const RolloutTask& task, const CollectRules& rules, PromptCursor& cursor,
-                          std::vector<SampleGroup>& buffer, const Engine::Progress& progress) {
+                          std::vector<SampleGroup>& buffer, const Engine::Progress& progress,
+                          const EarlyGroups& early) {
   CHECK(rules.groups > 0 && rules.at_a_time >= rules.groups, "{} groups, {} at a time", rules.groups, rules.at_a_time);
-  return Collector(session, engine, prompts, task, rules, cursor, buffer, progress).run();
+  return Collector(session, engine, prompts, task, rules, cursor, buffer, progress, early).run();
 }
 
 }  // namespace furlong

@@ -1,5 +1,6 @@
 // One rollout's groups: drawn, sampled, judged, and kept or replaced until there are enough.
 #pragma once
+#include <functional>
 #include <map>
 #include <optional>
 #include <string>
@@ -27,11 +28,20 @@ struct Collected {
   std::optional<Error> failure;          // too much is unscored, or too few groups pass
 };
 
+// Groups that are learnt from before the rollout has ended.
+struct EarlyGroups {
+  // Once nothing is left to draw and fewer sequences than this are to be sampled to their ends ...
+  int64_t below = 0;
+  // ... this gets every group that is kept and has its rewards, once each, those of one engine step by group_index.
+  std::function<void(std::vector<Trajectory>)> take;
+};
+
 // Groups are decided on in the order in which they finish, those of one engine step by group_index, and where others
 // judge a fixed number of engine steps later: by no clock. `buffer`: groups of an earlier rollout to go on with; holds
 // those of this one afterwards. On several ranks groups come in whole rounds.
 Collected collect_rollout(const Session&, Engine&, const PreparedPrompts&, const RolloutTask&, const CollectRules&,
-                          PromptCursor&, std::vector<SampleGroup>& buffer, const Engine::Progress& progress = {});
+                          PromptCursor&, std::vector<SampleGroup>& buffer, const Engine::Progress& progress = {},
+                          const EarlyGroups& early = {});
 
 // Of a checkpoint: leaves out groups of another size, saying so. Throws Error(Exit::usage) on several ranks.
 void check_buffer(std::vector<SampleGroup>& buffer, const Settings&, const Session&);

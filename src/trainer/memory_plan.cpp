@@ -142,6 +142,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.gpus_a_host = std::min<int64_t>(in.layout.gpus, 8);
   in.trains = work.trains;
   in.rolls = work.rolls;
+  in.at_once = s.train_during_tail || s.async_rollout;
   in.mtp = s.enable_mtp_training;
   in.reference = work.trains && !work.supervised && needs_reference(s);
   if (s.use_rollout_routing_replay && work.trains && !work.supervised) {

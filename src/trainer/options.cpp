@@ -116,7 +116,8 @@ std::string passes_text(const Settings& s) {
   text += s.debug_train_only ? "read trajectories" : "rollout";
   const int64_t samples = s.rollout_batch_size.value_or(0) * s.n_samples_per_prompt;
   const bool one_step = !s.global_batch_size || *s.global_batch_size >= samples;
-  if (!one_step && !s.use_rollout_logprobs) text += ", old log-probs";
+  const bool on_policy = one_step && !s.async_rollout;
+  if (!on_policy && !s.use_rollout_logprobs) text += ", old log-probs";
   if (needs_reference(s))
     text += s.kl_loss_coef != 0 ? ", reference log-probs"
                                 : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
@@ -124,7 +125,12 @@ std::string passes_text(const Settings& s) {
   if (s.use_rollout_routing_replay) text += " with the rollout's routes";
   if (s.enable_mtp_training) text += ", MTP forward and backward";
   text += ", AdamW\n";
-  if (one_step) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
+  if (s.train_during_tail) {
+    text += fmt::format("at once: the tail of a rollout, below {} sequences, and training on its complete groups\n",
+                        s.tail_sequences.value_or(0));
+  }
+  if (s.async_rollout) text += "at once: training on a rollout, and the next rollout with the same weights\n";
+  if (on_policy) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
   if (s.use_kl_loss && !needs_reference(s)) {
     text +=
         "left out: the reference model and its forward (--kl-loss-coef 0 changes no gradient; --observe-kl N shows the "

@@ -61,6 +61,13 @@ std::string to_json(const RunState& s) {
                  {"group_index", s.cursor.group_index},
                  {"index", s.cursor.index}}}};
   for (const SampleGroup& group : s.buffer) json["buffer"].push_back(group_json(group));
+  if (s.ahead) {
+    Json& ahead = json["ahead"] = {{"trajectories", Json::array()}, {"metrics", Json::object()}};
+    for (const auto& t : s.ahead->trajectories) ahead["trajectories"].push_back(trajectory_row(t));
+    for (const auto& [name, value] : s.ahead->metrics) {
+      if (!name.starts_with("perf/")) ahead["metrics"][name] = value;
+    }
+  }
   return json.dump(1);
 }
 
@@ -80,6 +87,13 @@ RunState from_json(const std::string& text, const std::string& where) {
     s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
     if (json.contains("buffer")) {
       for (const Json& group : json["buffer"]) s.buffer.push_back(group_of(group, where));
+    }
+    if (json.contains("ahead")) {
+      RolloutAhead& ahead = s.ahead.emplace();
+      for (const Json& row : json["ahead"].at("trajectories")) {
+        ahead.trajectories.push_back(parse_trajectory(row.get<std::string>(), where));
+      }
+      for (const auto& [name, value] : json["ahead"].at("metrics").items()) ahead.metrics.emplace_back(name, value);
     }
     if (json.at("isa") != ops::isa_name()) {
       log::warn(

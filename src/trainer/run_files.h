@@ -14,6 +14,12 @@ namespace furlong {
 // A folder that stands for none, in --save and --save-hf.
 inline constexpr std::string_view nowhere = "none";
 
+// A rollout that was sampled beside the training before it, and its figures but for perf/...
+struct RolloutAhead {
+  std::vector<Trajectory> trajectories;
+  Metrics metrics;
+};
+
 // What a training checkpoint holds beside the tensors.
 struct RunState {
   int64_t next_rollout = 0;
@@ -21,7 +27,8 @@ struct RunState {
   int64_t weight_version = 0;
   int64_t skipped_steps = 0, skipped_in_a_row = 0;
   PromptCursorState cursor;
-  std::vector<SampleGroup> buffer;  // groups under way, to be gone on with
+  std::vector<SampleGroup> buffer;    // groups under way, to be gone on with
+  std::optional<RolloutAhead> ahead;  // to be learnt from next
 };
 
 class RunFiles {

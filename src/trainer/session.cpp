@@ -258,9 +258,10 @@ EngineOptions engine_options(const ModelConfig& config, const std::string& where
     options.drafts = settings.rollout_speculative_num_draft_tokens.value_or(3) - 1;
     options.forced_accept_length = settings.rollout_forced_accept_length.value_or(0);
     const std::string& model = settings.rollout_speculative_cost_model;
-    // Where the first groups to end are kept, what ends first must not follow the machine; a forced length is timed as
-    // it is.
-    const bool keeps_first = settings.over_sampling_batch_size.value_or(0) > settings.rollout_batch_size.value_or(0);
+    // Where the first groups to end are kept, or learnt from together, what ends first must not follow the machine; a
+    // forced length is timed as it is.
+    const bool keeps_first = settings.train_during_tail ||
+                             settings.over_sampling_batch_size.value_or(0) > settings.rollout_batch_size.value_or(0);
     const bool measures = settings.device == "cuda" && !keeps_first && options.forced_accept_length == 0;
     options.measure_speculation = model == "measured" || (model == "auto" && measures);
   }

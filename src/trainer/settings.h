@@ -108,6 +108,11 @@ struct Settings {
   bool partial_rollout = false;
   bool mask_offpolicy_in_partial_rollout = false;
 
+  // Rollout and training at once
+  bool train_during_tail = false;
+  std::optional<int64_t> tail_sequences;  // validate: a quarter of the rollout's samples
+  bool async_rollout = false;
+
   // Conversations with an environment
   std::string custom_generate_url;      // one of the two, or neither
   std::string custom_generate_command;  //

@@ -301,6 +301,20 @@ void add_engine(Table& t) {
               .differs("they are part of checkpoints, so that a resumed run has them too"),
           row("mask_offpolicy_in_partial_rollout", &Settings::mask_offpolicy_in_partial_rollout, T,
               "train only on the tokens of the newest weights in a response that spans several rollouts"),
+          row("train_during_tail", &Settings::train_during_tail, T,
+              "learn from groups that are complete while the last sequences of the rollout are sampled, with the same "
+              "weights; both have memory of their own then")
+              .differs("not in miles"),
+          row("tail_sequences", &Settings::tail_sequences, T,
+              "with --train-during-tail: fewer sequences than this under way begin the tail. Default: a quarter of the "
+              "rollout's samples")
+              .unit("sequences")
+              .from(1)
+              .differs("not in miles"),
+          row("async_rollout", &Settings::async_rollout, T,
+              "sample the next rollout while this one is learnt from: it is one optimizer update behind")
+              .differs("miles has a program of its own, train_async.py; here old log-probs are those of the weights "
+                       "that sampled, and checkpoints hold the rollout ahead"),
           row("custom_generate_command", &Settings::custom_generate_command, T | E,
               "command that answers each turn of the model with further messages, or ends the conversation "
               "(docs/rewards.md)")

@@ -41,6 +41,7 @@ class Validator {
       exactness();
       algorithm();
       groups();
+      at_once();
     }
     if (is(Command::train) || is(Command::eval) || is(Command::grade)) rewards();
     if (is(Command::train) || is(Command::eval)) evaluation();
@@ -331,6 +332,56 @@ class Validator {
     }
     if (s_.mask_offpolicy_in_partial_rollout && !s_.partial_rollout) {
       complain("--mask-offpolicy-in-partial-rollout needs --partial-rollout");
+    }
+  }
+
+  // Rollout and training at once.
+  void at_once() {
+    const bool tail = s_.train_during_tail, ahead = s_.async_rollout;
+    if (s_.tail_sequences && !tail) complain("--tail-sequences needs --train-during-tail");
+    if (!tail && !ahead) return;
+    const char* flag = tail ? "--train-during-tail" : "--async-rollout";
+    if (tail && ahead) {
+      complain("--train-during-tail and --async-rollout exclude each other: the latter trains beside a whole rollout");
+    }
+    if (s_.debug_rollout_only || s_.debug_train_only) {
+      complain("{} needs both halves; leave out {}", flag,
+               s_.debug_rollout_only ? "--debug-rollout-only" : "--debug-train-only and --load-debug-rollout-data");
+    }
+    if (tail) {
+      if (s_.num_steps_per_rollout.value_or(1) != 1) {
+        complain(
+            "--train-during-tail with {} optimizer steps a rollout: the first would change the weights that still "
+            "sample; use --num-steps-per-rollout 1",
+            *s_.num_steps_per_rollout);
+      }
+      if (!s_.custom_generate_command.empty() || !s_.custom_generate_url.empty()) {
+        complain("--train-during-tail and conversations (--custom-generate-command, -url) exclude each other");
+      }
+      if (s_.rollout_speculative_cost_model == "measured") {
+        complain(
+            "--rollout-speculative-cost-model measured with --train-during-tail: which groups end first would follow "
+            "the clock; use auto or none");
+      }
+      if (!s_.tail_sequences) {
+        s_.tail_sequences = std::max<int64_t>(1, s_.rollout_batch_size.value_or(1) * s_.n_samples_per_prompt / 4);
+      }
+      return;
+    }
+    if (s_.true_on_policy) {
+      complain("--async-rollout and --true-on-policy exclude each other: its responses are of earlier weights");
+    }
+    if (s_.skip_actor_forward_only) {
+      complain(
+          "--skip-actor-forward-only with --async-rollout: old log-probs are those of the weights that sampled, which "
+          "the forward pass computes; leave it out, or take the rollout's with --use-rollout-logprobs");
+    }
+    if (s_.use_rollout_routing_replay) {
+      complain("--use-rollout-routing-replay with --async-rollout: a checkpoint keeps no routes of the rollout ahead");
+    }
+    if (s_.pipeline_model_parallel_size > 1) {
+      complain("--async-rollout with --pipeline-model-parallel-size {}: its stages do not take turns with the engine",
+               s_.pipeline_model_parallel_size);
     }
   }
 

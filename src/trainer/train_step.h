@@ -111,10 +111,10 @@ class TrainStep : private MicroBatch {
   // leaves weights and moments as they were.
   Metrics run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets);
 
-  // The same step a part at a time, so that others may work in between, which leave the weights alone: begin(), add() as
-  // trajectories become known, advance(), and finish() when the last ones were added. The gradients are those of run()
-  // but for the order of sums, and the same bits where all are added at once. Not on pipeline stages.
-  // samples: of the whole step.
+  // The same step a part at a time, so that others may work in between, which leave the weights alone: begin(), add()
+  // as trajectories become known, advance(), and finish() when the last ones were added. The gradients are those of
+  // run() but for the order of sums, and the same bits where all are added at once. Not on pipeline stages. samples: of
+  // the whole step.
   void begin(int64_t samples);
   void add(std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets, bool last);
   // Forward and backward of the next micro-batch of what was added; false: there is none.

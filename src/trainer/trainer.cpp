@@ -1,5 +1,6 @@
 #include "trainer/trainer.h"
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <filesystem>
@@ -19,6 +20,7 @@
 #include "trainer/options.h"
 #include "trainer/replay.h"
 #include "trainer/run_files.h"
+#include "trainer/tail.h"
 
 namespace furlong {
 namespace {
@@ -32,6 +34,20 @@ double find(const Metrics& metrics, const std::string& name, double otherwise = 
     if (key == name) return value;
   }
   return otherwise;
+}
+
+std::vector<const Trajectory*> pointers_to(std::span<const Trajectory> trajectories) {
+  std::vector<const Trajectory*> pointers;
+  for (const auto& t : trajectories) pointers.push_back(&t);
+  return pointers;
+}
+
+// Versions of the weights that sampled a rollout, and how many updates they are behind those that learn from it.
+Metrics staleness(std::span<const Trajectory> trajectories, int64_t version) {
+  std::vector<double> versions;
+  for (const auto& t : trajectories) versions.push_back(static_cast<double>(t.weight_version));
+  const double mean = mean_of(versions);
+  return {{"rollout/weight_version", mean}, {"rollout/weight_version_lag", static_cast<double>(version) - mean}};
 }
 
 // What a run reads before it loads any weights, and the memory it will take.
@@ -48,7 +64,13 @@ struct Inputs {
   Workload work;
   int64_t rollouts = 0;
   CheckedPlan memory;
-  Share block;  // used by rollout and training in turn
+  Share block;  // used by rollout and training in turn, or a part by each
+
+  // Training's part.
+  Share training_memory() const {
+    const uint64_t at = memory.plan.training_at;
+    return at == 0 ? block : block.part(at, block.bytes() - at);
+  }
 
   // Loads the weights at its end.
   Inputs(const Settings& s, World& w)
@@ -80,6 +102,16 @@ struct Inputs {
 
 void Inputs::read_prompts() {
   const Settings& s = settings;
+  if (s.train_during_tail && world.size() > 1) {
+    fail(Exit::usage, "--train-during-tail on {} ranks: their rollouts end together, in rounds; leave it out",
+         world.size());
+  }
+  if (s.async_rollout && world.size() > 1 && !(s.custom_generate_command.empty() && s.custom_generate_url.empty())) {
+    fail(Exit::usage,
+         "--async-rollout with conversations (--custom-generate-command, -url) on {} ranks, whose turns differ; leave "
+         "one out",
+         world.size());
+  }
   if (s.partial_rollout && world.size() > 1) {
     fail(Exit::usage, "--partial-rollout on {} ranks: groups under way go on on one rank alone; leave it out",
          world.size());
@@ -135,16 +167,24 @@ struct Run : Inputs {
   Run(const Settings& s, World& w, bool is_terminal, const Faults& f)
       : Inputs(s, w),
         terminal(is_terminal && files.writes()),
-        step(session.config, session.weights, *session.threads, options_with(*this, f), block, *session.mesh),
+        step(session.config, session.weights, *session.threads, options_with(*this, f), training_memory(),
+             *session.mesh),
         watch(session.device, memory.plan),
         faults(f) {}
 
   void prepare();
   void print_plan();
-  Metrics generate(int64_t rollout_id, std::vector<Trajectory>& trajectories);
-  Metrics learn(int64_t rollout_id, std::vector<Trajectory>& trajectories);
-  std::vector<Metrics> optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference,
-                                       Metrics& out);
+  Metrics generate(int64_t rollout_id, std::vector<Trajectory>& trajectories, Beside* beside = nullptr,
+                   TailTraining* tail = nullptr);
+  Metrics learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, TailTraining* tail);
+  void updated();
+  bool looks_at_reference(int64_t rollout_id) const;
+  std::vector<TokenTargets> targets_of(std::span<const Trajectory> trajectories, bool look_at_reference,
+                                       Metrics* out = nullptr);
+  std::vector<Metrics> optimizer_steps(int64_t rollout_id, const std::vector<Trajectory>& trajectories, Metrics& out);
+  Metrics step_and_roll(int64_t next, std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets);
+  // A second queue of kernels needs a second thread; several ranks keep in step in one.
+  bool has_thread_beside() const { return session.device == Device::cuda && world.size() == 1; }
   Metrics evaluation();
   void one(int64_t rollout_id, Clock::time_point begun, int64_t first);
 };
@@ -199,7 +239,7 @@ Metrics Run::evaluation() {
   return m;
 }
 
-Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories, Beside* beside, TailTraining* tail) {
   const Settings& s = settings;
   world.phase(fmt::format("rollout {}", rollout_id + 1));
   const auto start = Clock::now();
@@ -214,14 +254,23 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
                          .reward_key = s.reward_key,
                          .group_rm = s.group_rm,
                          .mask_older = s.mask_offpolicy_in_partial_rollout,
-                         .longest_first = rules.at_a_time == rules.groups,
+                         .longest_first = rules.at_a_time == rules.groups && tail == nullptr,
                          .seed = static_cast<uint64_t>(s.rollout_seed),
                          .weight_version = state.weight_version,
                          .environment = environment.get(),
                          .max_turns = s.generate_max_turns};
-  Collected found =
-      collect_rollout(session, *engine, *prompts, task, rules, *cursor, state.buffer,
-                      [&](size_t done, int64_t) { bar.update(std::min(samples, static_cast<int64_t>(done))); });
+  EarlyGroups early;
+  if (tail != nullptr) {
+    early.below = *s.tail_sequences;
+    early.take = [&](std::vector<Trajectory> group) { tail->take(std::move(group)); };
+  }
+  Collected found = collect_rollout(
+      session, *engine, *prompts, task, rules, *cursor, state.buffer,
+      [&](size_t done, int64_t) {
+        bar.update(std::min(samples, static_cast<int64_t>(done)));
+        if (beside != nullptr) beside->tick();
+      },
+      early);
   bar.clear();
   trajectories = std::move(found.trajectories);
   if (faults.after_rollout) faults.after_rollout(trajectories);
@@ -253,28 +302,64 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories)
   return out;
 }
 
-// Old and reference log-probs where a step needs them, then the optimizer steps in index order.
-std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& trajectories, bool look_at_reference,
-                                          Metrics& out) {
+bool Run::looks_at_reference(int64_t rollout_id) const {
+  return settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
+}
+
+// Of whole groups: advantages, the old log-probs that there are, and the reference's.
+std::vector<TokenTargets> Run::targets_of(std::span<const Trajectory> trajectories, bool look_at_reference,
+                                          Metrics* out) {
   const Settings& s = settings;
   const auto advantages = group_advantages(trajectories, {.normalise = !s.disable_rewards_normalization,
                                                           .divide_by_std = !s.disable_grpo_std_normalization});
-  std::vector<const Trajectory*> all;
   std::vector<TokenTargets> targets;
+  bool missing = false;
   for (size_t i = 0; i < trajectories.size(); i++) {
-    all.push_back(&trajectories[i]);
     targets.push_back({advantages[i], trajectories[i].log_probs, trajectories[i].ref_log_probs});
     if (s.use_rollout_logprobs) targets.back().old_log_probs = trajectories[i].rollout_log_probs;
+    missing |= !targets.back().ref_log_probs;
   }
+  if (look_at_reference && reference && missing) {
+    const auto start = Clock::now();
+    auto scores = step.score(*reference, pointers_to(trajectories));
+    for (size_t i = 0; i < targets.size(); i++) {
+      if (!targets[i].ref_log_probs) targets[i].ref_log_probs = std::move(scores[i]);
+    }
+    if (out != nullptr) out->emplace_back("perf/ref_log_probs_time", seconds_since(start));
+  }
+  return targets;
+}
+
+// The gradients of a step beside the next rollout, then the update. The samples of that rollout and their old
+// log-probs are those of the weights before it.
+Metrics Run::step_and_roll(int64_t next, std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets) {
+  step.begin(std::ssize(trajectories));
+  step.add(std::move(trajectories), std::move(targets), true);
+  RolloutAhead ahead;
+  {
+    Beside beside(has_thread_beside());
+    beside.add([&] { return step.advance(); });
+    ahead.metrics = generate(next, ahead.trajectories, &beside);
+    beside.finish();
+  }
+  if (!settings.use_rollout_logprobs) {
+    auto scores = step.score(session.weights, pointers_to(ahead.trajectories));
+    for (size_t i = 0; i < scores.size(); i++) ahead.trajectories[i].log_probs = std::move(scores[i]);
+  }
+  state.ahead = std::move(ahead);
+  return step.finish();
+}
+
+// Old log-probs where a step needs them, then the optimizer steps in index order.
+std::vector<Metrics> Run::optimizer_steps(int64_t rollout_id, const std::vector<Trajectory>& trajectories,
+                                          Metrics& out) {
+  const Settings& s = settings;
+  const auto all = pointers_to(trajectories);
+  auto targets = targets_of(trajectories, looks_at_reference(rollout_id), &out);
   const auto per_step = static_cast<size_t>(s.global_batch_size.value_or(static_cast<int64_t>(all.size())));
   const size_t steps = std::max<size_t>(1, all.size() / per_step);
-  const auto missing = [&](auto member) {
-    for (const auto& t : targets) {
-      if (!(t.*member)) return true;
-    }
-    return false;
-  };
-  if (steps > 1 && missing(&TokenTargets::old_log_probs) && !s.skip_actor_forward_only) {
+  const bool missing = std::any_of(targets.begin(), targets.end(), [](auto& t) { return !t.old_log_probs; });
+  if (steps > 1 && missing && !s.skip_actor_forward_only) {
     const auto start = Clock::now();
     auto scores = step.score(session.weights, all);
     for (size_t i = 0; i < all.size(); i++) {
@@ -282,40 +367,47 @@ std::vector<Metrics> Run::optimizer_steps(const std::vector<Trajectory>& traject
     }
     out.emplace_back("perf/log_probs_time", seconds_since(start));
   }
-  if (look_at_reference && reference && missing(&TokenTargets::ref_log_probs)) {
-    const auto start = Clock::now();
-    auto scores = step.score(*reference, all);
-    for (size_t i = 0; i < all.size(); i++) {
-      if (!targets[i].ref_log_probs) targets[i].ref_log_probs = std::move(scores[i]);
-    }
-    out.emplace_back("perf/ref_log_probs_time", seconds_since(start));
-  }
   std::vector<Metrics> results;
   Progress bar("training", static_cast<int64_t>(steps), terminal);
   for (size_t i = 0; i < steps; i++) {
     const auto from = static_cast<int64_t>(i * per_step);
     const auto to = static_cast<int64_t>(std::min(all.size(), (i + 1) * per_step));
-    results.push_back(step.run({all.begin() + from, all.begin() + to}, {targets.begin() + from, targets.begin() + to}));
-    state.optimizer_steps = step.optimizer().steps();
-    state.weight_version++;
-    bar.advance();
-    if (step.skipped_in_a_row() >= stop_after_skipped) {
-      fail(Exit::numerics,
-           "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. "
-           "Lower "
-           "--lr or look at the data of this rollout.",
-           stop_after_skipped, settings.save);
+    std::vector<TokenTargets> some(targets.begin() + from, targets.begin() + to);
+    if (i == 0 && s.async_rollout && rollout_id + 1 < rollouts) {
+      results.push_back(
+          step_and_roll(rollout_id + 1, {trajectories.begin() + from, trajectories.begin() + to}, std::move(some)));
+    } else {
+      results.push_back(step.run({all.begin() + from, all.begin() + to}, some));
     }
+    updated();
+    bar.advance();
   }
   return results;
 }
 
-Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories) {
+// After an optimizer step.
+void Run::updated() {
+  state.optimizer_steps = step.optimizer().steps();
+  state.weight_version++;
+  if (step.skipped_in_a_row() < stop_after_skipped) return;
+  fail(Exit::numerics,
+       "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. "
+       "Lower "
+       "--lr or look at the data of this rollout.",
+       stop_after_skipped, settings.save);
+}
+
+Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, TailTraining* tail) {
   world.phase(fmt::format("training on rollout {}", rollout_id + 1));
   const auto start = Clock::now();
   Metrics out;
-  const bool look = settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
-  const auto results = optimizer_steps(trajectories, look, out);
+  std::vector<Metrics> results;
+  if (tail != nullptr && tail->has_begun()) {
+    results.push_back(tail->finish(trajectories));
+    updated();
+  } else {
+    results = optimizer_steps(rollout_id, trajectories, out);
+  }
   // The first step's weights are those that sampled.
   const double difference = find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
   if (settings.true_on_policy && difference != 0) {
@@ -348,17 +440,30 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
           name.starts_with("eval/") ? "eval_before_train/" + name.substr(5) : "perf/eval_before_train_time", value);
   }
   std::vector<Trajectory> trajectories;
+  std::optional<TailTraining> tail;
+  std::optional<Beside> beside;  // which uses the one before it
   if (s.debug_train_only) {
     trajectories = read_trajectories(numbered(s.load_debug_rollout_data, rollout_id));
     if (trajectories.empty()) fail(Exit::input, "{}: no trajectories", s.load_debug_rollout_data);
     check_trajectories(trajectories, session.config, s.load_debug_rollout_data);
     const std::string routes = routes_path(numbered(s.load_debug_rollout_data, rollout_id));
     if (s.use_rollout_routing_replay) load_routes(routes, trajectories, session.config);
+  } else if (state.ahead) {
+    trajectories = std::move(state.ahead->trajectories);
+    append(state.ahead->metrics);
+    state.ahead.reset();
   } else {
-    append(generate(rollout_id, trajectories));
+    if (s.train_during_tail) {
+      beside.emplace(has_thread_beside());
+      tail.emplace(
+          step, *beside, train_options(s, session.config).pack, *s.rollout_batch_size * s.n_samples_per_prompt,
+          [&](std::span<const Trajectory> groups) { return targets_of(groups, looks_at_reference(rollout_id)); });
+    }
+    append(generate(rollout_id, trajectories, beside ? &*beside : nullptr, tail ? &*tail : nullptr));
   }
   append(rollout_metrics(trajectories));
-  if (!s.debug_rollout_only) append(learn(rollout_id, trajectories));
+  if (s.async_rollout) append(staleness(trajectories, state.weight_version));
+  if (!s.debug_rollout_only) append(learn(rollout_id, trajectories, tail ? &*tail : nullptr));
   state.next_rollout = rollout_id + 1;
   if (cursor) state.cursor = cursor->state();
   if (evaluates && !s.debug_rollout_only && ((rollout_id + 1) % *s.eval_interval == 0 || rollout_id + 1 == rollouts)) {

@@ -94,6 +94,29 @@ TEST(MemoryPlan, PhasesTakeTurns) {
   EXPECT_EQ(plan.device_peak(), resident + plan.block);
 }
 
+TEST(MemoryPlan, BothAtOnceHavePartsOfTheirOwn) {
+  PlanInputs in = gpu_run();
+  const MemoryPlan turns = plan_memory(in, formulas());
+  in.at_once = true;
+  const MemoryPlan plan = plan_memory(in, formulas());
+  EXPECT_TRUE(plan.fits());
+  const RolloutBytes rollout = formulas().rollout(in, plan.pool);
+  EXPECT_GE(plan.training_at, rollout.block);
+  EXPECT_LT(plan.training_at, rollout.block + 256);
+  EXPECT_EQ(plan.training_at % 256, 0u);
+  EXPECT_EQ(plan.block, plan.training_at + 1024 * mib);
+  EXPECT_EQ(turns.training_at, 0u);
+  EXPECT_EQ(plan.device(Phase::rollout), plan.device(Phase::training));
+  EXPECT_EQ(plan.device_peak(), turns.device_peak() - turns.block + plan.block);
+  // The rollout gets what training leaves, and one that leaves nothing is refused.
+  in.device_total = turns.device_peak() - turns.block + 1200 * mib;
+  const MemoryPlan tight = plan_memory(in, formulas());
+  EXPECT_TRUE(tight.fits());
+  EXPECT_LT(tight.pool, plan.pool);
+  in.device_total -= 200 * mib;
+  EXPECT_FALSE(plan_memory(in, formulas()).fits());
+}
+
 TEST(MemoryPlan, OffloadMovesTheOptimizerToTheHost) {
   PlanInputs in = gpu_run();
   const uint64_t before = plan_memory(in, formulas()).device_peak();
