@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "monitor/table.h"
+#include "monitor/tensorboard.h"
 
 namespace furlong {
 namespace {
@@ -71,10 +72,18 @@ std::string scientific(double value) {
   return text.substr(0, e + 1) + (negative ? "-" : "") + text.substr(digits);
 }
 
+// A share as "62%"; small ones with their digits.
+std::string percent(double share) {
+  const double value = 100 * share;
+  return (value >= 9.5 && value < 999.5 ? fmt::format("{:.0f}", value) : short_number(value)) + "%";
+}
+
 }  // namespace
 
-MetricsWriter::MetricsWriter(std::string path, int64_t next_step) : path_(std::move(path)), next_step_(next_step) {
+MetricsWriter::MetricsWriter(std::string path, int64_t next_step, const std::string& events)
+    : path_(std::move(path)), next_step_(next_step) {
   open();
+  if (!events.empty()) events_ = std::make_unique<EventWriter>(events, next_step);
 }
 
 MetricsWriter::~MetricsWriter() = default;
@@ -114,6 +123,7 @@ void MetricsWriter::write(int64_t step, std::span<const std::pair<std::string, d
     if (not_finite_.insert(name).second) log::warn("step {}: {} is {}; written as null", step, name, value);
   }
   row += '}';
+  if (events_) events_->write(step, values);
   if (file_ == nullptr) return;
   try {
     file_->add(row);
@@ -123,6 +133,7 @@ void MetricsWriter::write(int64_t step, std::span<const std::pair<std::string, d
 }
 
 void MetricsWriter::sync() {
+  if (events_) events_->sync();
   if (file_ == nullptr) return;
   try {
     file_->sync();
@@ -175,9 +186,13 @@ std::string format_step_line(const StepLine& line) {
   if (line.train_seconds) out += fmt::format(" train {}", short_duration(*line.train_seconds));
   const std::string speed =
       line.tokens_per_second ? fmt::format(" {} tok/s", short_number(*line.tokens_per_second)) : "";
+  const std::string limit = line.limit_share ? fmt::format(" {} of limit", percent(*line.limit_share)) : "";
   const std::string eta = line.eta_seconds ? fmt::format(" ETA {}", short_duration(*line.eta_seconds)) : "";
-  // Numbers have at most 6 columns, so that all but the speed always fit.
-  return text_columns(out + speed + eta) <= 120 ? out + speed + eta : out + eta;
+  // Numbers have at most 6 columns, so that all but these two always fit.
+  for (const std::string& more : {speed + limit, limit}) {
+    if (text_columns(out + more + eta) <= 120) return out + more + eta;
+  }
+  return out + eta;
 }
 
 }  // namespace furlong

@@ -11,14 +11,16 @@
 
 namespace furlong {
 
+class EventWriter;
 class LineAppender;
 
 class MetricsWriter {
  public:
   // Continues the file so that step `next_step` comes next: rows of this and later steps are dropped (the file is
   // rewritten whole or not at all), a torn last line too. next_step = 0 starts over. Nothing here throws on a file
-  // that cannot be read or written: one warning says so, and the run goes on.
-  MetricsWriter(std::string path, int64_t next_step);
+  // that cannot be read or written: one warning says so, and the run goes on. `events`: a folder for the same numbers as
+  // TensorBoard's events (monitor/tensorboard.h); "" for none.
+  MetricsWriter(std::string path, int64_t next_step, const std::string& events = "");
   ~MetricsWriter();
 
   // Appends {"step":step, name:value, ...} in the given order, doubles with the fewest digits that read back equal. A
@@ -33,6 +35,7 @@ class MetricsWriter {
   std::string path_;
   int64_t next_step_;
   std::unique_ptr<LineAppender> file_;
+  std::unique_ptr<EventWriter> events_;
   bool warned_ = false;
   std::set<std::string> not_finite_;
 };
@@ -49,9 +52,11 @@ struct StepLine {
   std::optional<double> rollout_seconds, train_seconds;
   std::optional<double> tokens_per_second;
   std::optional<double> eta_seconds;
+  std::optional<double> limit_share;  // the least time of such a step (plan/time.h) over the step's
 };
 
-// At most 120 columns whatever the values, without a newline. If every figure is at its widest the speed gives way.
+// At most 120 columns whatever the values, without a newline. Where figures are at their widest the speed gives way, then
+// the share of the limit.
 std::string format_step_line(const StepLine& line);
 
 // A number in at most 6 columns, three digits where they fit: "0.512", "2.91", "12.3k", "1.2e-4", "nan".

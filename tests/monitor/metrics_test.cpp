@@ -118,6 +118,16 @@ TEST(StepLine, Plain) {
       "step 12/3000 reward 0.512±0.310 len 1.23k kl 1.2e-4 grad 0.831 acc 2.91 roll 12.3s train 4.50s 12.3k tok/s "
       "ETA 3h12m");
   EXPECT_EQ(format_step_line({0, 1}), "step 1/1");
+  StepLine limited{.step = 0, .steps = 2, .rollout_seconds = 12.3, .tokens_per_second = 12345, .limit_share = 0.617};
+  EXPECT_EQ(format_step_line(limited), "step 1/2 roll 12.3s 12.3k tok/s 62% of limit");
+  limited.limit_share = 0.00123;
+  EXPECT_EQ(format_step_line(limited), "step 1/2 roll 12.3s 12.3k tok/s 0.123% of limit");
+  // Where not both fit, the speed is what is left out.
+  StepLine both = line;
+  both.limit_share = 0.617;
+  EXPECT_EQ(format_step_line(both),
+            "step 12/3000 reward 0.512±0.310 len 1.23k kl 1.2e-4 grad 0.831 acc 2.91 roll 12.3s train 4.50s 62% of "
+            "limit ETA 3h12m");
 }
 
 TEST(StepLine, NeverWiderThan120Columns) {
@@ -141,7 +151,7 @@ TEST(StepLine, NeverWiderThan120Columns) {
     EXPECT_LE(short_number(v).size(), 6u) << v << " " << short_number(v);
     EXPECT_LE(short_duration(v).size(), 6u) << v << " " << short_duration(v);
     for (const int64_t step : {int64_t{0}, int64_t{999998}, std::numeric_limits<int64_t>::max() - 1}) {
-      const std::string line = format_step_line({step, step + 1, v, v, v, v, v, v, v, v, v, v});
+      const std::string line = format_step_line({step, step + 1, v, v, v, v, v, v, v, v, v, v, v});
       EXPECT_LE(text_columns(line), 120u) << line;
     }
   }
@@ -152,6 +162,9 @@ TEST(StepLine, NeverWiderThan120Columns) {
   EXPECT_EQ(line.find("tok/s"), line.npos);
   expect_contains(line, "ETA 99d23h");
   EXPECT_GT(text_columns(line), 107u);
+  StepLine limited = widest;
+  limited.limit_share = -8e-88;
+  EXPECT_LE(text_columns(format_step_line(limited)), 120u);
 }
 
 TEST(ShortNumber, Table) {
