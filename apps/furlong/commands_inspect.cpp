@@ -1,4 +1,4 @@
-// inspect: what a checkpoint holds, and what a recipe would take.
+// inspect: what a checkpoint holds, what a recipe would take, and what a run has sampled.
 #include <fmt/ranges.h>
 
 #include <algorithm>
@@ -16,9 +16,12 @@
 #include "furlong/commands.h"
 #include "furlong/presets.h"
 #include "monitor/table.h"
-#include "plan/time.h"
+#include "trainer/browse.h"
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
+#include "trainer/rollout_files.h"
+#include "trainer/run_files.h"
+#include "trainer/time_plan.h"
 
 namespace furlong {
 namespace {
@@ -26,7 +29,6 @@ namespace {
 constexpr double gib = 1073741824.0;
 // Where no GPU is at hand: an H100 as its driver reports it, what the CUDA context of one takes, and the host of eight.
 constexpr double assumed_gpu_gib = 79.6, assumed_taken_gib = 0.6, assumed_host_gib = 2048;
-constexpr double large_gpu_gib = 100;  // an H200 has more, an H100 less
 constexpr int64_t assumed_prompt = 512;
 
 void print(const std::string& text) {
@@ -115,38 +117,6 @@ MachineMemory machine_of(const Settings& s) {
   return there;
 }
 
-std::string time_table(const Settings& s, const PlanInputs& in, int64_t running, int64_t prompt, int64_t response) {
-  TimeInputs t{.model = in.model, .layout = in.layout, .dtype = in.dtype};
-  const bool large = static_cast<double>(in.device_total) > large_gpu_gib * gib;
-  t.machine = !in.cuda ? machine_cpu(in.dtype) : large ? machine_h200() : machine_h100();
-  t.prompts = s.rollout_batch_size.value_or(1);
-  t.sequences = t.prompts * s.n_samples_per_prompt;
-  t.running = running;
-  t.prompt = prompt;
-  t.response = response;
-  if (s.rollout_speculative_algorithm != "none") t.drafts = s.rollout_speculative_num_draft_tokens.value_or(3) - 1;
-  t.steps = s.num_steps_per_rollout.value_or(1);
-  t.passes = (t.steps > 1 && !s.use_rollout_logprobs) + (needs_reference(s) && s.kl_loss_coef != 0);
-  t.micro_tokens = in.micro_tokens;
-  t.mtp = in.mtp;
-  t.recompute = in.recompute;
-  t.offload = in.offload > 0 && in.cuda;
-  Table table({{fmt::format("least time of a step ({})", t.machine.name)}, {"", Table::Align::right}});
-  double total = 0;
-  const auto seconds = [](double x) { return x < 1 ? fmt::format("{:.0f} ms", 1e3 * x) : fmt::format("{:.1f} s", x); };
-  for (const auto& phase : step_times(t)) {
-    table.add({phase.name, seconds(phase.seconds)});
-    total += phase.seconds;
-  }
-  table.add_rule();
-  table.add({"step", seconds(total)});
-  std::string text = table.str();
-  text += fmt::format("if all {} responses have {} tokens after prompts of {}", t.sequences, response, prompt);
-  if (t.drafts > 0)
-    text += fmt::format("; {} drafts, {:.2f} tokens accepted a verification", t.drafts, accept_length(t.drafts));
-  return text + "; measured steps take longer\n";
-}
-
 int plan(Settings s) {
   const auto [config, from] = model_of(s);
   if (!s.gpus && s.given.contains("actor_num_gpus_per_node")) s.gpus = s.actor_num_nodes * s.actor_num_gpus_per_node;
@@ -174,7 +144,9 @@ int plan(Settings s) {
                     "say otherwise\n\n",
                     human_bytes(in.device_total), human_bytes(in.host_available)));
   }
-  print(time_table(s, in, found.sequences, prompt, response));
+  const TimeInputs step = time_inputs(s, in, found.sequences, prompt, response);
+  print(time_table(step));
+  if (s.num_rollout) print(time_estimate(step, *s.num_rollout));
   if (found.fits()) {
     print("\nit fits\n");
     return 0;
@@ -186,10 +158,43 @@ int plan(Settings s) {
   return static_cast<int>(Exit::resources);
 }
 
+// The file of a kept rollout: of a trajectory file's pattern, or of a run directory.
+std::string rollout_file(const Settings& s) {
+  if (!s.load_debug_rollout_data.empty()) return numbered(s.load_debug_rollout_data, *s.rollout);
+  const auto there = kept_rollouts(s.run_dir);
+  if (there.empty()) {
+    fail(Exit::input, "{}/rollout has no trajectories: is --run-dir a run's folder, made with --keep-rollouts above 0?",
+         s.run_dir);
+  }
+  const int64_t id = *s.rollout < 0 ? there.back() : *s.rollout;
+  if (std::find(there.begin(), there.end(), id) == there.end()) {
+    fail(Exit::input, "{} is not there; rollouts {} are (--keep-rollouts says how many stay)",
+         rollout_path(s.run_dir, id), fmt::join(there, ", "));
+  }
+  return rollout_path(s.run_dir, id);
+}
+
+int show_rollout(const Settings& s) {
+  const std::string path = rollout_file(s);
+  const auto trajectories = read_trajectories(path);
+  const auto shown = matching(trajectories, {.group = s.group,
+                                             .sample = s.sample,
+                                             .status = s.status,
+                                             .min_reward = s.min_reward,
+                                             .max_reward = s.max_reward,
+                                             .contains = s.contains,
+                                             .mixed = s.mixed});
+  print(fmt::format("{}: {} of {} samples\n\n", printable(path, 300), shown.size(), trajectories.size()));
+  if (!shown.empty()) print(sample_table(shown));
+  if (s.text) print(sample_texts(shown));
+  return 0;
+}
+
 }  // namespace
 
 int run_inspect(const Settings& settings) {
   if (settings.plan) return plan(settings);
+  if (settings.rollout) return show_rollout(settings);
   const std::string& folder = settings.load.empty() ? settings.hf_checkpoint : settings.load;
   if (checkpoint_kind(folder) == CheckpointKind::torch_dist) {
     list_torch_dist(folder);

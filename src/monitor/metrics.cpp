@@ -1,5 +1,6 @@
 #include "monitor/metrics.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <filesystem>
@@ -140,6 +141,28 @@ void MetricsWriter::sync() {
   } catch (const Error& error) {
     warn_once(error.what());
   }
+}
+
+std::vector<double> newest_values(const std::string& path, const std::string& name, size_t count) {
+  std::vector<double> values;
+  std::error_code code;
+  if (!std::filesystem::exists(path, code)) return values;
+  try {
+    const std::string text = read_file(path);
+    // From the end: a long run has many rows.
+    for (size_t end = text.size(); end > 0 && values.size() < count;) {
+      const size_t newline = text.rfind('\n', end - 1);
+      const size_t begin = newline == text.npos ? 0 : newline + 1;
+      const Json row = Json::parse(text.begin() + static_cast<ptrdiff_t>(begin),
+                                   text.begin() + static_cast<ptrdiff_t>(end), nullptr, false);
+      if (row.is_object() && row.contains(name) && row[name].is_number()) values.push_back(row[name].get<double>());
+      end = newline == text.npos ? 0 : newline;
+    }
+  } catch (const Error& error) {
+    log::warn("{}", error.what());
+  }
+  std::reverse(values.begin(), values.end());
+  return values;
 }
 
 std::string short_number(double value) {

@@ -18,8 +18,8 @@ class MetricsWriter {
  public:
   // Continues the file so that step `next_step` comes next: rows of this and later steps are dropped (the file is
   // rewritten whole or not at all), a torn last line too. next_step = 0 starts over. Nothing here throws on a file
-  // that cannot be read or written: one warning says so, and the run goes on. `events`: a folder for the same numbers as
-  // TensorBoard's events (monitor/tensorboard.h); "" for none.
+  // that cannot be read or written: one warning says so, and the run goes on. `events`: a folder for the same numbers
+  // as TensorBoard's events (monitor/tensorboard.h); "" for none.
   MetricsWriter(std::string path, int64_t next_step, const std::string& events = "");
   ~MetricsWriter();
 
@@ -40,6 +40,10 @@ class MetricsWriter {
   std::set<std::string> not_finite_;
 };
 
+// The last `count` values of that name in a file of metrics, in its order; none where there is no such file. What
+// cannot be read is left out.
+std::vector<double> newest_values(const std::string& path, const std::string& name, size_t count);
+
 // One step as the terminal shows it. Times in seconds, lengths in tokens; what is absent is left out.
 struct StepLine {
   int64_t step = 0;   // from 0
@@ -55,8 +59,8 @@ struct StepLine {
   std::optional<double> limit_share;  // the least time of such a step (plan/time.h) over the step's
 };
 
-// At most 120 columns whatever the values, without a newline. Where figures are at their widest the speed gives way, then
-// the share of the limit.
+// At most 120 columns whatever the values, without a newline. Where figures are at their widest the speed gives way,
+// then the share of the limit.
 std::string format_step_line(const StepLine& line);
 
 // A number in at most 6 columns, three digits where they fit: "0.512", "2.91", "12.3k", "1.2e-4", "nan".

@@ -47,7 +47,9 @@ void append_varint(std::string& out, uint64_t value) {
   for (; value >= 0x80; value >>= 7) out += static_cast<char>((value & 0x7f) | 0x80);
   out += static_cast<char>(value);
 }
-void append_key(std::string& out, uint32_t field, Wire wire) { append_varint(out, field << 3 | static_cast<uint32_t>(wire)); }
+void append_key(std::string& out, uint32_t field, Wire wire) {
+  append_varint(out, field << 3 | static_cast<uint32_t>(wire));
+}
 void append_integer(std::string& out, uint32_t field, int64_t value) {
   append_key(out, field, Wire::varint);
   append_varint(out, static_cast<uint64_t>(value));

@@ -1,5 +1,7 @@
 #include "plan/time.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <cmath>
 
@@ -44,13 +46,14 @@ double train_flops(const TimeInputs& in, const ModelCost& m, double length) {
 
 }  // namespace
 
-Machine machine_h100() { return {.name = "H100", .memory = 3.0e12, .flops = 798e12}; }
-Machine machine_h200() { return {.name = "H200", .memory = 4.3e12, .flops = 790e12}; }
-Machine machine_cpu(DType dtype) {
-  return {.name = "two CPU cores (Zen 4)",
-          .memory = 43e9,
-          .flops = dtype == DType::bf16 ? 456e9 : 229e9,
-          .host_memory = 43e9};
+Machine machine_h100() { return {.name = "H100", .memory = 3.0e12, .flops = 798e12, .nominal = 989.4e12}; }
+Machine machine_h200() { return {.name = "H200", .memory = 4.3e12, .flops = 790e12, .nominal = 989.4e12}; }
+Machine machine_cpu(DType dtype, int64_t cores) {
+  const double pairs = static_cast<double>(cores) / 2;
+  return {.name = fmt::format("{} CPU core{} (Zen 4)", cores, cores == 1 ? "" : "s"),
+          .memory = pairs * 43e9,
+          .flops = pairs * (dtype == DType::bf16 ? 456e9 : 229e9),
+          .host_memory = pairs * 43e9};
 }
 
 ModelCost model_cost(const ModelConfig& c, DType dtype) {
@@ -79,6 +82,20 @@ ModelCost model_cost(const ModelConfig& c, DType dtype) {
   m.state_bytes = nd * d(c.linear_num_value_heads) * dk * dv * 4;
   m.window_bytes = nd * d(c.conv_dim() * (c.conv_kernel - 1)) * bytes;
   return m;
+}
+
+SequenceFlops sequence_flops(const ModelConfig& c, const ModelCost& m, int64_t tokens, int64_t response, bool mtp) {
+  const double n = static_cast<double>(tokens), rows = static_cast<double>(response);
+  SequenceFlops flops;
+  flops.forward = n * (m.linear_flops + m.delta_flops) + n * n * m.attention_flops / 2 + rows * m.head_flops;
+  flops.training = 3 * flops.forward;
+  if (mtp) {
+    // One layer with attention and its head, whose weights get no gradient from it.
+    const double layer = 2 * (m.mtp_dense + static_cast<double>(c.experts_per_token) * m.mtp_expert);
+    const double core = m.attention_flops / static_cast<double>(std::max<int64_t>(1, c.num_attention_layers()));
+    flops.training += 3 * (n * layer + n * n * core / 2) + 2 * rows * m.head_flops;
+  }
+  return flops;
 }
 
 double accept_length(int64_t drafts) {
@@ -113,11 +130,11 @@ std::vector<PhaseTime> step_times(const TimeInputs& in) {
   const ModelCost m = model_cost(in.model, in.dtype);
   const double gpus = static_cast<double>(in.layout.gpus), length = static_cast<double>(in.prompt + in.response);
   const double weight = static_cast<double>(size_of(in.dtype));
-  if (in.response > 0 && in.sequences > 0) {
+  if (in.rolls && in.response > 0 && in.sequences > 0) {
     const double each = std::ceil(static_cast<double>(in.sequences) / static_cast<double>(in.layout.data()));
     const double running = std::clamp(static_cast<double>(in.running), 1.0, each);
     const double context = static_cast<double>(in.prompt) + static_cast<double>(in.response) / 2;
-    const double steps = static_cast<double>(in.response) / accept_length(in.drafts);
+    const double steps = static_cast<double>(in.response) / (in.accept > 0 ? in.accept : accept_length(in.drafts));
     const double read = static_cast<double>(in.prompts * in.prompt) * m.forward(static_cast<double>(in.prompt));
     out.push_back({"rollout: prompts", read / gpus / in.machine.flops});
     out.push_back({"rollout: decode", steps * std::ceil(each / running) * decode_step_seconds(in, running, context)});

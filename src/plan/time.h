@@ -14,11 +14,12 @@ struct Machine {
   double memory = 0;                                                    // bytes/s of a copy, read and write counted
   double flops = 0;                                                     // per second, in the model's dtype
   double host_memory = 400e9, host_link = 53.5e9, device_link = 450e9;  // bytes/s
+  double nominal = 0;  // the vendor's operations per second, of which MFU is by custom a share; 0: there is no such
 };
-// H100, H200, or two cores of the development machine (docs/performance.md).
+// H100, H200, or cores like the two of the development machine (docs/performance.md).
 Machine machine_h100();
 Machine machine_h200();
-Machine machine_cpu(DType dtype);
+Machine machine_cpu(DType dtype, int64_t cores = 2);
 
 // Parameters and operations of one token, of the whole model.
 struct ModelCost {
@@ -37,6 +38,14 @@ struct ModelCost {
 };
 ModelCost model_cost(const ModelConfig&, DType dtype);
 
+// Operations that a sequence of `tokens` tokens asks for: each linear layer's in proportion to the tokens, attention's
+// with their square, the head's for the rows of the response alone. Recomputation is not counted.
+struct SequenceFlops {
+  double forward = 0;
+  double training = 0;  // forward and backward, three times the forward; with `mtp` the MTP layer's too
+};
+SequenceFlops sequence_flops(const ModelConfig&, const ModelCost&, int64_t tokens, int64_t response, bool mtp);
+
 struct TimeInputs {
   ModelConfig model;
   PlanLayout layout;
@@ -47,10 +56,11 @@ struct TimeInputs {
   int64_t prompt = 0, response = 0;  // tokens of each
   int64_t prompts = 0;               // distinct ones: they are read in once
   int64_t drafts = 0;
+  double accept = 0;   // tokens that a verification yields; 0: accept_length(drafts)
   int64_t passes = 0;  // log-prob passes besides training
   int64_t steps = 1;   // optimizer steps
   int64_t micro_tokens = 8192;
-  bool trains = true, mtp = false, recompute = false, offload = false;
+  bool rolls = true, trains = true, mtp = false, recompute = false, offload = false;
 };
 
 struct PhaseTime {

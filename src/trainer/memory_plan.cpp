@@ -246,7 +246,7 @@ CheckedPlan require_memory(const Session& session, const Settings& s, const Work
   const MachineMemory there = least_of(*session.mesh, machine_memory(session.device, s));
   const PlanInputs in = plan_inputs(s, session.config, work, there);
   const DryRuns runs = dry_runs(s, work, *session.threads);
-  CheckedPlan checked{plan_memory(in, runs), {}};
+  CheckedPlan checked{plan_memory(in, runs), {}, in};
   checked.table = plan_table(checked.plan, in);
   if (checked.plan.fits()) return checked;
   const auto nearest = nearest_that_fits(in, runs);

@@ -36,6 +36,7 @@ std::string plan_table(const MemoryPlan&, const PlanInputs&);
 struct CheckedPlan {
   MemoryPlan plan;
   std::string table;
+  PlanInputs inputs;
 };
 // Throws Error(Exit::resources) with the table and the nearest settings that fit, when the plan does not. All ranks of
 // the session's mesh call, and plan with the memory of the one that has least.

@@ -22,6 +22,7 @@ namespace furlong {
 namespace {
 
 constexpr const char* state_format = "furlong.run_state";
+constexpr int no_writer = -1;  // in place of a rank
 
 Json group_json(const SampleGroup& group) {
   Json samples = Json::array();
@@ -132,7 +133,7 @@ std::string numbered(const std::string& pattern, int64_t rollout_id) {
 }
 
 RunFiles::RunFiles(const Settings& settings, Command command, int rank)
-    : settings_(settings), directory_(settings.run_dir), rank_(rank) {
+    : settings_(settings), directory_(settings.run_dir), rank_(settings.dry_run ? no_writer : rank) {
   if (!writes()) return;
   if (const auto kind = checkpoint_kind(settings.save);
       kind == CheckpointKind::hf || kind == CheckpointKind::torch_dist) {

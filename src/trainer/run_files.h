@@ -35,7 +35,7 @@ class RunFiles {
  public:
   // Makes the run directory, takes its lock (a second process is refused with Exit::usage), opens log.txt and writes
   // config.toml. Of several ranks the first does so, and the others write nothing there but what they add to
-  // checkpoints.
+  // checkpoints. In a dry run nobody writes.
   RunFiles(const Settings& settings, Command command, int rank = 0);
   ~RunFiles();
 

@@ -217,6 +217,12 @@ struct Settings {
   std::string load_debug_rollout_data;
   std::string dump_grads;  // folder
 
+  // What a run shows of itself
+  bool dry_run = false;
+  int64_t keep_rollouts = 10;  // newest ones whose trajectories stay in the run directory
+  bool use_wandb = false;
+  std::string wandb_project, wandb_team;
+
   // Files of the batch commands
   std::string input;
   std::string output = "-";
@@ -246,6 +252,16 @@ struct Settings {
   bool plan = false;  // inspect: plan a run
   std::optional<int64_t> gpus;
   std::optional<double> gpu_memory_gib, host_memory_gib;
+  std::optional<double> machine_tflops, machine_bandwidth;  // ceilings: TFLOP/s, GB/s
+
+  // inspect: the trajectories of a rollout
+  std::optional<int64_t> rollout;  // -1: the newest
+  std::optional<int64_t> group, sample;
+  std::string status;  // completed | truncated | aborted | failed
+  std::optional<double> min_reward, max_reward;
+  std::string contains;
+  bool mixed = false;  // groups whose rewards differ
+  bool text = false;
 
   // init and convert
   std::string preset;  // tiny | small | 35b-a3b
@@ -274,6 +290,7 @@ enum class Topic {
   mtp,
   optimizer,
   parallel,
+  observing,
   debugging,
   files,
   generate,

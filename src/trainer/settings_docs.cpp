@@ -15,8 +15,8 @@ constexpr double unbounded = 1e300;
 constexpr Topic all_topics[] = {
     Topic::checkpoint, Topic::run,      Topic::prompts,    Topic::batches,   Topic::sampling,
     Topic::engine,     Topic::reward,   Topic::evaluation, Topic::algorithm, Topic::mtp,
-    Topic::optimizer,  Topic::parallel, Topic::debugging,  Topic::files,     Topic::generate,
-    Topic::serve,      Topic::tokenize, Topic::convert,    Topic::no_effect,
+    Topic::optimizer,  Topic::parallel, Topic::observing,  Topic::debugging, Topic::files,
+    Topic::generate,   Topic::serve,    Topic::tokenize,   Topic::convert,   Topic::no_effect,
 };
 
 const char* purpose(Command command) {
@@ -31,7 +31,8 @@ const char* purpose(Command command) {
     case Command::grade: return "rewards of given responses";
     case Command::init: return "a new checkpoint with random weights";
     case Command::convert: return "a checkpoint with other packing or dtype";
-    case Command::inspect: return "a checkpoint's tensors; --plan: a recipe's memory and time";
+    case Command::inspect:
+      return "a checkpoint's tensors; --plan: a recipe's memory and time; --rollout: a run's samples";
   }
   CHECK(false, "a command without a purpose");
 }
@@ -146,6 +147,7 @@ const char* title(Topic topic) {
     case Topic::mtp: return "MTP training";
     case Topic::optimizer: return "Optimizer";
     case Topic::parallel: return "Parallelism";
+    case Topic::observing: return "Watching a run";
     case Topic::debugging: return "Debugging";
     case Topic::files: return "Files of the batch commands";
     case Topic::generate: return "Generation";

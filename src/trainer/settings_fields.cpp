@@ -441,6 +441,7 @@ const std::vector<Field>& fields() {
     add_reward(t);
     add_evaluation(t);
     add_training(t);
+    add_observing(t);
     add_without_effect(t);
     return t;
   }();

@@ -57,8 +57,8 @@ void add_without_effect(Table& t) {
   add("the trainer's weights are the rollout's",
       {"offload", "offload_train", "offload_rollout", "update_weight_buffer_size", "megatron_to_hf_mode"});
   add("metrics go to the run directory",
-      {"use_wandb", "wandb_project", "wandb_group", "wandb_team", "wandb_host", "wandb_key", "wandb_mode", "wandb_dir",
-       "disable_wandb_random_suffix", "use_tensorboard"});
+      {"wandb_group", "wandb_host", "wandb_key", "wandb_mode", "wandb_dir", "disable_wandb_random_suffix",
+       "use_tensorboard", "tb_project_name", "tb_experiment_name"});
 }
 
 }  // namespace furlong::setting

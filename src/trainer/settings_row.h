@@ -48,7 +48,8 @@ class Row {
 
 using Table = std::vector<Field>;
 
-void add_training(Table& table);  // algorithm, MTP training, optimizer, ranks, tools (settings_fields_training.cpp)
+void add_training(Table& table);   // algorithm, MTP training, optimizer, ranks, tools (settings_fields_training.cpp)
+void add_observing(Table& table);  // what a run shows of itself (settings_observing.cpp)
 void add_without_effect(Table& table);  // miles' flags that change nothing here (settings_no_effect.cpp)
 
 }  // namespace furlong::setting

@@ -11,6 +11,7 @@
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/run_files.h"
+#include "trainer/time_plan.h"
 #include "trainer/trainer.h"
 
 namespace furlong {
@@ -100,9 +101,11 @@ void supervised(const Settings& s, World& world, bool) {
   }
   std::unique_ptr<MetricsWriter> metrics;
   if (files.writes()) {
-    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout,
+                                              files.directory() + "/tensorboard");
     files.write_plan(memory.table);
     log::info("{}", memory.table);
+    if (s.use_wandb) log::info("--use-wandb: nothing is sent; when you like: {}", wandb_command(s));
   }
   DeviceMemoryWatch watch(session.device, memory.plan);
   const auto begun = Clock::now();

@@ -181,7 +181,8 @@ void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weig
         if (!t.rollout_log_probs.empty()) {
           const double sampled = t.rollout_log_probs[offset];
           // The trainer's own estimate of the sampling policy: the old log-prob where one was computed.
-          const double trained = in.old_log_prob.value_or(static_cast<double>(static_cast<float>(log_prob)));
+          const bool known = in.old_log_prob && !target.old_is_sampler;
+          const double trained = known ? *in.old_log_prob : static_cast<double>(static_cast<float>(log_prob));
           sums.abs_diff += row.weight * std::abs(trained - sampled);
           sums.rollout_kl += row.weight * k3(sampled - trained);
           sums.rollout_weight += row.weight;

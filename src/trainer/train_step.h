@@ -37,6 +37,8 @@ struct TrainOptions {
 struct TokenTargets {
   double advantage = 0;
   std::optional<std::vector<float>> old_log_probs, ref_log_probs;  // per response token
+  bool old_is_sampler =
+      false;  // the old ones are the sampler's own, which say nothing of how far the trainer's are off
 };
 
 // Training steps in a row with a loss or gradient that is not finite, after which a run ends.

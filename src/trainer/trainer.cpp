@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <filesystem>
 #include <limits>
 
@@ -19,8 +20,10 @@
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/replay.h"
+#include "trainer/rollout_files.h"
 #include "trainer/run_files.h"
 #include "trainer/tail.h"
+#include "trainer/time_plan.h"
 
 namespace furlong {
 namespace {
@@ -72,7 +75,7 @@ struct Inputs {
     return at == 0 ? block : block.part(at, block.bytes() - at);
   }
 
-  // Loads the weights at its end.
+  // Loads the weights at its end, unless this is a dry run.
   Inputs(const Settings& s, World& w)
       : settings(s), world(w), files(s, Command::train, w.rank()), session(open_session(s, w)) {
     join_mesh(session, s, world);
@@ -92,13 +95,30 @@ struct Inputs {
     rollouts = s.num_rollout ? *s.num_rollout
                              : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
     memory = require_memory(session, s, work);
+    if (s.dry_run) return;
     world.phase("loading the weights");
     load_weights(session, s);
     block = Share::block(memory.plan.block, session.device);
   }
   void read_prompts();
   void read_lengths();
+  // A step of this run, its responses as long as they may be.
+  TimeInputs longest_step() const;
+  // Memory, passes and time of the run from rollout `first` on. `measured`: seconds of a step so far.
+  std::string plan_text(int64_t first, std::optional<double> measured = std::nullopt) const;
 };
+
+TimeInputs Inputs::longest_step() const {
+  const int64_t prompt = std::max<int64_t>(1, prompts ? prompts->longest : work.shortest);
+  return time_inputs(settings, memory.inputs, memory.plan.sequences, prompt,
+                     std::max<int64_t>(1, work.longest - prompt));
+}
+
+std::string Inputs::plan_text(int64_t first, std::optional<double> measured) const {
+  const TimeInputs step = longest_step();
+  return memory.table + "\n" + passes_text(settings) + "\n" + time_table(step) +
+         time_estimate(step, rollouts - first, measured);
+}
 
 void Inputs::read_prompts() {
   const Settings& s = settings;
@@ -118,7 +138,8 @@ void Inputs::read_prompts() {
   }
   if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
   const std::string reward_logs = files.directory() + "/reward";
-  if (!s.custom_rm_command.empty() || !s.custom_generate_command.empty()) make_directories(reward_logs);
+  const bool commands = !s.custom_rm_command.empty() || !s.custom_generate_command.empty();
+  if (commands && !s.dry_run) make_directories(reward_logs);
   judge = std::make_unique<Judge>(judge_options(s, reward_logs));
   environment = make_environment(s, session, reward_logs);
   const SamplingLimits limits = rollout_limits(session, s);
@@ -161,6 +182,7 @@ struct Run : Inputs {
   std::optional<Weights> reference;
   RunState state;
   std::unique_ptr<MetricsWriter> metrics;
+  std::optional<StepReport> report;
   DeviceMemoryWatch watch;
   Faults faults;
 
@@ -186,7 +208,7 @@ struct Run : Inputs {
   // A second queue of kernels needs a second thread; several ranks keep in step in one.
   bool has_thread_beside() const { return session.device == Device::cuda && world.size() == 1; }
   Metrics evaluation();
-  void one(int64_t rollout_id, Clock::time_point begun, int64_t first);
+  void one(int64_t rollout_id);
 };
 
 void Run::prepare() {
@@ -213,15 +235,22 @@ void Run::prepare() {
          files.directory(), state.next_rollout, rollouts);
   }
   if (files.writes()) {
-    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout);
+    metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout,
+                                              files.directory() + "/tensorboard");
   }
   print_plan();
 }
 
 void Run::print_plan() {
-  const std::string text = memory.table + "\n" + passes_text(settings);
+  const auto seconds = files.writes() ? newest_values(files.directory() + "/metrics.jsonl", "perf/step_time", 20)
+                                      : std::vector<double>();
+  report.emplace(longest_step(), rollouts, seconds);
+  const std::string text =
+      plan_text(state.next_rollout, seconds.empty() ? std::nullopt : std::optional(mean_of(seconds)));
   files.write_plan(text);
   if (files.writes()) log::info("{}", text);
+  if (settings.use_wandb && files.writes())
+    log::info("--use-wandb: nothing is sent; when you like: {}", wandb_command(settings));
 }
 
 Metrics Run::evaluation() {
@@ -317,6 +346,7 @@ std::vector<TokenTargets> Run::targets_of(std::span<const Trajectory> trajectori
   for (size_t i = 0; i < trajectories.size(); i++) {
     targets.push_back({advantages[i], trajectories[i].log_probs, trajectories[i].ref_log_probs});
     if (s.use_rollout_logprobs) targets.back().old_log_probs = trajectories[i].rollout_log_probs;
+    targets.back().old_is_sampler = s.use_rollout_logprobs;
     missing |= !targets.back().ref_log_probs;
   }
   if (look_at_reference && reference && missing) {
@@ -416,8 +446,13 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, Ta
          "fault of the program; --save-debug-rollout-data keeps the samples that show it",
          rollout_id, difference);
   }
-  // Several optimizer steps of one rollout report the mean of their figures.
+  // Several optimizer steps of one rollout report the mean of their figures, but for those that compare the trainer
+  // with the sampler by the weights as they are: after the first step these are others.
   for (const auto& [name, first] : results.front()) {
+    if (settings.use_rollout_logprobs && name.starts_with("train/train_rollout_")) {
+      out.emplace_back(name, first);
+      continue;
+    }
     double sum = 0;
     for (const auto& result : results) sum += find(result, name, first);
     out.emplace_back(
@@ -427,7 +462,7 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, Ta
   return out;
 }
 
-void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
+void Run::one(int64_t rollout_id) {
   const Settings& s = settings;
   const auto start = Clock::now();
   Metrics row;
@@ -463,6 +498,8 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
   }
   append(rollout_metrics(trajectories));
   if (s.async_rollout) append(staleness(trajectories, state.weight_version));
+  if (files.writes() && !s.debug_train_only)
+    keep_rollout(files.directory(), rollout_id, s.keep_rollouts, session, trajectories);
   if (!s.debug_rollout_only) append(learn(rollout_id, trajectories, tail ? &*tail : nullptr));
   state.next_rollout = rollout_id + 1;
   if (cursor) state.cursor = cursor->state();
@@ -470,26 +507,11 @@ void Run::one(int64_t rollout_id, Clock::time_point begun, int64_t first) {
     append(evaluation());
   }
   append(watch.metrics());
+  append(report->metrics(trajectories, row));
   row.emplace_back("perf/step_time", seconds_since(start));
   if (!files.writes()) return;
   metrics->write(rollout_id, row);
-  StepLine line{.step = rollout_id, .steps = rollouts};
-  const auto maybe = [&](const std::string& name) {
-    const double value = find(row, name);
-    return std::isnan(value) ? std::nullopt : std::optional<double>(value);
-  };
-  line.reward = maybe("rollout/raw_reward");
-  line.reward_std = maybe("rollout/raw_reward_std");
-  line.response_length = maybe("rollout/response_len/mean");
-  line.kl = maybe("train/train_rollout_kl");
-  line.grad_norm = maybe("train/grad_norm");
-  line.accept_length = maybe("rollout/spec_accept_length");
-  line.rollout_seconds = maybe("perf/rollout_time");
-  line.train_seconds = maybe("perf/actor_train_time");
-  line.tokens_per_second = maybe("perf/tokens_per_gpu_per_sec");
-  line.eta_seconds = seconds_since(begun) / static_cast<double>(rollout_id - first + 1) *
-                     static_cast<double>(rollouts - rollout_id - 1);
-  log::info("{}", format_step_line(line));
+  log::info("{}", format_step_line(report->line(rollout_id, row)));
 }
 
 }  // namespace
@@ -499,12 +521,15 @@ void train(const Settings& settings, bool terminal, const Faults& faults) {
 }
 
 void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
+  if (settings.dry_run) {
+    const Inputs inputs(settings, world);
+    if (world.rank() == 0) std::fputs(inputs.plan_text(0).c_str(), stdout);
+    return;
+  }
   Run run(settings, world, terminal, faults);
   run.prepare();
-  const auto begun = Clock::now();
-  const int64_t first = run.state.next_rollout;
-  for (int64_t id = first; id < run.rollouts; id++) {
-    run.one(id, begun, first);
+  for (int64_t id = run.state.next_rollout; id < run.rollouts; id++) {
+    run.one(id);
     const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
     world.phase("saving");

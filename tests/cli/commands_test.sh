@@ -315,6 +315,20 @@ for file in config.toml metrics.jsonl plan.txt log.txt hf/config.json hf/model.s
   checkpoints/latest_checkpointed_iteration.txt; do
   [ -s "run/$file" ] || fail "the run has no $file"
 done
+[ -s run/tensorboard/events.out.tfevents.0000000000.furlong ] || fail 'the run has no TensorBoard events'
+works inspect --run-dir run --rollout -1
+has 'run/rollout/0.jsonl: 4 of 4 samples'
+has 'all    4 samples'
+works inspect --run-dir run --rollout 0 --sample 2 --text
+has '1 of 4 samples'
+has 'response:'
+refused 3 'rollouts 0 are' inspect --run-dir run --rollout 7
+refused 3 'nowhere/rollout has no trajectories' inspect --run-dir nowhere --rollout 0
+refused 2 'need --rollout' inspect --hf-checkpoint "$tiny" --mixed
+works train --config run.toml --run-dir unmade --dry-run
+has 'least time of a step'
+has 'estimate: '
+[ ! -e unmade ] || fail 'a dry run has left something behind'
 grep -qF '"train/mtp_loss"' run/metrics.jsonl || fail "metrics: $(cat run/metrics.jsonl)"
 refused 2 '--num-rollout' train --config run.toml
 works train --config run.toml --num-rollout 2

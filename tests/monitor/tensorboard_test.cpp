@@ -58,8 +58,9 @@ TEST(TensorBoard, Checksum) {
 TEST(TensorBoard, BytesOfItsOwnWriter) {
   const std::string ours =
       tfrecord(version_event(1700000000.25)) + tfrecord(restart_event(1700000000.5, 300)) +
-      tfrecord(scalars_event(1700000001.75, 300,
-                             Figures{{"train/loss", 0.1}, {"rollout/raw_reward", -1.5}, {std::string(150, 'a'), 3e38}})) +
+      tfrecord(
+          scalars_event(1700000001.75, 300,
+                        Figures{{"train/loss", 0.1}, {"rollout/raw_reward", -1.5}, {std::string(150, 'a'), 3e38}})) +
       tfrecord(scalars_event(1, 0, Figures{{"x", std::numeric_limits<double>::infinity()}}));
   EXPECT_EQ(ours, read_file(FURLONG_TEST_DATA "/tensorboard/events.bin"));
 }

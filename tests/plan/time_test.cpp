@@ -65,6 +65,37 @@ TEST(Time, TheRecipesStep) {
   EXPECT_NEAR(find(step_times(in), "training: expert exchange"), 1.55, 0.02);
 }
 
+TEST(Time, OperationsOfASequence) {
+  const ModelConfig c = qwen35();
+  const ModelCost m = model_cost(c, DType::bf16);
+  const auto all = sequence_flops(c, m, 8192, 8192, false);
+  expect_close(all.forward, 8192 * 6.74e9);
+  EXPECT_EQ(all.training, 3 * all.forward);
+  // Only what is sampled needs logits.
+  expect_close(all.forward - sequence_flops(c, m, 8192, 192, false).forward, 8000 * 1.017e9);
+  // Ten layers of 40 have attention over all tokens before: 4 x 16 heads x 256 a pair of tokens and layer. A count that
+  // took all 40 for such would say four times as much.
+  const double twice = sequence_flops(c, m, 16384, 0, false).forward,
+               once = sequence_flops(c, m, 8192, 0, false).forward;
+  expect_close(twice - 2 * once, 8192.0 * 8192.0 * 10 * 4 * 16 * 256);
+  // MTP: three times a layer of 27.26 + 3.15 + 0.52 M numbers, its projection's 8.39 M and 8 experts of 3.146 M, and
+  // twice the head.
+  expect_close((sequence_flops(c, m, 64, 64, true).training - sequence_flops(c, m, 64, 64, false).training) / 64,
+               6 * 64.49e6 + 2 * 1.017e9);
+}
+
+TEST(Time, MeasuredAcceptanceAndHalves) {
+  TimeInputs in{
+      .model = qwen35(), .machine = machine_h100(), .sequences = 8, .running = 8, .prompt = 24, .response = 1000};
+  in.drafts = 2;
+  const double assumed = find(step_times(in), "rollout: decode");
+  in.accept = accept_length(2) / 2;
+  EXPECT_NEAR(find(step_times(in), "rollout: decode"), 2 * assumed, 1e-9 * assumed);
+  in.rolls = false;
+  EXPECT_EQ(step_times(in).front().name, "training: forward and backward");
+  EXPECT_EQ(machine_cpu(DType::f32, 8).flops, 4 * machine_cpu(DType::f32).flops);
+}
+
 TEST(Time, SmallerPacksReadTheWeightsMoreOften) {
   TimeInputs in{.model = qwen35(), .machine = machine_h100(), .sequences = 8, .prompt = 24, .response = 1000};
   const double large = find(step_times(in), "training: forward and backward");

@@ -476,6 +476,30 @@ TEST(SettingsDerived, DifferencesAreNamed) {
   EXPECT_EQ(differences(s, other, Command::train), (Texts{"save_interval: not given -> 2", "eps_clip: 0.2 -> 0.3"}));
 }
 
+std::string inspect_conflicts(Settings& s) {
+  std::string all;
+  for (const auto& conflict : find_conflicts(s, Command::inspect)) all += conflict + "\n";
+  return all;
+}
+
+TEST(SettingsInspect, ARolloutNeedsItsRunAndFiltersNeedARollout) {
+  Settings s;
+  s.rollout = 3;
+  EXPECT_NE(inspect_conflicts(s).find("--run-dir"), std::string::npos);
+  s.run_dir = "run";
+  EXPECT_EQ(find_conflicts(s, Command::inspect), Texts());
+  s.plan = true;
+  EXPECT_NE(inspect_conflicts(s).find("--plan and --rollout"), std::string::npos);
+  s.plan = false;
+  s.rollout = -1;
+  s.load_debug_rollout_data = "t.jsonl";
+  EXPECT_NE(inspect_conflicts(s).find("--rollout -1"), std::string::npos);
+  s = Settings();
+  s.hf_checkpoint = "model";
+  s.contains = "x";
+  EXPECT_NE(inspect_conflicts(s).find("need --rollout"), std::string::npos);
+}
+
 TEST(SettingsWarning, NamesEveryFlagWithoutEffectAndNoValue) {
   Settings s;
   EXPECT_EQ(no_effect_warning(s, Command::train), "");
