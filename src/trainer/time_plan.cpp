@@ -16,8 +16,8 @@ namespace furlong {
 namespace {
 
 constexpr double large_gpu_bytes = 100 * 1073741824.0;  // an H200 has more, an H100 less
-// Of the machine's ceilings, as measured over whole phases (docs/performance.md).
-constexpr double reached_on_gpus = 0.65, reached_on_cpus = 0.1;
+// Of the machine's ceilings, as measured over whole steps (docs/performance.md).
+constexpr double reached_on_gpus = 0.5, reached_on_cpus = 0.1;
 constexpr size_t remembered_steps = 20;
 
 double figure_or(const Metrics& row, std::string_view name, double otherwise) {

@@ -218,7 +218,7 @@ TEST(TimePlan, EstimateSaysWhatItRestsOn) {
                      .running = 4,
                      .prompt = 8,
                      .response = 8};
-  EXPECT_NE(time_estimate(t, 100).find("at 65 % of the ceilings"), std::string::npos);
+  EXPECT_NE(time_estimate(t, 100).find("at 50 % of the ceilings"), std::string::npos);
   EXPECT_EQ(time_estimate(t, 100, 3.0),
             "estimate: 3.0 s a step, 5 min 00 s for 100 steps (as the newest steps of this run took)\n");
 }
