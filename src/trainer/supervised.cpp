@@ -99,18 +99,21 @@ void supervised(const Settings& s, World& world, bool) {
          "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, steps);
   }
+  TimeInputs time = time_inputs(s, memory.inputs, 1, 1, std::max<int64_t>(1, work.longest - 1));
+  time.rolls = false;
+  time.sequences = batch;
+  StepReport report(s, time, steps, {});
   std::unique_ptr<MetricsWriter> metrics;
   if (files.writes()) {
     metrics = std::make_unique<MetricsWriter>(files.directory() + "/metrics.jsonl", state.next_rollout,
                                               files.directory() + "/tensorboard");
-    files.write_plan(memory.table);
-    log::info("{}", memory.table);
+    const std::string plan = memory.table + "\n" + time_table(time) + time_estimate(time, steps - state.next_rollout);
+    files.write_plan(plan);
+    log::info("{}", plan);
     if (s.use_wandb) log::info("--use-wandb: nothing is sent; when you like: {}", wandb_command(s));
   }
   DeviceMemoryWatch watch(session.device, memory.plan);
-  const auto begun = Clock::now();
-  const int64_t first = state.next_rollout;
-  for (int64_t id = first; id < steps; id++) {
+  for (int64_t id = state.next_rollout; id < steps; id++) {
     const auto start = Clock::now();
     std::vector<const Trajectory*> picked;
     int64_t tokens = 0;
@@ -128,12 +131,14 @@ void supervised(const Settings& s, World& world, bool) {
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     row.emplace_back("perf/actor_train_time", seconds);
     for (const auto& figure : watch.metrics()) row.push_back(figure);
+    for (const auto& figure : report.metrics(picked, row)) row.push_back(figure);
+    const StepLine line = report.line(id, row);
     if (metrics) metrics->write(id, row);
     if (metrics && (id % std::max<int64_t>(1, steps / 20) == 0 || id + 1 == steps)) {
-      const double eta = std::chrono::duration<double>(Clock::now() - begun).count() /
-                         static_cast<double>(id - first + 1) * static_cast<double>(steps - id - 1);
-      log::info("step {}/{}  loss {}  gnorm {}  {} tok/s  ETA {}", id + 1, steps, short_number(row[0].second),
-                short_number(row[1].second), short_number(static_cast<double>(tokens) / seconds), short_duration(eta));
+      log::info("step {}/{}  loss {}  gnorm {}  {} tok/s  {:.3g}% of limit  ETA {}", id + 1, steps,
+                short_number(row[0].second), short_number(row[1].second),
+                short_number(static_cast<double>(tokens) / seconds), 100 * line.limit_share.value_or(0),
+                short_duration(*line.eta_seconds));
     }
     if ((s.save_interval && (id + 1) % *s.save_interval == 0) || id + 1 == steps) {
       if (metrics) metrics->sync();

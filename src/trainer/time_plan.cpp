@@ -98,20 +98,29 @@ std::string time_table(const TimeInputs& t) {
   return text + "; measured steps take longer\n";
 }
 
-std::string time_estimate(const TimeInputs& t, int64_t steps, std::optional<double> measured) {
+std::string time_estimate(const TimeInputs& t, int64_t steps, std::optional<double> measured,
+                          const EvaluationTime& evaluation) {
   const double reached = t.machine.nominal > 0 ? reached_on_gpus : reached_on_cpus;
   const double each = measured ? *measured : sum_of(step_times(t)) / reached;
-  const std::string basis = measured ? "as the newest steps of this run took"
-                                     : fmt::format(
-                                           "at {:.0f} % of the ceilings, as measured elsewhere; shorter "
-                                           "responses take less, evaluation and checkpoints come on top",
-                                           100 * reached);
-  return fmt::format("estimate: {} a step, {} for {} steps ({})\n", seconds_text(each),
-                     seconds_text(each * static_cast<double>(steps)), steps, basis);
+  std::string text = fmt::format("estimate: {} a step, {} for {} steps", seconds_text(each),
+                                 seconds_text(each * static_cast<double>(steps)), steps);
+  if (evaluation.count > 0) {
+    double seconds = 0;
+    for (const TimeInputs& set : evaluation.sets) seconds += sum_of(step_times(set)) / reached;
+    text += fmt::format(", {} for {} evaluations", seconds_text(seconds * static_cast<double>(evaluation.count)),
+                        evaluation.count);
+  }
+  const std::string ceilings = fmt::format(
+      "at {:.0f} % of the ceilings, as measured elsewhere; shorter responses take less, checkpoints come on "
+      "top",
+      100 * reached);
+  return text + fmt::format(" ({})\n", measured ? "as the newest steps of this run took" : ceilings);
 }
 
-StepReport::StepReport(const TimeInputs& planned, int64_t rollouts, std::vector<double> seconds)
-    : planned_(planned),
+StepReport::StepReport(const Settings& s, const TimeInputs& planned, int64_t rollouts, std::vector<double> seconds)
+    : ahead_(s.async_rollout),
+      overlaps_(s.async_rollout || s.train_during_tail),
+      planned_(planned),
       cost_(model_cost(planned.model, planned.dtype)),
       rollouts_(rollouts),
       seconds_(std::move(seconds)),
@@ -119,18 +128,24 @@ StepReport::StepReport(const TimeInputs& planned, int64_t rollouts, std::vector<
       last_(std::chrono::steady_clock::now()) {}
 
 Metrics StepReport::metrics(const std::vector<Trajectory>& trajectories, const Metrics& row) const {
+  std::vector<const Trajectory*> all;
+  for (const auto& t : trajectories) all.push_back(&t);
+  return metrics(all, row);
+}
+
+Metrics StepReport::metrics(std::span<const Trajectory* const> trajectories, const Metrics& row) const {
   Metrics out;
   if (trajectories.empty()) return out;
   double forward = 0, training = 0;
   int64_t prompts = 0, responses = 0;
   std::set<int64_t> groups;
-  for (const auto& t : trajectories) {
-    const auto flops = sequence_flops(planned_.model, cost_, std::ssize(t.tokens), t.response_length, planned_.mtp);
+  for (const Trajectory* t : trajectories) {
+    const auto flops = sequence_flops(planned_.model, cost_, std::ssize(t->tokens), t->response_length, planned_.mtp);
     forward += flops.forward;
     training += flops.training;
-    prompts += t.prompt_length();
-    responses += t.response_length;
-    groups.insert(t.group_index);
+    prompts += t->prompt_length();
+    responses += t->response_length;
+    groups.insert(t->group_index);
   }
   const double gpus = static_cast<double>(planned_.layout.gpus);
   const double old_scores = figure_or(row, "perf/log_probs_time", 0);
@@ -142,9 +157,9 @@ Metrics StepReport::metrics(const std::vector<Trajectory>& trajectories, const M
   };
   add_rate("perf/log_probs_tflops", forward, old_scores);
   add_rate("perf/ref_log_probs_tflops", forward, reference_scores);
-  add_rate("perf/actor_train_tflops", training, updates);
+  if (!overlaps_) add_rate("perf/actor_train_tflops", training, updates);
   const double nominal = planned_.machine.nominal > 0 ? planned_.machine.nominal : planned_.machine.flops;
-  if (updates > 0) out.emplace_back("perf/actor_train_mfu", training / updates / gpus / nominal);
+  if (updates > 0 && !overlaps_) out.emplace_back("perf/actor_train_mfu", training / updates / gpus / nominal);
 
   TimeInputs t = planned_;
   const int64_t n = std::ssize(trajectories);
@@ -155,7 +170,8 @@ Metrics StepReport::metrics(const std::vector<Trajectory>& trajectories, const M
   t.accept = figure_or(row, "rollout/spec_accept_length", 0);
   if (t.accept <= 0) t.drafts = 0;
   t.passes = (old_scores > 0) + (reference_scores > 0);
-  const double took = figure_or(row, "perf/rollout_time", 0) + trained, least = sum_of(step_times(t));
+  const bool within = ahead_ && trained > 0;  // the rollout went on in the time of a training
+  const double took = trained + (within ? 0 : figure_or(row, "perf/rollout_time", 0)), least = sum_of(step_times(t));
   if (took > 0) {
     out.emplace_back("perf/least_step_time", least);
     out.emplace_back("perf/limit_share", least / took);

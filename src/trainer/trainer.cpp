@@ -116,8 +116,24 @@ TimeInputs Inputs::longest_step() const {
 
 std::string Inputs::plan_text(int64_t first, std::optional<double> measured) const {
   const TimeInputs step = longest_step();
+  EvaluationTime evaluation;
+  for (const EvalSet& set : eval_sets) {
+    TimeInputs t = step;
+    t.trains = false;
+    t.passes = 0;
+    t.prompts = set.prompts.set.size();
+    t.sequences = t.prompts * set.spec.samples;
+    t.prompt = set.prompts.longest;
+    t.response = set.limits.max_response;
+    evaluation.sets.push_back(t);
+  }
+  if (!eval_sets.empty() && !settings.debug_rollout_only) {
+    const int64_t interval = *settings.eval_interval;
+    evaluation.count = rollouts / interval - first / interval + (rollouts % interval != 0) +
+                       (first == 0 && !settings.skip_eval_before_train);
+  }
   return memory.table + "\n" + passes_text(settings) + "\n" + time_table(step) +
-         time_estimate(step, rollouts - first, measured);
+         time_estimate(step, rollouts - first, measured, evaluation);
 }
 
 void Inputs::read_prompts() {
@@ -244,7 +260,7 @@ void Run::prepare() {
 void Run::print_plan() {
   const auto seconds = files.writes() ? newest_values(files.directory() + "/metrics.jsonl", "perf/step_time", 20)
                                       : std::vector<double>();
-  report.emplace(longest_step(), rollouts, seconds);
+  report.emplace(settings, longest_step(), rollouts, seconds);
   const std::string text =
       plan_text(state.next_rollout, seconds.empty() ? std::nullopt : std::optional(mean_of(seconds)));
   files.write_plan(text);

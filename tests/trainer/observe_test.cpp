@@ -178,7 +178,7 @@ TEST(TimePlan, FiguresOfAStep) {
   const ModelConfig config = read_model_config(tiny_folder);
   TimeInputs t{.model = config, .layout = {.gpus = 2}, .dtype = DType::f32, .machine = machine_h100()};
   t.sequences = 2, t.running = 2, t.prompts = 1, t.prompt = 3, t.response = 2;
-  const StepReport report(t, 10, {});
+  const StepReport report({}, t, 10, {});
   const std::vector<Trajectory> two = {sampled(1, 0, 1, ""), sampled(1, 1, 0, "")};
   Row row;
   for (const auto& [name, value] : report.metrics(two, {{"perf/rollout_time", 3.0},
@@ -197,16 +197,24 @@ TEST(TimePlan, FiguresOfAStep) {
   for (const auto& phase : step_times(t)) least += phase.seconds;
   EXPECT_DOUBLE_EQ(row.at("perf/least_step_time"), least);
   EXPECT_DOUBLE_EQ(row.at("perf/limit_share"), least / 10);
-  EXPECT_TRUE(report.metrics({}, {{"perf/rollout_time", 3.0}}).empty());
+  EXPECT_TRUE(report.metrics(std::vector<Trajectory>(), {{"perf/rollout_time", 3.0}}).empty());
+  // A rollout beside the training takes no time of its own, and hides what the training took.
+  Settings async;
+  async.async_rollout = true;
+  const Metrics beside =
+      StepReport(async, t, 10, {}).metrics(two, {{"perf/rollout_time", 3.0}, {"perf/actor_train_time", 7.0}});
+  ASSERT_EQ(beside.size(), 2u);
+  EXPECT_EQ(beside[1].first, "perf/limit_share");
+  EXPECT_DOUBLE_EQ(beside[1].second, beside[0].second / 7);
 }
 
 TEST(TimePlan, WhatIsLeftFollowsTheNewestSteps) {
   const TimeInputs t{.model = read_model_config(tiny_folder), .machine = machine_h100()};
-  StepReport resumed(t, 10, {100, 300});
+  StepReport resumed({}, t, 10, {100, 300});
   // The first step of a start is not counted where others are known.
   EXPECT_DOUBLE_EQ(*resumed.line(4, {}).eta_seconds, 200 * 5);
   EXPECT_LT(*resumed.line(5, {}).eta_seconds, 4 * 150);  // (100 + 300 + almost nothing) / 3
-  StepReport fresh(t, 10, {});
+  StepReport fresh({}, t, 10, {});
   EXPECT_LT(*fresh.line(0, {}).eta_seconds, 60);
   EXPECT_EQ(*fresh.line(9, {{"perf/limit_share", 0.5}}).limit_share, 0.5);
 }
@@ -221,6 +229,11 @@ TEST(TimePlan, EstimateSaysWhatItRestsOn) {
   EXPECT_NE(time_estimate(t, 100).find("at 50 % of the ceilings"), std::string::npos);
   EXPECT_EQ(time_estimate(t, 100, 3.0),
             "estimate: 3.0 s a step, 5 min 00 s for 100 steps (as the newest steps of this run took)\n");
+  TimeInputs set = t;
+  set.trains = false;
+  const std::string one = time_estimate(t, 1, 3.0, {.count = 2, .sets = {set}});
+  EXPECT_NE(one.find(" ms for 2 evaluations"), std::string::npos) << one;
+  EXPECT_NE(one, time_estimate(t, 1, 3.0, {.count = 2, .sets = {set, set}}));
 }
 
 TEST(TimePlan, WandbCommand) {
@@ -254,6 +267,29 @@ TEST(TrainRolloutDifference, IsNotZeroByConstruction) {
           << sampler_is_old << " " << steps;
     }
   }
+}
+
+TEST(TimePlan, OfEvaluationsAndOfSupervisedRuns) {
+  const Folder folder;
+  Settings s = small_run(folder / "run", 5);
+  s.dry_run = true;
+  s.eval_interval = 2;
+  s.eval_prompt_data = {"sums", playground().prompts};
+  testing::internal::CaptureStdout();
+  run(s);
+  const std::string plan = testing::internal::GetCapturedStdout();
+  EXPECT_NE(plan.find(" for 4 evaluations"), std::string::npos) << plan;  // before, after 2, 4 and the last
+  Settings chats = small_run(folder / "chats", 2);
+  chats.prompt_data = playground().chats;
+  chats.label_key.clear();
+  chats.rollout_speculative_algorithm = "none";
+  validate(chats, Command::sft);
+  supervised(chats, false);
+  EXPECT_NE(read_file(chats.run_dir + "/plan.txt").find("for 2 steps"), std::string::npos);
+  const auto rows = metrics_of(chats.run_dir, true);
+  EXPECT_GT(figure(rows, 1, "perf/actor_train_tflops"), 0);
+  EXPECT_GT(figure(rows, 1, "perf/limit_share"), 0);
+  EXPECT_TRUE(fs::exists(chats.run_dir + "/tensorboard/events.out.tfevents.0000000000.furlong"));
 }
 
 TEST(TensorBoard, HasTheRunsFigures) {
