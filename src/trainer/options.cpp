@@ -88,6 +88,20 @@ std::string schedule_conflict(const Settings& s, int64_t iterations) {
   return "";
 }
 
+std::string browsing_conflict(const Settings& s) {
+  const bool filters = s.group || s.sample || !s.status.empty() || s.min_reward || s.max_reward || s.mixed || s.text ||
+                       !s.contains.empty();
+  const bool file = !s.load_debug_rollout_data.empty();
+  if (!s.rollout) {
+    return filters ? "--group, --sample, --status, --min-reward, --max-reward, --mixed, --contains and --text need "
+                     "--rollout N: the rollout to show"
+                   : "";
+  }
+  if (s.plan) return "--plan and --rollout exclude each other";
+  if (file) return *s.rollout < 0 ? "--rollout -1 (the newest) is for --run-dir" : "";
+  return s.run_dir.empty() ? "--rollout needs --run-dir (the run whose rollout to show)" : "";
+}
+
 void set_schedule(LrSchedule& schedule, const Settings& s, int64_t iterations) {
   if (const std::string conflict = schedule_conflict(s, iterations); !conflict.empty()) {
     fail(Exit::usage, "{}", conflict);

@@ -12,6 +12,8 @@ namespace furlong {
 TrainOptions train_options(const Settings& settings, const ModelConfig& config);
 // What is wrong with the learning rate's schedule in a run of `iterations` optimizer steps; empty: nothing.
 std::string schedule_conflict(const Settings& settings, int64_t iterations);
+// What is wrong with --rollout of `furlong inspect` and the filters of its samples; empty: nothing.
+std::string browsing_conflict(const Settings& settings);
 // In a run of so many optimizer steps. Throws Error(Exit::usage) when the schedule does not fit it.
 void set_schedule(LrSchedule& schedule, const Settings& settings, int64_t iterations);
 // Of `furlong train` with so many rollouts.

@@ -58,18 +58,8 @@ class Validator {
   void inspect() {
     batches();
     engine();
-    const bool filters = s_.group || s_.sample || !s_.status.empty() || s_.min_reward || s_.max_reward || s_.mixed ||
-                         s_.text || !s_.contains.empty();
-    if (filters && !s_.rollout) {
-      complain(
-          "--group, --sample, --status, --min-reward, --max-reward, --mixed, --contains and --text need --rollout");
-    }
-    if (s_.rollout) {
-      if (s_.plan) complain("--plan and --rollout exclude each other");
-      if (*s_.rollout < 0 && !s_.load_debug_rollout_data.empty()) complain("--rollout -1 needs --run-dir");
-      if (s_.load_debug_rollout_data.empty()) require(s_.run_dir, "--run-dir", "the run whose rollout to show");
-      return;
-    }
+    if (const std::string conflict = browsing_conflict(s_); !conflict.empty()) complain("{}", conflict);
+    if (s_.rollout) return;
     if (s_.plan || !s_.load.empty()) return;
     require(s_.hf_checkpoint, "--hf-checkpoint", "the checkpoint to list, or --plan with a recipe");
   }
