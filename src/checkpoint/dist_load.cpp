@@ -215,7 +215,7 @@ StoredTensors stored_torch_dist(const std::string& path, const ModelConfig& conf
 }
 
 Weights load_torch_dist(const std::string& path, const ModelConfig& config, DType dtype, const LoadHfOptions& options) {
-  return load_stored([&] { return stored_torch_dist(path, config); }, config, dtype, options);
+  return load_stored([&] { return stored_torch_dist(path, with_language_head(config)); }, config, dtype, options);
 }
 
 }  // namespace furlong

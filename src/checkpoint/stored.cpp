@@ -152,7 +152,8 @@ Weights load_stored(const std::function<StoredTensors()>& open, const ModelConfi
     CHECK(stored.specs.size() == weights.specs().size(), "{} tensors", stored.specs.size());
     for (size_t i = 0; i < stored.specs.size(); i++) {
       const Tensor& t = weights.tensors()[i];
-      if (t.defined()) fill_tensor(stored, i, t, weights.specs()[i], options.threads, nonfinite);
+      const bool own_head = config.value_head && weights.specs()[i].part == head_part(config);
+      if (t.defined() && !own_head) fill_tensor(stored, i, t, weights.specs()[i], options.threads, nonfinite);
     }
   });
   if (options.allow_nonfinite) return weights;

@@ -32,7 +32,14 @@ struct StoredTensors {
 // A Hugging Face folder; what load_hf says of its tensors holds here.
 StoredTensors stored_hf(const std::string& directory, const ModelConfig& config, Reading reading = Reading::most);
 
-// The weights of a rank, filled from what `open` finds; on a mesh all ranks call. Error(Exit::input) of one, or with
+// The config that a checkpoint of this model's trunk has.
+inline ModelConfig with_language_head(ModelConfig config) {
+  config.value_head = false;
+  return config;
+}
+
+// The weights of a rank, filled from what `open` finds, which has a language model's head; that of a critic is left at
+// zero. On a mesh all ranks call. Error(Exit::input) of one, or with
 // all tensors in which some rank met NaN or infinity, is thrown on all.
 Weights load_stored(const std::function<StoredTensors()>& open, const ModelConfig& config, DType dtype,
                     const LoadHfOptions& options);

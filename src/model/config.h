@@ -33,6 +33,7 @@ struct ModelConfig {
   int64_t shared_intermediate_size = 0;
 
   int64_t mtp_num_layers = 0;  // 0 or 1
+  bool value_head = false;     // a critic: one row in place of the vocabulary's logits (never in config.json)
   double rms_norm_eps = 1e-6;
   int64_t max_position_embeddings = 0;
   std::vector<int32_t> eos_token_ids;  // config.json's own; generation_config.json's take precedence

@@ -133,7 +133,11 @@ void visit_tensors(const ModelConfig& c, const MeshRank& rank, Weights& w, const
   v.part = norm_part(c);
   v(w.final_norm, trunk + "norm.weight", {c.hidden_size});
   v.part = head_part(c);
-  v(w.lm_head, "lm_head.weight", {c.vocab_size, c.hidden_size}, Split::vocab, vocabulary);
+  if (c.value_head) {
+    v(w.lm_head, "value_head.weight", {1, c.hidden_size});
+  } else {
+    v(w.lm_head, "lm_head.weight", {c.vocab_size, c.hidden_size}, Split::vocab, vocabulary);
+  }
   v.mtp = true;
   v.part = mtp_part(c);
   w.mtp.resize(static_cast<size_t>(c.mtp_num_layers));

@@ -126,7 +126,7 @@ class Weights {
 
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred
-  Tensor lm_head;     // (V, H)
+  Tensor lm_head;     // (V, H); of a critic (1, H)
   std::vector<LayerWeights> layers;
   std::vector<MtpWeights> mtp;  // none or one
 

@@ -70,13 +70,25 @@ class Planner {
   }
 
   void models() {
-    const auto& l = in_.layout;
-    const RankSize whole = size_of_rank(in_.model, l, in_.dtype);
-    resident("weights", whole.bytes);
+    const RankSize whole = size_of_rank(in_.model, in_.layout, in_.dtype);
     if (in_.reference) resident("reference weights", whole.bytes);
+    learner(in_.model, "", in_.mtp ? std::nullopt : std::optional<bool>(false));
+    if (!in_.critic || !in_.trains) return;
+    ModelConfig critic = in_.model;
+    critic.mtp_num_layers = 0;
+    critic.value_head = true;
+    learner(critic, "critic: ", std::nullopt);
+  }
+
+  // Weights and what trains them, in rows of these names.
+  void learner(const ModelConfig& model, const std::string& who, std::optional<bool> part) {
+    const auto& l = in_.layout;
+    const auto resident = [&](const std::string& name, uint64_t bytes) { this->resident(who + name, bytes); };
+    const auto on_host = [&](const std::string& name, uint64_t bytes) { this->on_host(who + name, bytes); };
+    const RankSize whole = size_of_rank(model, l, in_.dtype);
+    resident("weights", whole.bytes);
     if (!in_.trains) return;
-    const std::optional<bool> part = in_.mtp ? std::nullopt : std::optional<bool>(false);
-    const RankSize trained = size_of_rank(in_.model, l, in_.main_grads, part);
+    const RankSize trained = size_of_rank(model, l, in_.main_grads, part);
     resident("gradients", trained.bytes);
     // Gradients kept in bf16 are summed in fp32 a part of the model at a time.
     if (in_.main_grads != DType::f32) {
@@ -114,7 +126,7 @@ class Planner {
       const uint64_t moving = (in_.overlap ? 0 : size_of(in_.main_grads)) + (masters > 0 ? size_of(in_.dtype) : 0);
       on_host("blocks on their way", block_numbers * moving);
     }
-    largest_ = whole.largest * size_of(DType::f32);
+    largest_ = std::max(largest_, whole.largest * size_of(DType::f32));
   }
 
   void scratch() {

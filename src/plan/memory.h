@@ -25,6 +25,7 @@ struct PlanInputs {
   bool at_once = false;    // both have their working memory at the same time
   bool mtp = false;        // the MTP head is trained
   bool reference = false;  // a reference model is kept
+  bool critic = false;     // a critic of the same trunk is trained beside the policy
   uint64_t routes = 0;     // bytes of the routes of a rollout, which every process keeps
   double offload = 0;      // part of masters, moments and update that is the host's
   bool overlap = false;    // then gradients go down while the backward pass runs, into host memory of their own

@@ -164,7 +164,12 @@ uint64_t Judge::submit(const std::vector<RewardQuery>& samples, bool together) {
       bodies.push_back(reward_question(query, !bare));
       continue;
     }
-    Score score = rule(name).score(query.response, label_of(query.label));
+    const Label label = label_of(query.label);
+    Score score = rule(name).score({.response = query.response,
+                                    .label = label,
+                                    .metadata = query.metadata,
+                                    .tokens = query.tokens,
+                                    .number = query.number});
     score.reward = reward_of(score, query.reward_key);
     if (!score.reward && score.error.empty()) score.error = fmt::format("{} gives no {}", name, query.reward_key);
     pending.scores.back() = std::move(score);

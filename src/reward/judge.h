@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,10 @@ struct RewardQuery {
   std::string prompt = "\"\"";  // JSON: a text, or a list of messages
   std::string response;
   LabelValue label;
-  std::string metadata = "{}";  // a JSON object; its rm_type stands before JudgeOptions'
-  std::string reward_key;       // which member of a rule's or service's answer is the reward; "": the answer itself
+  std::string metadata = "{}";         // a JSON object; its rm_type stands before JudgeOptions'
+  std::vector<int32_t> tokens = {};    // prompt and response; none: unknown
+  std::optional<int64_t> number = {};  // of the sample, over the whole run
+  std::string reward_key = {};  // which member of a rule's or service's answer is the reward; "": the answer itself
 };
 
 struct JudgeOptions {

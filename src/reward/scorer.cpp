@@ -1,14 +1,19 @@
 #include "reward/scorer.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 #include <numeric>
 #include <utility>
 
 #include "base/error.h"
 #include "reward/boxed.h"
+#include "reward/choice.h"
 #include "reward/dapo.h"
 #include "reward/deepscaler.h"
+#include "reward/f1.h"
 #include "reward/python_number.h"
+#include "reward/sha256.h"
 #include "reward/text.h"
 
 namespace furlong {
@@ -51,27 +56,29 @@ Score score_boxed(std::string_view solution, const Label& label) {
 
 class DeepscalerScorer : public Scorer {
  public:
-  Score score(std::string_view response, const Label& label) const override {
-    const auto solution = after_thought(response);
-    return solution ? score_boxed(*solution, label) : scored(0);
+  Score score(const ScoredSample& sample) const override {
+    const auto solution = after_thought(sample.response);
+    return solution ? score_boxed(*solution, sample.label) : scored(0);
   }
 };
 
 class GemmaMathScorer : public Scorer {
  public:
-  Score score(std::string_view response, const Label& label) const override {
+  Score score(const ScoredSample& sample) const override {
+    const std::string_view response = sample.response;
     constexpr std::string_view channel = "<channel|>";
     const std::size_t at = response.rfind(channel);
-    return score_boxed(at == std::string_view::npos ? response : response.substr(at + channel.size()), label);
+    return score_boxed(at == std::string_view::npos ? response : response.substr(at + channel.size()), sample.label);
   }
 };
 
 class MathScorer : public Scorer {
  public:
-  Score score(std::string_view response, const Label& label) const override {
+  Score score(const ScoredSample& sample) const override {
+    const Label& label = sample.label;
     if (is_falsy(label)) return scored(0);
     if (label.kind == Label::Kind::other) return unscored("math: " + describe(label));
-    const auto answer = last_boxed(response);
+    const auto answer = last_boxed(sample.response);
     const auto truth = bare_label(label);
     if (!answer || !truth) return scored(0);
     return scored(answers_agree(*answer, *truth) ? 1 : 0);
@@ -92,23 +99,60 @@ class MathScorer : public Scorer {
 
 class DapoScorer : public Scorer {
  public:
-  Score score(std::string_view response, const Label& label) const override {
+  Score score(const ScoredSample& sample) const override {
+    const Label& label = sample.label;
     const bool comparable = label.kind != Label::Kind::none && label.kind != Label::Kind::other;
     const auto truth = comparable ? dapo_label(label.text) : std::nullopt;
     if (!truth) return unscored(fmt::format("dapo: {}; the rule compares with a number", describe(label)));
     Score out;
-    out.pred = dapo_answer(response);
+    out.pred = dapo_answer(sample.response);
     out.acc = out.pred == *truth;
     out.reward = *out.acc ? 1.0 : -1.0;
     return out;
   }
 };
 
+class F1Scorer : public Scorer {
+ public:
+  Score score(const ScoredSample& sample) const override {
+    if (sample.label.kind != Label::Kind::string)
+      return unscored(fmt::format("f1: {}; the rule compares with text", describe(sample.label)));
+    return scored(word_f1(sample.response, sample.label.text));
+  }
+};
+
+class GpqaScorer : public Scorer {
+ public:
+  Score score(const ScoredSample& sample) const override {
+    return scored(grade_choice(sample.response, sample.label, sample.metadata));
+  }
+};
+
+// Says nothing of the response: for trying out a run.
+class RandomScorer : public Scorer {
+ public:
+  Score score(const ScoredSample& sample) const override {
+    if (!sample.number) return unscored("random: only samples of a run have a reward by this rule");
+    return scored(sha256(fmt::format("reward {}", *sample.number))[0] % 2);
+  }
+};
+
+// The same for the same tokens and text.
+class HashScorer : public Scorer {
+ public:
+  Score score(const ScoredSample& sample) const override {
+    if (sample.tokens.empty()) return unscored("deterministic_random: the sample's tokens are not known");
+    return scored(sha256(fmt::format("[{}]{}", fmt::join(sample.tokens, ", "), sample.response))[0] % 2);
+  }
+};
+
 class BoxedScorer : public Scorer {
  public:
   explicit BoxedScorer(std::unique_ptr<Scorer> rule) : rule_(std::move(rule)) {}
-  Score score(std::string_view response, const Label& label) const override {
-    return rule_->score(last_boxed(response).value_or(""), label);
+  Score score(const ScoredSample& sample) const override {
+    ScoredSample inside = sample;
+    inside.response = last_boxed(sample.response).value_or("");
+    return rule_->score(inside);
   }
 
  private:
@@ -130,6 +174,10 @@ constexpr Entry entries[] = {
     {"gemma_math", make<GemmaMathScorer>},
     {"math", make<MathScorer>},
     {"dapo", make<DapoScorer>},
+    {"f1", make<F1Scorer>},
+    {"gpqa", make<GpqaScorer>},
+    {"random", make<RandomScorer>},
+    {"deterministic_random", make<HashScorer>},
 };
 
 // How many letters have to change to turn one name into the other (Levenshtein).
@@ -158,6 +206,13 @@ std::unique_ptr<Scorer> make_scorer(std::string_view rm_type) {
     if (entry.name != name) continue;
     auto rule = entry.make();
     return boxed ? std::make_unique<BoxedScorer>(std::move(rule)) : std::move(rule);
+  }
+  if (name == "ifbench") {
+    fail(Exit::usage,
+         "--rm-type {}: its rules are those of the Python package IFBench (github.com/allenai/IFBench), which is no "
+         "part "
+         "of this program; run them behind --custom-rm-command or --rm-url, as docs/rewards.md shows",
+         rm_type);
   }
   const auto nearest = std::min_element(std::begin(entries), std::end(entries), [name](const Entry& a, const Entry& b) {
     return distance(a.name, name.substr(0, 64)) < distance(b.name, name.substr(0, 64));

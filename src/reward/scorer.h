@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -33,16 +34,29 @@ struct Score {
   std::string pred;
 };
 
+// What a rule may look at beside response and label.
+struct ScoredSample {
+  std::string_view response;
+  const Label& label;
+  std::string_view metadata = "{}";         // a JSON object
+  std::span<const int32_t> tokens = {};     // prompt and response; none: unknown
+  std::optional<std::int64_t> number = {};  // of the sample, over the whole run
+};
+
 class Scorer {
  public:
   virtual ~Scorer() = default;
   // Safe to call from several threads at once; takes milliseconds at most, whatever the response. The response is
   // UTF-8 (other bytes are kept as they are), the detokenised text including special tokens.
-  virtual Score score(std::string_view response, const Label& label) const = 0;
+  virtual Score score(const ScoredSample& sample) const = 0;
+  Score score(std::string_view response, const Label& label) const {
+    return score(ScoredSample{.response = response, .label = label});
+  }
 };
 
-// The rule of a --rm-type: deepscaler, gemma_math, math (0 or 1), dapo (-1 or 1). With the prefix boxed_ the rule sees
-// only the inside of the response's last \boxed. Throws Error(Exit::usage) for another name, naming the nearest.
+// The rule of a --rm-type: deepscaler, gemma_math, math, gpqa (0 or 1), dapo (-1 or 1), f1 (0 to 1), random and
+// deterministic_random (0 or 1). With the prefix boxed_ the rule sees only the inside of the response's last \boxed.
+// Throws Error(Exit::usage) for another name, naming the nearest.
 std::unique_ptr<Scorer> make_scorer(std::string_view rm_type);
 
 // The names that make_scorer takes, without prefix.

@@ -180,6 +180,8 @@ RewardQuery GroupMaker::query(const SampleGroup& group, size_t sample, const std
                     .response = response,
                     .label = prompt.label,
                     .metadata = prompt.metadata,
+                    .tokens = t.tokens,
+                    .number = t.index,
                     .reward_key = task_.reward_key};
   if (prompts_.rendered) {
     append_json_string(query.prompt, decode_ids(session_, {t.tokens.begin(), t.tokens.begin() + t.prompt_length()}));

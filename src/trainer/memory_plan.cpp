@@ -144,6 +144,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   in.rolls = work.rolls;
   in.at_once = s.train_during_tail || s.async_rollout;
   in.mtp = s.enable_mtp_training;
+  in.critic = work.trains && !work.supervised && s.advantage_estimator == "ppo" && !s.debug_rollout_only;
   in.reference = work.trains && !work.supervised && needs_reference(s);
   if (s.use_rollout_routing_replay && work.trains && !work.supervised) {
     const int64_t samples = s.rollout_batch_size.value_or(1) * s.n_samples_per_prompt;

@@ -8,18 +8,29 @@
 
 namespace furlong {
 
+namespace {
+
+Importance importance_of(const Settings& s) {
+  if (!s.use_tis) return Importance::none;
+  return s.custom_tis_function_path == "icepop_function" ? Importance::icepop : Importance::clip;
+}
+
+}  // namespace
+
 TrainOptions train_options(const Settings& s, const ModelConfig& config) {
   TrainOptions o;
-  if (s.advantage_estimator != "grpo") {
-    fail(Exit::usage, "--advantage-estimator {}: this build has grpo", s.advantage_estimator);
-  }
   o.loss = {.eps_clip = s.eps_clip,
             .eps_clip_high = s.eps_clip_high.value_or(s.eps_clip),
             .eps_clip_c = s.eps_clip_c,
             .kl_loss_coef = s.use_kl_loss ? s.kl_loss_coef : 0,
             .kl_type = parse_kl_type(s.kl_loss_type),
             .unbiased_kl = s.use_unbiased_kl,
-            .entropy_coef = s.entropy_coef};
+            .entropy_coef = s.entropy_coef,
+            .sequence_ratio = s.advantage_estimator == "gspo",
+            .importance = importance_of(s),
+            .importance_low = s.tis_clip_low,
+            .importance_high = s.tis_clip,
+            .opsm_delta = s.use_opsm ? std::optional<double>(s.opsm_delta) : std::nullopt};
   o.pack = {.dynamic = s.use_dynamic_batch_size,
             .max_tokens = s.max_tokens_per_gpu.value_or(0) * s.context_parallel_size,
             .micro_batch_size = s.micro_batch_size,
@@ -121,7 +132,7 @@ PromptOptions prompt_options(const Settings& s) {
 
 bool needs_reference(const Settings& s) {
   // With a trajectory file the reference's log-probs may stand there; they are computed only where they do not.
-  return ((s.use_kl_loss && s.kl_loss_coef != 0) || s.observe_kl > 0) && !s.debug_rollout_only;
+  return ((s.use_kl_loss && s.kl_loss_coef != 0) || s.kl_coef != 0 || s.observe_kl > 0) && !s.debug_rollout_only;
 }
 
 std::string passes_text(const Settings& s) {
@@ -131,10 +142,12 @@ std::string passes_text(const Settings& s) {
   const int64_t samples = s.rollout_batch_size.value_or(0) * s.n_samples_per_prompt;
   const bool one_step = !s.global_batch_size || *s.global_batch_size >= samples;
   const bool on_policy = one_step && !s.async_rollout;
-  if (!on_policy && !s.use_rollout_logprobs) text += ", old log-probs";
+  const bool scores = (!on_policy || s.kl_coef != 0) && !s.use_rollout_logprobs;
+  if (scores) text += ", old log-probs";
   if (needs_reference(s))
-    text += s.kl_loss_coef != 0 ? ", reference log-probs"
-                                : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
+    text += s.kl_loss_coef != 0 || s.kl_coef != 0
+                ? ", reference log-probs"
+                : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
   text += ", forward and backward";
   if (s.use_rollout_routing_replay) text += " with the rollout's routes";
   if (s.enable_mtp_training) text += ", MTP forward and backward";
@@ -144,7 +157,7 @@ std::string passes_text(const Settings& s) {
                         s.tail_sequences.value_or(0));
   }
   if (s.async_rollout) text += "at once: training on a rollout, and the next rollout with the same weights\n";
-  if (on_policy) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
+  if (on_policy && !scores) text += "left out: old log-probs (one optimizer step a rollout: the ratio is exactly 1)\n";
   if (s.use_kl_loss && !needs_reference(s)) {
     text +=
         "left out: the reference model and its forward (--kl-loss-coef 0 changes no gradient; --observe-kl N shows the "

@@ -61,6 +61,11 @@ std::string to_json(const RunState& s) {
                  {"offset", s.cursor.offset},
                  {"group_index", s.cursor.group_index},
                  {"index", s.cursor.index}}}};
+  if (s.critic.optimizer_steps + s.critic.skipped > 0) {
+    json["critic"] = {{"optimizer_steps", s.critic.optimizer_steps},
+                      {"skipped_steps", s.critic.skipped},
+                      {"skipped_in_a_row", s.critic.skipped_in_a_row}};
+  }
   for (const SampleGroup& group : s.buffer) json["buffer"].push_back(group_json(group));
   if (s.ahead) {
     Json& ahead = json["ahead"] = {{"trajectories", Json::array()}, {"metrics", Json::object()}};
@@ -86,6 +91,10 @@ RunState from_json(const std::string& text, const std::string& where) {
     s.skipped_in_a_row = json.at("skipped_in_a_row");
     const Json& c = json.at("cursor");
     s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
+    if (json.contains("critic")) {
+      const Json& critic = json["critic"];
+      s.critic = {critic.at("optimizer_steps"), critic.at("skipped_steps"), critic.at("skipped_in_a_row")};
+    }
     if (json.contains("buffer")) {
       for (const Json& group : json["buffer"]) s.buffer.push_back(group_of(group, where));
     }
@@ -107,12 +116,13 @@ RunState from_json(const std::string& text, const std::string& where) {
   }
 }
 
-std::vector<NamedWeights> named_sets(const Session& session, TrainStep& step) {
+std::vector<NamedWeights> named_sets(const Session& session, TrainStep& step, const std::vector<NamedWeights>& more) {
   Optimizer& optimizer = step.optimizer();
   std::vector<NamedWeights> sets = {{"weights", &session.weights}};
   if (optimizer.has_masters()) sets.push_back({"masters", &optimizer.masters()});
   sets.push_back({"exp_avg", &optimizer.exp_avg()});
   sets.push_back({"exp_avg_sq", &optimizer.exp_avg_sq()});
+  sets.insert(sets.end(), more.begin(), more.end());
   return sets;
 }
 
@@ -158,14 +168,14 @@ RunFiles::~RunFiles() {
   if (lock_ >= 0) close(lock_);
 }
 
-std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
+std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step, const std::vector<NamedWeights>& more) {
   const bool weights_alone = loads_weights_alone(settings_);
   const std::string directory = settings_.load.empty() || weights_alone ? settings_.save : settings_.load;
   if (directory == nowhere) return std::nullopt;
   std::optional<LoadedCheckpoint> found;
   // The first rank has looked for all: folders may appear on one host before they do on another.
   const bool there = !from_first(session.mesh->world(), std::filesystem::exists(directory) ? "there" : "").empty();
-  if (there) found = load_latest(directory, named_sets(session, step), {}, *session.mesh);
+  if (there) found = load_latest(directory, named_sets(session, step, more), {}, *session.mesh);
   if (!found) {
     const bool own = settings_.load.empty() || weights_alone || settings_.load == settings_.save ||
                      inside(settings_.load, directory_);
@@ -187,8 +197,10 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step) {
   return state;
 }
 
-void RunFiles::save(const Session& session, TrainStep& step, const RunState& state) {
-  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step), to_json(state), {}, *session.mesh);
+void RunFiles::save(const Session& session, TrainStep& step, const RunState& state,
+                    const std::vector<NamedWeights>& more) {
+  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step, more), to_json(state), {},
+                  *session.mesh);
 }
 
 std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t rollout_id) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/resume.h"
 #include "data/prompts.h"
 #include "trainer/groups.h"
 #include "trainer/session.h"
@@ -29,6 +30,10 @@ struct RunState {
   PromptCursorState cursor;
   std::vector<SampleGroup> buffer;    // groups under way, to be gone on with
   std::optional<RolloutAhead> ahead;  // to be learnt from next
+  struct Learner {
+    int64_t optimizer_steps = 0, skipped = 0, skipped_in_a_row = 0;
+  };
+  Learner critic = {};  // zeros without one
 };
 
 class RunFiles {
@@ -43,8 +48,9 @@ class RunFiles {
   bool writes() const { return rank_ == 0; }
   // Fills session and optimizer from the newest checkpoint of --load (default: the run's own) and returns its state;
   // nullopt for a fresh start. Throws Error(Exit::input) when --load names a folder without checkpoints.
-  std::optional<RunState> resume(Session&, TrainStep&);
-  void save(const Session&, TrainStep&, const RunState&);
+  // `more`: what the checkpoint holds beside the policy and its optimizer.
+  std::optional<RunState> resume(Session&, TrainStep&, const std::vector<NamedWeights>& more = {});
+  void save(const Session&, TrainStep&, const RunState&, const std::vector<NamedWeights>& more = {});
   // Exports the Hugging Face checkpoint; {rollout_id} in --save-hf is replaced. Returns its folder.
   std::string export_hf(const Session&, TrainStep&, int64_t rollout_id);
   void write_plan(const std::string& text);

@@ -13,6 +13,7 @@
 #include "checkpoint/init.h"
 #include "checkpoint/resume.h"
 #include "checkpoint/torch_dist.h"
+#include "tensor/copy.h"
 #include "tensor/cuda_devices.h"
 
 namespace furlong {
@@ -108,28 +109,43 @@ void join_mesh(Session& session, const Settings& settings, World& world) {
 }
 
 Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag) {
+  return read_weights(session, session.config, path, dtype, flag);
+}
+
+Weights read_weights(const Session& session, const ModelConfig& config, const std::string& path, DType dtype,
+                     const char* flag) {
   const LoadHfOptions options{.threads = session.threads.get(), .device = session.device, .mesh = *session.mesh};
-  if (path == session.directory) return load_hf(path, session.config, dtype, options);
+  if (path == session.directory) return load_hf(path, config, dtype, options);
   switch (checkpoint_kind(path)) {
     case CheckpointKind::torch_dist:
       log::info("{}: weights of a torch_dist checkpoint; config and tokenizer are those of {}", path,
                 session.directory);
-      return load_torch_dist(path, session.config, dtype, options);
+      return load_torch_dist(path, config, dtype, options);
     case CheckpointKind::furlong: {
-      Weights weights(session.config, dtype, Placement{.device = session.device, .rank = session.mesh->place()});
+      Weights weights(config, dtype, Placement{.device = session.device, .rank = session.mesh->place()});
       if (const auto found = load_latest(path, {{"weights", &weights}}, {}, *session.mesh)) {
         log::info("{}: weights of iteration {}", path, found->iteration);
         return weights;
       }
       break;
     }
-    case CheckpointKind::hf: return load_hf(path, session.config, dtype, options);
+    case CheckpointKind::hf: return load_hf(path, config, dtype, options);
     case CheckpointKind::none: break;
   }
   fail(Exit::input,
        "{} {}: there is no checkpoint in that folder, neither in the Hugging Face layout nor torch_dist nor one of a "
        "training run. Check the path.",
        flag, path);
+}
+
+void copy_weights(Weights& to, const Weights& from, ThreadPool& threads) {
+  Stream stream(threads, to.device());
+  for_each_tensor(
+      [&](const TensorSpec&, const Tensor& a, const Tensor& b) {
+        if (a.defined()) copy(stream, a, b);
+      },
+      to, from);
+  stream.synchronize();
 }
 
 bool loads_weights_alone(const Settings& settings) {

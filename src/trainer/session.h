@@ -45,6 +45,11 @@ void join_mesh(Session& session, const Settings& settings, World& world);
 // This rank's weights of a checkpoint folder of any kind that is read (Hugging Face, torch_dist, training checkpoints),
 // in the shape of the session's config and on its device. `flag` names it in errors. Throws Error(Exit::input).
 Weights read_weights(const Session& session, const std::string& path, DType dtype, const char* flag);
+// The same in the shape of another config of that trunk: of a critic, whose head then stays at zero.
+Weights read_weights(const Session& session, const ModelConfig& config, const std::string& path, DType dtype,
+                     const char* flag);
+// to = from, of the same model and place.
+void copy_weights(Weights& to, const Weights& from, ThreadPool& threads);
 // Whether --load names weights alone: a Hugging Face or torch_dist checkpoint.
 bool loads_weights_alone(const Settings& settings);
 // This rank's weights, once their memory is known to be there: those of --load where it names any, else

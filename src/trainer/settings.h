@@ -165,6 +165,21 @@ struct Settings {
   bool use_rollout_logprobs = false;
   bool skip_actor_forward_only = false;
   bool calculate_per_token_loss = false;
+  bool normalize_advantages = false;
+  double gamma = 1;
+  double lambd = 1;
+  std::string critic_load;          // weights that the critic starts from; the policy's when empty
+  std::optional<double> critic_lr;  // lr when not given
+  int64_t critic_lr_warmup_iters = 0;
+  int64_t num_critic_only_steps = 0;  // rollouts
+  double value_clip = 0.2;
+  bool use_tis = false;
+  double tis_clip = 2;
+  double tis_clip_low = 0;
+  std::string custom_tis_function_path;  // validate: vanilla_tis_function | icepop_function, whatever path names it
+  bool use_opsm = false;
+  double opsm_delta = 1e-4;
+  std::optional<int64_t> ref_update_interval;  // rollouts
 
   // MTP training
   bool enable_mtp_training = false;

@@ -335,10 +335,12 @@ void add_reward(Table& t) {
   t.insert(
       t.end(),
       {
-          row("rm_type", &Settings::rm_type, T | E | R, "rule that judges a response; remote_rm: --rm-url does")
-              .choices({"deepscaler", "dapo", "math", "gemma_math", "boxed_deepscaler", "boxed_dapo", "boxed_math",
-                        "boxed_gemma_math", "remote_rm"})
-              .differs("native rules that cannot hang; docs/grader.md lists the verdicts that differ"),
+          row("rm_type", &Settings::rm_type, T | E | R,
+              "rule that judges a response: deepscaler, dapo, math, gemma_math, f1, gpqa, random, "
+              "deterministic_random, "
+              "each also as boxed_RULE, of the last box alone; remote_rm: --rm-url does")
+              .unit("rule")
+              .differs("native rules that cannot hang, but for ifbench; docs/grader.md lists the verdicts that differ"),
           row("reward_key", &Settings::reward_key, T | E | R,
               "which number of a rule with several (dapo: score or acc), or of a service's answer, is the reward"),
           row("rm_url", &Settings::rm_url, T | E | R,

@@ -4,51 +4,7 @@
 namespace furlong::setting {
 namespace {
 
-void add_algorithm(Table& t) {
-  const auto row = [](auto... a) { return Row(Topic::algorithm, a...); };
-  t.insert(
-      t.end(),
-      {
-          row("advantage_estimator", &Settings::advantage_estimator, T, "how rewards become advantages")
-              .choices({"grpo"})
-              .differs("gspo, reinforce_plus_plus and ppo are not offered yet"),
-          row("disable_grpo_std_normalization", &Settings::disable_grpo_std_normalization, T,
-              "do not divide by the group's standard deviation (Dr. GRPO)"),
-          row("disable_rewards_normalization", &Settings::disable_rewards_normalization, T,
-              "use raw rewards as advantages"),
-          row("eps_clip", &Settings::eps_clip, T, "how far the ratio may fall below 1").from(0).below(1),
-          row("eps_clip_high", &Settings::eps_clip_high, T, "how far the ratio may rise above 1; default: --eps-clip")
-              .from(0)
-              .to(1e6),
-          row("eps_clip_c", &Settings::eps_clip_c, T, "bound of the loss where the advantage is negative (dual clip)")
-              .above(1)
-              .to(1e6),
-          row("use_kl_loss", &Settings::use_kl_loss, T, "add kl_loss_coef x KL(policy, reference) to the loss")
-              .differs("with coefficient 0 no reference is loaded or run; see --observe-kl"),
-          row("kl_loss_coef", &Settings::kl_loss_coef, T, "weight of the KL loss").from(0).to(1e6),
-          row("kl_loss_type", &Settings::kl_loss_type, T, "estimator of the KL divergence")
-              .choices({"k1", "k2", "k3", "low_var_kl"}),
-          row("kl_coef", &Settings::kl_coef, T, "weight of the KL penalty in the reward")
-              .from(0)
-              .to(1e6)
-              .differs("only 0: it changes nothing under grpo, where miles still runs the reference for it"),
-          row("use_unbiased_kl", &Settings::use_unbiased_kl, T, "weigh the KL loss by the ratio"),
-          row("entropy_coef", &Settings::entropy_coef, T, "weight of the entropy bonus").from(0).to(1e6),
-          row("observe_kl", &Settings::observe_kl, T,
-              "run the reference every N rollouts for the kl_loss curve alone; 0: never")
-              .unit("rollouts")
-              .from(0)
-              .differs("not in miles, which runs it every rollout"),
-          row("observe_training_entropy", &Settings::observe_training_entropy, T,
-              "report the entropy although it is no part of the loss"),
-          row("use_rollout_logprobs", &Settings::use_rollout_logprobs, T,
-              "take the log-probs of sampling as the old ones"),
-          row("skip_actor_forward_only", &Settings::skip_actor_forward_only, T,
-              "take the detached current log-probs as the old ones; needs one step a rollout")
-              .differs("with one step a rollout it is always so: the two are the same numbers"),
-          row("calculate_per_token_loss", &Settings::calculate_per_token_loss, T | S,
-              "mean over all tokens of a step, not over samples of their token means"),
-      });
+void add_mtp(Table& t) {
   const auto mtp = [](auto... a) { return Row(Topic::mtp, a...); };
   t.insert(
       t.end(),
@@ -278,6 +234,7 @@ void add_tools(Table& t) {
 
 void add_training(Table& t) {
   add_algorithm(t);
+  add_mtp(t);
   add_optimizer(t);
   add_parallel(t);
   add_tools(t);

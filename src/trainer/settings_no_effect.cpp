@@ -56,6 +56,8 @@ void add_without_effect(Table& t) {
        "overlap_grad_reduce", "overlap_param_gather"});
   add("the trainer's weights are the rollout's",
       {"offload", "offload_train", "offload_rollout", "update_weight_buffer_size", "megatron_to_hf_mode"});
+  add("the critic is a part of the run's checkpoints and lies beside the policy",
+      {"critic_save", "critic_num_nodes", "critic_num_gpus_per_node"});
   add("metrics go to the run directory",
       {"wandb_group", "wandb_host", "wandb_key", "wandb_mode", "wandb_dir", "disable_wandb_random_suffix",
        "use_tensorboard", "tb_project_name", "tb_experiment_name"});

@@ -48,8 +48,10 @@ class Row {
 
 using Table = std::vector<Field>;
 
-void add_training(Table& table);   // algorithm, MTP training, optimizer, ranks, tools (settings_fields_training.cpp)
-void add_observing(Table& table);  // what a run shows of itself (settings_observing.cpp)
+void add_algorithm(Table& table);  // settings_algorithm.cpp
+void add_training(
+    Table& table);  // MTP training, optimizer, ranks, tools, and the former (settings_fields_training.cpp)
+void add_observing(Table& table);       // what a run shows of itself (settings_observing.cpp)
 void add_without_effect(Table& table);  // miles' flags that change nothing here (settings_no_effect.cpp)
 
 }  // namespace furlong::setting

@@ -7,6 +7,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "reward/scorer.h"
 #include "trainer/options.h"
 
 namespace furlong {
@@ -39,7 +40,7 @@ class Validator {
     if (is(Command::train)) {
       halves();
       exactness();
-      algorithm();
+      algorithm_conflicts(s_, complaints_);
       groups();
       at_once();
     }
@@ -258,37 +259,6 @@ class Validator {
     }
   }
 
-  void algorithm() {
-    if (s_.n_samples_per_prompt == 1 && !s_.disable_rewards_normalization && !s_.debug_rollout_only) {
-      complain(
-          "--n-samples-per-prompt 1: a group of one always has advantage 0; use 2 or more, or "
-          "--disable-rewards-normalization");
-    }
-    if (s_.disable_rewards_normalization && s_.disable_grpo_std_normalization) {
-      complain("--disable-grpo-std-normalization has no meaning with --disable-rewards-normalization; leave one out");
-    }
-    if (s_.kl_coef != 0 && s_.kl_loss_coef != 0) {
-      complain("--kl-coef {} and --kl-loss-coef {} exclude each other; leave --kl-coef out", s_.kl_coef,
-               s_.kl_loss_coef);
-    } else if (s_.kl_coef != 0) {
-      complain("--kl-coef {}: it changes nothing under grpo; use --use-kl-loss --kl-loss-coef {}", s_.kl_coef,
-               s_.kl_coef);
-    }
-    if (!s_.use_kl_loss) {
-      if (s_.kl_loss_coef != 0) complain("--kl-loss-coef {} needs --use-kl-loss", s_.kl_loss_coef);
-      if (s_.use_unbiased_kl) complain("--use-unbiased-kl needs --use-kl-loss");
-    }
-    if (s_.skip_actor_forward_only && s_.use_rollout_logprobs) {
-      complain(
-          "--skip-actor-forward-only and --use-rollout-logprobs both say which log-probs are the old ones; leave one "
-          "out");
-    }
-    if (s_.skip_actor_forward_only && s_.num_steps_per_rollout.value_or(1) != 1) {
-      complain("--skip-actor-forward-only needs one optimizer step a rollout, not {}", *s_.num_steps_per_rollout);
-    }
-    if (!s_.eps_clip_high) s_.eps_clip_high = s_.eps_clip;
-  }
-
   // Which groups a rollout keeps.
   void groups() {
     auto& filter = s_.dynamic_sampling_filter_path;
@@ -389,6 +359,13 @@ class Validator {
 
   void rewards() {
     const bool command = !s_.custom_rm_command.empty(), url = !s_.rm_url.empty();
+    if (!s_.rm_type.empty() && s_.rm_type != "remote_rm") {
+      try {
+        make_scorer(s_.rm_type);
+      } catch (const Error& e) {
+        complain("{}", e.what());
+      }
+    }
     if (command && (url || !s_.rm_type.empty())) {
       complain("--custom-rm-command scores everything; leave {} out", url ? "--rm-url" : "--rm-type");
     }

@@ -33,7 +33,8 @@ void TrainStep::rescale(double policy, double mtp) {
 
 void TrainStep::add(std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets, bool last) {
   CHECK(parts_ && !parts_->complete, "trajectories for a step that is not under way");
-  Parts::Added& of = parts_->added.emplace_back(Parts::Added{std::move(trajectories), std::move(targets), {}});
+  Parts::Added& of = parts_->added.emplace_back(
+      Parts::Added{std::move(trajectories), std::move(targets), {}, static_cast<size_t>(parts_->added_totals.samples)});
   for (const Trajectory& t : of.trajectories) of.pointers.push_back(&t);
   const StepTotals totals = totals_of(of.pointers);
   StepTotals& all = parts_->added_totals;
@@ -50,11 +51,11 @@ void TrainStep::add(std::vector<Trajectory> trajectories, std::vector<TokenTarge
     parts_->complete = true;
   }
   Packs packs = packs_of(of.pointers, options_.mtp, parts_->divisors);
-  Sums unused;
+  StepSums unused;
   fit(1, packs, [&](Lane& lane, Stream& dry, Pack& pack) {
     Exec exec{dry, lane.arena, mesh_};
     lane.begin(*this, pack, 0);
-    forward(exec, lane.flight, {of.pointers, of.targets, unused});
+    forward(exec, lane.flight, {of.pointers, of.targets, unused, of.first});
     backward(exec, lane.flight);
   });
   for (auto& pack : packs.mine) parts_->queued.push_back({&of, std::move(pack)});
@@ -71,7 +72,7 @@ bool TrainStep::advance() {
   lane.begin(*this, pack, 0);
   if (p.complete && p.next == p.queued.size()) lane.flight.told = &optimizer_;
   Exec exec{stream_, lane.arena, mesh_};
-  forward(exec, lane.flight, {of->pointers, of->targets, p.sums});
+  forward(exec, lane.flight, {of->pointers, of->targets, p.sums, of->first});
   backward(exec, lane.flight);
   lane.scope.reset();
   p.exchanged += mesh_.world().exchange_seconds() - exchanged;
@@ -90,7 +91,7 @@ Metrics TrainStep::finish() {
   const std::unique_ptr<Parts> done = std::move(parts_);
   done->exchanged += mesh_.world().exchange_seconds() - exchanged;
   done->seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begun).count();
-  return update(done->sums, done->seconds, done->exchanged);
+  return update(done->sums, done->samples, done->seconds, done->exchanged);
 }
 
 }  // namespace furlong

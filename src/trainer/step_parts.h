@@ -1,6 +1,5 @@
-// What the files of TrainStep share: the sums of a step, a micro-batch's place in memory, a step a part at a time.
+// What the files of TrainStep share: a micro-batch's place in memory, a step a part at a time.
 #pragma once
-#include <array>
 #include <deque>
 #include <optional>
 #include <utility>
@@ -9,34 +8,6 @@
 #include "trainer/train_step.h"
 
 namespace furlong {
-
-// Weighted sums over the step; weights add up to 1 over its tokens, so that these are means.
-struct MicroBatch::Sums {
-  double policy = 0, clipped = 0, kl = 0, entropy = 0, ppo_kl = 0, ratio = 0, ratio_squared = 0, weight = 0;
-  double abs_diff = 0, rollout_kl = 0, rollout_weight = 0;
-  double mtp = 0;
-  double choices = 0, differing = 0;  // of replayed routes; see RouteDifference
-  int64_t tokens = 0;
-  bool has_reference = false;
-
-  // Means over the policy's tokens.
-  static constexpr auto weighted() {
-    return std::to_array<double Sums::*>({&Sums::policy, &Sums::clipped, &Sums::kl, &Sums::entropy, &Sums::ppo_kl,
-                                          &Sums::ratio, &Sums::ratio_squared, &Sums::weight, &Sums::abs_diff,
-                                          &Sums::rollout_kl, &Sums::rollout_weight});
-  }
-  void add(const Sums& s) {
-    for (auto member : weighted()) this->*member += s.*member;
-    for (auto member : {&Sums::mtp, &Sums::choices, &Sums::differing}) this->*member += s.*member;
-    tokens += s.tokens;
-    has_reference |= s.has_reference;
-  }
-  // As if the weights had been these times as large.
-  void scale(double by_policy, double by_mtp) {
-    for (auto member : weighted()) this->*member *= by_policy;
-    mtp *= by_mtp;
-  }
-};
 
 // A micro-batch's place in the working memory.
 struct TrainStep::Lane {
@@ -57,6 +28,7 @@ struct TrainStep::Parts {
     std::vector<Trajectory> trajectories;
     std::vector<TokenTargets> targets;
     std::vector<const Trajectory*> pointers;
+    size_t first = 0;  // of them, in the step
   };
   struct Queued {
     Added* of;
@@ -69,7 +41,7 @@ struct TrainStep::Parts {
   std::deque<Added> added;    // the elements stay where they are
   std::deque<Queued> queued;  // those before `next` have had their turn
   size_t next = 0;
-  Sums sums;
+  StepSums sums;
   double seconds = 0, exchanged = 0;
 };
 

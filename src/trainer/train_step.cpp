@@ -14,6 +14,7 @@
 #include "model/mtp.h"
 #include "ops/reduce.h"
 #include "rl/loss_head.h"
+#include "rl/value_head.h"
 #include "tensor/copy.h"
 #include "trainer/pipeline.h"
 #include "trainer/replay.h"
@@ -115,7 +116,7 @@ size_t TrainStep::working_bytes() const {
   return share_.defined() ? share_.bytes() : bytes;
 }
 
-void MicroBatch::mtp_loss(Exec& exec, Flight& f, Weights& grads, Sums& sums) {
+void MicroBatch::mtp_loss(Exec& exec, Flight& f, Weights& grads, StepSums& sums) {
   const Arena::Scope scope(exec.arena);
   Pack& pack = *f.pack;
   MtpSaved saved;
@@ -150,45 +151,59 @@ void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
 
 void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weights& grads) {
   const Pack& pack = *f.pack;
-  const auto& trajectories = samples.trajectories;
-  const auto& targets = samples.targets;
-  Sums& sums = samples.sums;
+  StepSums& sums = samples.sums;
+  const std::vector<HeadRow> rows = head_rows(pack.rows);
+  const HeadOptions head = head_options(options_, f.batch.rows());
+  PolicyObjective objective(options_.loss, samples.trajectories, samples.targets, pack.rows);
+  const bool dry = exec.stream.is_dry();
+  if (dry ? PolicyObjective::may_need_log_probs(options_.loss) : objective.needs_log_probs()) {
+    std::vector<double> log_probs(rows.size());
+    score_log_probs(exec, weights_, f.output, pack, log_probs);
+    if (!dry) objective.set_log_probs(log_probs);
+  }
   loss_head(
-      exec, weights_, f.output, head_rows(pack.rows), head_options(options_, f.batch.rows()),
+      exec, weights_, f.output, rows, head,
       [&](size_t i, double log_prob, double entropy) {
         const LossRow& row = pack.rows[i];
-        const auto sample = static_cast<size_t>(row.sample), offset = static_cast<size_t>(row.offset);
-        const Trajectory& t = *trajectories[sample];
         sums.tokens++;
         sums.weight += row.weight;
         if (options_.objective == Objective::supervised) {
           sums.policy -= row.weight * log_prob;
           return HeadGradient{.d_log_prob = -row.weight};
         }
-        const TokenTargets& target = targets[sample];
-        TokenInputs in{.log_prob = log_prob, .advantage = target.advantage};
-        if (target.old_log_probs) in.old_log_prob = (*target.old_log_probs)[offset];
-        if (target.ref_log_probs) in.ref_log_prob = (*target.ref_log_probs)[offset];
+        const TokenInputs in = objective.inputs(i, log_prob);
         const TokenLoss loss = token_loss(in, options_.loss);
-        sums.policy += row.weight * loss.policy;
-        sums.clipped += row.weight * loss.clipped;
-        sums.kl += row.weight * loss.kl;
-        sums.has_reference |= in.ref_log_prob.has_value();
-        sums.entropy += row.weight * entropy;
-        sums.ppo_kl += row.weight * (in.old_log_prob ? *in.old_log_prob - log_prob : 0);
-        sums.ratio += row.weight * loss.ratio;
-        sums.ratio_squared += row.weight * loss.ratio * loss.ratio;
-        if (!t.rollout_log_probs.empty()) {
-          const double sampled = t.rollout_log_probs[offset];
+        sums.add_policy(samples.first + static_cast<size_t>(row.sample), row.weight, in, loss, entropy);
+        if (in.sampled_log_prob) {
           // The trainer's own estimate of the sampling policy: the old log-prob where one was computed.
-          const bool known = in.old_log_prob && !target.old_is_sampler;
+          const bool known = in.old_log_prob && !samples.targets[static_cast<size_t>(row.sample)].old_is_sampler;
           const double trained = known ? *in.old_log_prob : static_cast<double>(static_cast<float>(log_prob));
-          sums.abs_diff += row.weight * std::abs(trained - sampled);
-          sums.rollout_kl += row.weight * k3(sampled - trained);
+          sums.abs_diff += row.weight * std::abs(trained - *in.sampled_log_prob);
+          sums.rollout_kl += row.weight * k3(*in.sampled_log_prob - trained);
           sums.rollout_weight += row.weight;
         }
-        return HeadGradient{.d_log_prob = row.weight * loss.d_log_prob,
+        return HeadGradient{.d_log_prob = objective.derivative(i, loss),
                             .d_entropy = -row.weight * options_.loss.entropy_coef};
+      },
+      f.d_output, grads.lm_head);
+}
+
+void MicroBatch::value_loss_of(Exec& exec, Flight& f, const Samples& samples, Weights& grads) {
+  const Pack& pack = *f.pack;
+  StepSums& sums = samples.sums;
+  value_head(
+      exec, weights_, f.output, rows_here(mesh_, f.batch.rows()), head_rows(pack.rows),
+      [&](size_t i, double value) {
+        const LossRow& row = pack.rows[i];
+        const TokenTargets& target = samples.targets[static_cast<size_t>(row.sample)];
+        const auto offset = static_cast<size_t>(row.offset);
+        const ValueLoss loss =
+            value_loss(value, target.old_values[offset], target.returns[offset], options_.value_clip);
+        sums.tokens++;
+        sums.weight += row.weight;
+        sums.policy += row.weight * loss.loss;
+        sums.clipped += row.weight * loss.clipped;
+        return row.weight * loss.d_value;
       },
       f.d_output, grads.lm_head);
 }
@@ -206,7 +221,11 @@ void MicroBatch::forward(Exec& exec, Flight& f, const Samples& samples) {
   }
   if (!is_last_stage()) return;
   f.d_output = exec.arena.make("train.dhidden", weights_.dtype(), {f.output.rows(), config_.hidden_size});
-  policy_loss(exec, f, samples, grads);
+  if (options_.objective == Objective::value) {
+    value_loss_of(exec, f, samples, grads);
+  } else {
+    policy_loss(exec, f, samples, grads);
+  }
   part_done(exec.stream, head_part(config_), f.told);
   if (!options_.mtp) return;
   mtp_loss(exec, f, grads, samples.sums);
@@ -240,17 +259,15 @@ TrainStep::Packs TrainStep::packs_of(const std::vector<const Trajectory*>& traje
   return packs;
 }
 
-// Each row is counted once, by the first tensor parallel rank that has it.
-MicroBatch::Sums TrainStep::over_ranks(const Sums& mine) const {
+// Each row is counted once: by the first tensor parallel rank that has it, or by the only one that has its value.
+StepSums TrainStep::over_ranks(const StepSums& mine) const {
   if (mesh_.is_alone()) return mine;
-  const auto messages = mesh_.world().gather_bytes({reinterpret_cast<const char*>(&mine), sizeof mine});
-  Sums all;
+  const auto messages = mesh_.world().gather_bytes(mine.message());
+  StepSums all;
   for (size_t r = 0; r < messages.size(); r++) {
     const MeshRank m = mesh_rank(mesh_.place().sizes, static_cast<int64_t>(r), mesh_.place().ranks());
-    if (m.tensor != 0 || m.stage + 1 != m.sizes.pipeline) continue;
-    Sums one;
-    std::memcpy(&one, messages[r].data(), sizeof one);
-    all.add(one);
+    const bool counts = m.tensor == 0 || options_.objective == Objective::value;
+    if (counts && m.stage + 1 == m.sizes.pipeline) all.add(StepSums::of_message(messages[r]));
   }
   return all;
 }
@@ -262,7 +279,7 @@ double TrainStep::learn(Packs& packs_of_step, const Samples& samples) {
   for (const auto* some : {&packs, &packs_of_step.measured})
     for (const auto& pack : *some) rows = std::max(rows, rows_here(mesh_, pack.batch.rows()).size());
   const size_t lanes = in_flight(mesh_.place(), packs.size());
-  Sums unused;
+  StepSums unused;
   fit(lanes, packs_of_step, [&](Lane& lane, Stream& dry, Pack& pack) {
     Exec exec{dry, lane.arena, mesh_};
     lane.begin(*this, pack, rows);
@@ -299,15 +316,15 @@ double TrainStep::learn(Packs& packs_of_step, const Samples& samples) {
 
 Metrics TrainStep::run(const std::vector<const Trajectory*>& trajectories, const std::vector<TokenTargets>& targets) {
   auto packs = packs_of(trajectories, options_.mtp);
-  Sums mine;
+  StepSums mine;
   const double exchanged_before = mesh_.world().exchange_seconds();
   const double gradients = learn(packs, {trajectories, targets, mine});
-  return update(mine, gradients, mesh_.world().exchange_seconds() - exchanged_before);
+  return update(mine, std::ssize(trajectories), gradients, mesh_.world().exchange_seconds() - exchanged_before);
 }
 
-Metrics TrainStep::update(const Sums& mine, double gradients, double exchanged) {
+Metrics TrainStep::update(const StepSums& mine, int64_t samples, double gradients, double exchanged) {
   const auto learnt = Clock::now();
-  const Sums sums = over_ranks(mine);
+  const StepSums sums = over_ranks(mine);
   if (sums.tokens == 0) fail(Exit::numerics, "a training step has no token to learn from: every loss mask is empty");
   // Per sample, a sample whose mask is empty has no weight, so the weights may add up to less than 1, never to more.
   if (!(sums.weight < 1 + 1e-6)) {
@@ -333,7 +350,7 @@ Metrics TrainStep::update(const Sums& mine, double gradients, double exchanged) 
               std::isfinite(loss) ? "the gradient norm" : "the loss");
   }
   const std::chrono::duration<double> update = Clock::now() - learnt;
-  Metrics m = metrics_of(sums, loss, result);
+  Metrics m = metrics_of(sums, samples, loss, result);
   m.emplace_back("perf/gradients_time", gradients);
   if (exchanged > 0) m.emplace_back("perf/exchange_time", exchanged);
   m.emplace_back("perf/optimizer_time", update.count());
@@ -341,23 +358,23 @@ Metrics TrainStep::update(const Sums& mine, double gradients, double exchanged) 
   return m;
 }
 
-Metrics TrainStep::metrics_of(const Sums& sums, double loss, const StepResult& result) const {
+Metrics TrainStep::metrics_of(const StepSums& sums, int64_t samples, double loss, const StepResult& result) const {
   Metrics m = {{"train/loss", loss}, {"train/grad_norm", result.grad_norm}, {"train/lr-pg_0", result.lr}};
   if (options_.objective == Objective::policy) {
-    m.emplace_back("train/pg_loss", sums.policy);
-    m.emplace_back("train/pg_clipfrac", sums.clipped);
-    m.emplace_back("train/ppo_kl", sums.ppo_kl);
-    m.emplace_back("train/ess_ratio", sums.ratio * sums.ratio / (sums.weight * sums.ratio_squared));
-    if (sums.has_reference) m.emplace_back("train/kl_loss", sums.kl);
-    if (options_.entropy) m.emplace_back("train/entropy_loss", sums.entropy);
-    if (sums.choices > 0) m.emplace_back("train/replayed_routes_differ", sums.differing / sums.choices);
-    if (sums.rollout_weight > 0) {
-      m.emplace_back("train/train_rollout_logprob_abs_diff", sums.abs_diff / sums.rollout_weight);
-      m.emplace_back("train/train_rollout_kl", sums.rollout_kl / sums.rollout_weight);
-    }
+    sums.policy_metrics(m, options_.loss, options_.entropy, samples, options_.per_token);
+  } else if (options_.objective == Objective::value) {
+    m.emplace_back("train/value_loss", sums.policy);
+    m.emplace_back("train/value_clipfrac", sums.clipped);
   }
   if (options_.mtp) m.emplace_back("train/mtp_loss", sums.mtp);
   return m;
+}
+
+void MicroBatch::score_log_probs(Exec& exec, const Weights& weights, const Tensor& hidden, const Pack& pack,
+                                 std::vector<double>& log_probs) const {
+  HeadOptions head = head_options(options_, pack.batch.rows());
+  head.entropy = false;
+  score_rows(exec, weights, hidden, head_rows(pack.rows), head, log_probs, {});
 }
 
 std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
@@ -376,11 +393,15 @@ std::vector<std::vector<float>> TrainStep::score(const Weights& weights,
     const Tensor hidden = model_forward(exec, config_, weights, batch, nullptr);
     if (!is_last_stage()) return;
     std::vector<double> log_probs(pack.rows.size());
-    HeadOptions head = head_options(options_, pack.batch.rows());
-    head.entropy = false;
-    score_rows(exec, weights, hidden, head_rows(pack.rows), head, log_probs, {});
-    if (stream.is_dry() || mesh_.place().tensor != 0) return;
-    const Range here = block_of(pack.batch.rows(), mesh_.place().context, mesh_.place().sizes.context);
+    const bool values = options_.objective == Objective::value;
+    if (values) {
+      value_rows(exec, weights, hidden, rows_here(mesh_, pack.batch.rows()), head_rows(pack.rows), log_probs);
+    } else {
+      score_log_probs(exec, weights, hidden, pack, log_probs);
+    }
+    if (stream.is_dry() || (!values && mesh_.place().tensor != 0)) return;
+    const Range here = values ? rows_here(mesh_, pack.batch.rows())
+                              : block_of(pack.batch.rows(), mesh_.place().context, mesh_.place().sizes.context);
     for (size_t i = 0; i < pack.rows.size(); i++) {
       const LossRow& row = pack.rows[i];
       if (here.begin <= row.row && row.row < here.end)
@@ -421,7 +442,7 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
                                         const TrainOptions& options, int64_t tokens, int64_t segments,
                                         Dispatcher dispatcher) {
   struct Measured : MicroBatch {
-    using MicroBatch::backward, MicroBatch::Flight, MicroBatch::forward, MicroBatch::start, MicroBatch::Sums;
+    using MicroBatch::backward, MicroBatch::Flight, MicroBatch::forward, MicroBatch::start;
     Measured(const ModelConfig& c, Weights& w, const TrainOptions& o, const Mesh& mesh)
         : MicroBatch(c, w, o, mesh, Weights::outline(c, o.optim.main_grads, gradients_at(w.rank(), w, trained_part(o))),
                      o.optim.main_grads == DType::f32
@@ -448,7 +469,7 @@ WorkingMemory TrainStep::working_memory(const ModelConfig& config, Weights& weig
   Arena measure = Arena::measuring(weights.device());
   Stream dry = Stream::dry(threads, weights.device());
   Exec exec{dry, measure, mesh};
-  Measured::Sums unused;
+  StepSums unused;
   Measured::Flight flight{.pack = &packs.front()};
   batch.start(measure, flight, most_rows_here(mesh, packs.front().batch.rows()));
   batch.forward(exec, flight, {picked, std::vector<TokenTargets>(picked.size()), unused});

@@ -8,12 +8,12 @@
 #include "model/model.h"
 #include "optim/adam.h"
 #include "rl/packing.h"
-#include "rl/policy_loss.h"
-#include "trainer/rollout.h"
+#include "trainer/policy_objective.h"
+#include "trainer/step_sums.h"
 
 namespace furlong {
 
-enum class Objective { policy, supervised };
+enum class Objective { policy, supervised, value };
 
 struct TrainOptions {
   Objective objective = Objective::policy;
@@ -22,6 +22,7 @@ struct TrainOptions {
   OptimOptions optim;
   Recompute recompute = Recompute::none;
   bool per_token = false;
+  double value_clip = 0.2;     // Objective::value: how far a value may move from its old one (rl/policy_loss.h)
   bool replay_routes = false;  // of the trajectories (trainer/replay.h)
   bool mtp = false;
   double mtp_factor = 0.2;
@@ -33,26 +34,18 @@ struct TrainOptions {
   std::function<void(Stream&)> before_update;
 };
 
-// What only the caller knows of each trajectory of a step.
-struct TokenTargets {
-  double advantage = 0;
-  std::optional<std::vector<float>> old_log_probs, ref_log_probs;  // per response token
-  bool old_is_sampler =
-      false;  // the old ones are the sampler's own, which say nothing of how far the trainer's are off
-};
-
 // Training steps in a row with a loss or gradient that is not finite, after which a run ends.
 constexpr int64_t stop_after_skipped = 3;
 
 // What a micro-batch is computed with.
 class MicroBatch {
  protected:
-  struct Sums;
   // A step's trajectories, and what it sums over them.
   struct Samples {
     const std::vector<const Trajectory*>& trajectories;
     const std::vector<TokenTargets>& targets;
-    Sums& sums;
+    StepSums& sums;
+    size_t first = 0;  // of the trajectories, in the step
   };
   // A micro-batch between its forward and its backward pass. Tensors are those of this rank's rows.
   struct Flight {
@@ -70,7 +63,10 @@ class MicroBatch {
   void forward(Exec&, Flight&, const Samples&);
   void backward(Exec&, Flight&);
   void policy_loss(Exec&, Flight&, const Samples&, Weights& grads);
-  void mtp_loss(Exec&, Flight&, Weights& grads, Sums&);
+  // Of all rows of the pack.
+  void score_log_probs(Exec&, const Weights&, const Tensor& hidden, const Pack&, std::vector<double>& log_probs) const;
+  void value_loss_of(Exec&, Flight&, const Samples&, Weights& grads);
+  void mtp_loss(Exec&, Flight&, Weights& grads, StepSums&);
   // A micro-batch has computed its gradients of a part.
   void part_done(Stream&, int part, Optimizer* told);
 
@@ -124,8 +120,8 @@ class TrainStep : private MicroBatch {
   // What advance() has left over, and the update.
   Metrics finish();
 
-  // log-probs of the response tokens of each trajectory under `weights`, in packed forward passes; under the trained
-  // ones, with replayed routes where they are trained with them.
+  // log-probs (of a critic: values) of the response tokens of each trajectory under `weights`, in packed forward
+  // passes; under the trained ones, with replayed routes where they are trained with them.
   std::vector<std::vector<float>> score(const Weights& weights, const std::vector<const Trajectory*>& trajectories);
 
   Optimizer& optimizer() { return optimizer_; }
@@ -155,10 +151,10 @@ class TrainStep : private MicroBatch {
                  const std::optional<StepTotals>& whole = {}) const;
   void rescale(double policy, double mtp);
   // What the gradients are there for. Seconds: of the gradients, of them with other ranks.
-  Metrics update(const Sums& mine, double gradients, double exchanged);
+  Metrics update(const StepSums& mine, int64_t samples, double gradients, double exchanged);
   // What this rank counts and what the others do.
-  Sums over_ranks(const Sums& mine) const;
-  Metrics metrics_of(const Sums&, double loss, const StepResult&) const;
+  StepSums over_ranks(const StepSums& mine) const;
+  Metrics metrics_of(const StepSums&, int64_t samples, double loss, const StepResult&) const;
   void dump_gradients();
 
   Stream stream_, dry_;

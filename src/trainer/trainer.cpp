@@ -14,8 +14,8 @@
 #include "data/rollout_stats.h"
 #include "monitor/metrics.h"
 #include "monitor/progress.h"
-#include "rl/advantages.h"
 #include "trainer/collect.h"
+#include "trainer/critic.h"
 #include "trainer/evaluation.h"
 #include "trainer/memory_plan.h"
 #include "trainer/options.h"
@@ -23,6 +23,7 @@
 #include "trainer/rollout_files.h"
 #include "trainer/run_files.h"
 #include "trainer/tail.h"
+#include "trainer/targets.h"
 #include "trainer/time_plan.h"
 
 namespace furlong {
@@ -196,6 +197,7 @@ struct Run : Inputs {
   TrainStep step;
   std::unique_ptr<Engine> engine;
   std::optional<Weights> reference;
+  std::unique_ptr<Critic> critic;
   RunState state;
   std::unique_ptr<MetricsWriter> metrics;
   std::optional<StepReport> report;
@@ -211,14 +213,17 @@ struct Run : Inputs {
         faults(f) {}
 
   void prepare();
+  std::vector<NamedWeights> kept_besides() const;
+  void critic_steps(const std::vector<const Trajectory*>& all, const std::vector<TokenTargets>& targets,
+                    size_t per_step, Metrics& out);
   void print_plan();
   Metrics generate(int64_t rollout_id, std::vector<Trajectory>& trajectories, Beside* beside = nullptr,
                    TailTraining* tail = nullptr);
   Metrics learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, TailTraining* tail);
   void updated();
   bool looks_at_reference(int64_t rollout_id) const;
-  std::vector<TokenTargets> targets_of(std::span<const Trajectory> trajectories, bool look_at_reference,
-                                       Metrics* out = nullptr);
+  std::vector<TokenTargets> targets_of(std::span<const Trajectory> trajectories, bool several, bool look_at_reference,
+                                       Metrics& out);
   std::vector<Metrics> optimizer_steps(int64_t rollout_id, const std::vector<Trajectory>& trajectories, Metrics& out);
   Metrics step_and_roll(int64_t next, std::vector<Trajectory> trajectories, std::vector<TokenTargets> targets);
   // A second queue of kernels needs a second thread; several ranks keep in step in one.
@@ -240,8 +245,13 @@ void Run::prepare() {
     const std::string directory = s.ref_load.empty() ? session.directory : s.ref_load;
     reference = read_weights(session, directory, session.weights.dtype(), "--ref-load");
   }
-  if (const auto resumed = files.resume(session, step)) {
+  if (parse_estimator(s.advantage_estimator) == Estimator::ppo && !s.debug_rollout_only) {
+    critic =
+        std::make_unique<Critic>(session, s, options_with(*this, faults), furlong::optimizer_steps(s, rollouts), block);
+  }
+  if (const auto resumed = files.resume(session, step, kept_besides())) {
     state = *resumed;
+    if (critic) critic->loaded(state.critic.optimizer_steps, state.critic.skipped, state.critic.skipped_in_a_row);
     if (cursor) cursor->restore(state.cursor);
     check_buffer(state.buffer, settings, session);
   }
@@ -255,6 +265,16 @@ void Run::prepare() {
                                               files.directory() + "/tensorboard");
   }
   print_plan();
+}
+
+// What a checkpoint holds beside the policy and its optimizer.
+std::vector<NamedWeights> Run::kept_besides() const {
+  std::vector<NamedWeights> sets;
+  if (settings.ref_update_interval && reference) sets.push_back({"reference", &*reference});
+  if (critic) {
+    for (const NamedWeights& set : critic->sets()) sets.push_back(set);
+  }
+  return sets;
 }
 
 void Run::print_plan() {
@@ -348,32 +368,18 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories,
 }
 
 bool Run::looks_at_reference(int64_t rollout_id) const {
-  return settings.kl_loss_coef != 0 || (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
+  return settings.kl_loss_coef != 0 || settings.kl_coef != 0 ||
+         (settings.observe_kl > 0 && rollout_id % settings.observe_kl == 0);
 }
 
-// Of whole groups: advantages, the old log-probs that there are, and the reference's.
-std::vector<TokenTargets> Run::targets_of(std::span<const Trajectory> trajectories, bool look_at_reference,
-                                          Metrics* out) {
-  const Settings& s = settings;
-  const auto advantages = group_advantages(trajectories, {.normalise = !s.disable_rewards_normalization,
-                                                          .divide_by_std = !s.disable_grpo_std_normalization});
-  std::vector<TokenTargets> targets;
-  bool missing = false;
-  for (size_t i = 0; i < trajectories.size(); i++) {
-    targets.push_back({advantages[i], trajectories[i].log_probs, trajectories[i].ref_log_probs});
-    if (s.use_rollout_logprobs) targets.back().old_log_probs = trajectories[i].rollout_log_probs;
-    targets.back().old_is_sampler = s.use_rollout_logprobs;
-    missing |= !targets.back().ref_log_probs;
-  }
-  if (look_at_reference && reference && missing) {
-    const auto start = Clock::now();
-    auto scores = step.score(*reference, pointers_to(trajectories));
-    for (size_t i = 0; i < targets.size(); i++) {
-      if (!targets[i].ref_log_probs) targets[i].ref_log_probs = std::move(scores[i]);
-    }
-    if (out != nullptr) out->emplace_back("perf/ref_log_probs_time", seconds_since(start));
-  }
-  return targets;
+// Of whole groups. `several`: they are learnt from in several optimizer steps.
+std::vector<TokenTargets> Run::targets_of(std::span<const Trajectory> trajectories, bool several,
+                                          bool look_at_reference, Metrics& out) {
+  const auto all = pointers_to(trajectories);
+  Passes passes{.old_log_probs = [&] { return step.score(session.weights, all); },
+                .ref_log_probs = [&] { return step.score(*reference, all); }};
+  if (critic) passes.values = critic->values(all);
+  return token_targets(settings, trajectories, passes, several, look_at_reference && reference, out);
 }
 
 // The gradients of a step beside the next rollout, then the update. The samples of that rollout and their old
@@ -396,24 +402,56 @@ Metrics Run::step_and_roll(int64_t next, std::vector<Trajectory> trajectories, s
   return step.finish();
 }
 
+void stop_if_lost(const TrainStep& step, const Settings& s, const char* rate) {
+  if (step.skipped_in_a_row() < stop_after_skipped) return;
+  fail(Exit::numerics,
+       "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. "
+       "Lower {} or look at the data of this rollout.",
+       stop_after_skipped, s.save, rate);
+}
+
+// Several optimizer steps of one rollout report the mean of their figures, but, where these say how far the trainer is
+// off the sampler by the weights as they are (`by_weights`), those: after the first step the weights are others.
+void append_means(Metrics& out, const std::vector<Metrics>& results, bool by_weights) {
+  if (results.empty()) return;
+  for (const auto& [name, first] : results.front()) {
+    if (by_weights && name.starts_with("train/train_rollout_")) {
+      out.emplace_back(name, first);
+      continue;
+    }
+    double sum = 0;
+    for (const auto& result : results) sum += find(result, name, first);
+    out.emplace_back(
+        name, name.ends_with("skipped_steps") ? find(results.back(), name) : sum / static_cast<double>(results.size()));
+  }
+}
+
+void Run::critic_steps(const std::vector<const Trajectory*>& all, const std::vector<TokenTargets>& targets,
+                       size_t per_step, Metrics& out) {
+  std::vector<Metrics> results;
+  for (size_t from = 0; from == 0 || from + per_step <= all.size(); from += per_step) {
+    const auto begin = static_cast<int64_t>(from);
+    const auto end = static_cast<int64_t>(std::min(all.size(), from + per_step));
+    results.push_back(
+        critic->run({all.begin() + begin, all.begin() + end}, {targets.begin() + begin, targets.begin() + end}));
+    stop_if_lost(critic->step(), settings, "--critic-lr");
+  }
+  TrainStep& own = critic->step();
+  state.critic = {own.optimizer().steps(), own.skipped(), own.skipped_in_a_row()};
+  append_means(out, results, false);
+}
+
 // Old log-probs where a step needs them, then the optimizer steps in index order.
 std::vector<Metrics> Run::optimizer_steps(int64_t rollout_id, const std::vector<Trajectory>& trajectories,
                                           Metrics& out) {
   const Settings& s = settings;
   const auto all = pointers_to(trajectories);
-  auto targets = targets_of(trajectories, looks_at_reference(rollout_id), &out);
   const auto per_step = static_cast<size_t>(s.global_batch_size.value_or(static_cast<int64_t>(all.size())));
   const size_t steps = std::max<size_t>(1, all.size() / per_step);
-  const bool missing = std::any_of(targets.begin(), targets.end(), [](auto& t) { return !t.old_log_probs; });
-  if (steps > 1 && missing && !s.skip_actor_forward_only) {
-    const auto start = Clock::now();
-    auto scores = step.score(session.weights, all);
-    for (size_t i = 0; i < all.size(); i++) {
-      if (!targets[i].old_log_probs) targets[i].old_log_probs = std::move(scores[i]);
-    }
-    out.emplace_back("perf/log_probs_time", seconds_since(start));
-  }
+  const auto targets = targets_of(trajectories, steps > 1, looks_at_reference(rollout_id), out);
+  if (critic) critic_steps(all, targets, per_step, out);
   std::vector<Metrics> results;
+  if (critic && rollout_id < s.num_critic_only_steps) return results;
   Progress bar("training", static_cast<int64_t>(steps), terminal);
   for (size_t i = 0; i < steps; i++) {
     const auto from = static_cast<int64_t>(i * per_step);
@@ -435,12 +473,7 @@ std::vector<Metrics> Run::optimizer_steps(int64_t rollout_id, const std::vector<
 void Run::updated() {
   state.optimizer_steps = step.optimizer().steps();
   state.weight_version++;
-  if (step.skipped_in_a_row() < stop_after_skipped) return;
-  fail(Exit::numerics,
-       "{} training steps in a row had a loss or gradient that is not finite; the newest good checkpoint is in {}. "
-       "Lower "
-       "--lr or look at the data of this rollout.",
-       stop_after_skipped, settings.save);
+  stop_if_lost(step, settings, "--lr");
 }
 
 Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, TailTraining* tail) {
@@ -450,30 +483,20 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, Ta
   std::vector<Metrics> results;
   if (tail != nullptr && tail->has_begun()) {
     results.push_back(tail->finish(trajectories));
+    targets_of(trajectories, false, false, out);  // for its figures
     updated();
   } else {
     results = optimizer_steps(rollout_id, trajectories, out);
   }
   // The first step's weights are those that sampled.
-  const double difference = find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
+  const double difference = results.empty() ? 0 : find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
   if (settings.true_on_policy && difference != 0) {
     fail(Exit::numerics,
          "--true-on-policy: rollout {}: the trainer's log-probs differ from the sampler's by {} on average. This is a "
          "fault of the program; --save-debug-rollout-data keeps the samples that show it",
          rollout_id, difference);
   }
-  // Several optimizer steps of one rollout report the mean of their figures, but for those that compare the trainer
-  // with the sampler by the weights as they are: after the first step these are others.
-  for (const auto& [name, first] : results.front()) {
-    if (settings.use_rollout_logprobs && name.starts_with("train/train_rollout_")) {
-      out.emplace_back(name, first);
-      continue;
-    }
-    double sum = 0;
-    for (const auto& result : results) sum += find(result, name, first);
-    out.emplace_back(
-        name, name == "train/skipped_steps" ? find(results.back(), name) : sum / static_cast<double>(results.size()));
-  }
+  append_means(out, results, settings.use_rollout_logprobs);
   out.emplace_back("perf/actor_train_time", seconds_since(start));
   return out;
 }
@@ -506,9 +529,11 @@ void Run::one(int64_t rollout_id) {
   } else {
     if (s.train_during_tail) {
       beside.emplace(has_thread_beside());
-      tail.emplace(
-          step, *beside, train_options(s, session.config).pack, *s.rollout_batch_size * s.n_samples_per_prompt,
-          [&](std::span<const Trajectory> groups) { return targets_of(groups, looks_at_reference(rollout_id)); });
+      tail.emplace(step, *beside, train_options(s, session.config).pack, *s.rollout_batch_size * s.n_samples_per_prompt,
+                   [&](std::span<const Trajectory> groups) {
+                     Metrics unused;
+                     return targets_of(groups, false, looks_at_reference(rollout_id), unused);
+                   });
     }
     append(generate(rollout_id, trajectories, beside ? &*beside : nullptr, tail ? &*tail : nullptr));
   }
@@ -517,6 +542,8 @@ void Run::one(int64_t rollout_id) {
   if (files.writes() && !s.debug_train_only)
     keep_rollout(files.directory(), rollout_id, s.keep_rollouts, session, trajectories);
   if (!s.debug_rollout_only) append(learn(rollout_id, trajectories, tail ? &*tail : nullptr));
+  if (s.ref_update_interval && (rollout_id + 1) % *s.ref_update_interval == 0 && !s.debug_rollout_only)
+    copy_weights(*reference, session.weights, *session.threads);
   state.next_rollout = rollout_id + 1;
   if (cursor) state.cursor = cursor->state();
   if (evaluates && !s.debug_rollout_only && ((rollout_id + 1) % *s.eval_interval == 0 || rollout_id + 1 == rollouts)) {
@@ -550,7 +577,7 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
     if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
     world.phase("saving");
     if (run.metrics) run.metrics->sync();
-    if (settings.save != nowhere) run.files.save(run.session, run.step, run.state);
+    if (settings.save != nowhere) run.files.save(run.session, run.step, run.state, run.kept_besides());
     const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
     if (settings.save_hf != nowhere && (numbered_export || id + 1 == run.rollouts)) {
       const std::string folder = run.files.export_hf(run.session, run.step, id);

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <fstream>
+#include <map>
 
 #include "base/json.h"
 #include "reward/scorer.h"
@@ -33,6 +34,33 @@ int check_corpus(const std::string& name) {
     }
   }
   return rows;
+}
+
+// f1, gpqa and deterministic_random (make_rule_goldens.py).
+TEST(Corpus, OtherRules) {
+  const std::string path = FURLONG_TEST_DATA "/reward/rules.jsonl";
+  std::ifstream file(path);
+  std::map<std::string, int> rows;
+  for (std::string line; std::getline(file, line);) {
+    const Json row = parse_json(line, path);
+    const std::string rule = row["rule"], response = row["response"];
+    Label label = Label::none();
+    if (const auto it = row.find("label"); it != row.end() && !it->is_null()) {
+      label = it->is_string()           ? Label::string(*it)
+              : it->is_boolean()        ? Label::boolean(*it)
+              : it->is_number_integer() ? Label::integer(it->get<int64_t>())
+                                        : Label::real(*it);
+    }
+    // The metadata as it stands in the file: the order of choices counts.
+    const std::string metadata = parse_ordered_json(line, path).value("metadata", OrderedJson::object()).dump();
+    const std::vector<int32_t> tokens = row.value("tokens", std::vector<int32_t>());
+    const Score score = make_scorer(rule)->score(
+        {.response = response, .label = label, .metadata = metadata, .tokens = tokens, .number = 0});
+    ASSERT_TRUE(score.reward.has_value()) << line << score.error;
+    EXPECT_EQ(*score.reward, row["reward"].get<double>()) << line;
+    rows[rule]++;
+  }
+  EXPECT_EQ(rows, (std::map<std::string, int>{{"f1", 26}, {"gpqa", 61}, {"deterministic_random", 8}}));
 }
 
 TEST(Corpus, MathPairs) { EXPECT_EQ(check_corpus("math_pairs.jsonl"), 1283); }

@@ -75,6 +75,35 @@ TEST(Scorer, BoxedPrefixShowsTheRuleTheBoxOnly) {
   EXPECT_EQ(make_scorer("boxed_deepscaler")->score("</think>\\boxed{42}", Label::string("42")).reward, 0);
 }
 
+TEST(Scorer, RandomRewardsAreThoseOfTheSamplesNumber) {
+  const auto random = make_scorer("random");
+  const Label none;
+  int ones = 0;
+  for (int64_t i = 0; i < 1000; i++) {
+    const auto reward = random->score({.response = "", .label = none, .number = i}).reward;
+    ASSERT_TRUE(reward.has_value());
+    EXPECT_EQ(reward, random->score({.response = "x", .label = none, .number = i}).reward);
+    ones += *reward == 1;
+  }
+  EXPECT_GT(ones, 440);
+  EXPECT_LT(ones, 560);
+  EXPECT_NE(random->score("x", none).error.find("random"), std::string::npos);
+  EXPECT_NE(make_scorer("deterministic_random")->score("x", none).error.find("tokens"), std::string::npos);
+  EXPECT_NE(make_scorer("f1")->score("x", none).error.find("there is no label"), std::string::npos);
+}
+
+TEST(MakeScorer, IfbenchSaysWhatItNeeds) {
+  for (const char* name : {"ifbench", "boxed_ifbench"}) {
+    try {
+      make_scorer(name);
+      FAIL();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), Exit::usage);
+      EXPECT_NE(std::string(error.what()).find("--custom-rm-command"), std::string::npos);
+    }
+  }
+}
+
 TEST(Label, WritesNumbersAsPythonDoes) {
   EXPECT_EQ(Label::real(42).text, "42.0");
   EXPECT_EQ(Label::real(1e16).text, "1e+16");

@@ -23,10 +23,10 @@ inline Step golden_step(const Golden& golden) {
     t.tokens = golden.integers(name("tokens"));
     t.response_length = static_cast<int32_t>(t.tokens.size()) - golden.integers(name("prompt_len")).at(0);
     for (const float m : golden.floats(name("loss_mask"))) t.loss_mask.push_back(m != 0);
-    step.trajectories.push_back(std::move(t));
-    step.targets.push_back({.advantage = golden.number(name("advantage")),
+    step.targets.push_back({.advantages = std::vector<double>(t.loss_mask.size(), golden.number(name("advantage"))),
                             .old_log_probs = golden.floats(name("old_log_probs")),
                             .ref_log_probs = golden.floats(name("ref_log_probs"))});
+    step.trajectories.push_back(std::move(t));
   }
   return step;
 }

@@ -52,7 +52,8 @@ Step lively_samples(const std::vector<int64_t>& lengths, int64_t vocab, uint32_t
     for (int64_t i = 0; i < length; i++)
       t.tokens.push_back(static_cast<int32_t>(engine() % static_cast<uint32_t>(vocab)));
     t.response_length = static_cast<int32_t>(length - 1 - static_cast<int64_t>(engine() % 3));
-    TokenTargets target{.advantage = static_cast<double>(noise(engine)) * 4};
+    TokenTargets target;
+    target.advantages.assign(static_cast<size_t>(t.response_length), static_cast<double>(noise(engine)) * 4);
     target.old_log_probs.emplace();
     target.ref_log_probs.emplace();
     for (int32_t i = 0; i < t.response_length; i++) {
@@ -152,8 +153,8 @@ void expect_near(const std::map<std::string, double>& got, const std::map<std::s
 }
 
 // Of one step; weights move by the sign of their gradients, which may be rounding error.
-void expect_same(const Outcome& got, const Outcome& want) {
-  for (size_t i = 0; i < want.metrics.size(); i++) expect_near(got.metrics[i], want.metrics[i], 1e-6);
+void expect_same(const Outcome& got, const Outcome& want, double tolerance = 1e-6) {
+  for (size_t i = 0; i < want.metrics.size(); i++) expect_near(got.metrics[i], want.metrics[i], tolerance);
   ASSERT_EQ(got.grads.size(), want.grads.size());
   for (const auto& [name, grad] : want.grads) EXPECT_LT(relative_error(got.grads.at(name), grad), 1e-5) << name;
   int64_t near = 0, all = 0;
@@ -235,6 +236,48 @@ TEST(MeshOptions, DoNotMatter) {
   }
 }
 
+// What all tokens of a sample share, and a critic's step with its values: the figures of one process.
+TEST(MeshOptions, SampleRatiosAndCritics) {
+  const ModelConfig config = lively_config();
+  ModelConfig critic = config;
+  critic.mtp_num_layers = 0;
+  critic.value_head = true;
+  Weights start(config, DType::f32), critic_start(critic, DType::f32);
+  fill_random(start, 11);
+  fill_random(critic_start, 11);
+  std::vector<Step> steps = {lively_samples(uneven, config.vocab_size, 3)};
+  TrainOptions options = lively_options();
+  options.loss.sequence_ratio = true;
+  options.loss.importance = Importance::clip;
+  options.loss.importance_high = 1.1;
+  options.loss.opsm_delta = 0.0;
+  TrainOptions valued = lively_options();
+  valued.objective = Objective::value;
+  valued.loss = {};
+  valued.mtp = valued.optim.train_mtp = valued.entropy = false;
+  std::vector<Step> returns = steps;
+  for (Step& step : returns) {
+    for (TokenTargets& target : step.targets) {
+      target.old_values = target.returns = target.advantages;
+      for (size_t i = 0; i < target.returns.size(); i++) target.returns[i] += 0.1 * static_cast<double>(i);
+    }
+  }
+  // So that the losses of samples do not cancel.
+  for (TokenTargets& target : steps[0].targets) {
+    for (double& a : target.advantages) a = 0.25 * a - 0.25;
+  }
+  const Outcome one = trained(config, start, steps, options, {}),
+                one_critic = trained(critic, critic_start, returns, valued, {});
+  EXPECT_GT(one.metrics[0].at("train/opsm_clipfrac"), 0);
+  EXPECT_GT(one_critic.metrics[0].at("train/value_clipfrac"), 0);
+  EXPECT_EQ(one_critic.grads.at("value_head.weight").size(), static_cast<size_t>(config.hidden_size));
+  for (const RankLayout& layout : {RankLayout{{.tensor = 2, .context = 2, .expert = 4}, 4, Dispatcher::flex},
+                                   RankLayout{{.pipeline = 2, .expert = 2}, 8}}) {
+    expect_same(trained(config, start, steps, options, layout), one, 4e-6);
+    expect_same(trained(critic, critic_start, returns, valued, layout), one_critic);
+  }
+}
+
 // A loss or a gradient of one rank that is not finite: all ranks skip the step and keep their weights.
 TEST(MeshOptions, AStepIsSkippedAlike) {
   const ModelConfig config = lively_config();
@@ -245,7 +288,10 @@ TEST(MeshOptions, AStepIsSkippedAlike) {
     for (const bool in_loss : {true, false}) {
       std::vector<Step> steps = {lively_samples(uneven, config.vocab_size, 3)};
       TrainOptions options = lively_options();
-      if (in_loss) steps[0].targets[4].advantage = std::numeric_limits<double>::quiet_NaN();
+      if (in_loss) {
+        auto& advantages = steps[0].targets[4].advantages;
+        advantages.assign(advantages.size(), std::numeric_limits<double>::quiet_NaN());
+      }
       std::atomic<int> called = 0;
       options.before_update = [&](Stream&) { called++; };
       std::atomic<int> skipped = 0;

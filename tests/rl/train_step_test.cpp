@@ -194,7 +194,7 @@ TEST_F(GoldenGrpo, EntropyBonusRaisesTheEntropy) {
     options.optim.weight_decay = 0;
     options.loss.kl_loss_coef = 0;
     options.loss.entropy_coef = sign;
-    for (auto& t : step_.targets) t.advantage = 0;
+    for (auto& t : step_.targets) t.advantages.clear();
     Weights weights = load_hf(data_path("tiny"), config_, DType::f32);
     TrainStep train(config_, weights, threads_, options);
     const double before = run(train, step_).at("train/entropy_loss"),
@@ -236,7 +236,8 @@ TEST_F(GoldenGrpo, RefusesAStepWithoutTokens) {
 
 TEST_F(GoldenGrpo, SkipsAStepThatIsNotFinite) {
   const Weights before = load_hf(data_path("tiny"), config_, DType::f32);
-  step_.targets[1].advantage = std::numeric_limits<double>::quiet_NaN();
+  auto& advantages = step_.targets[1].advantages;
+  advantages.assign(advantages.size(), std::numeric_limits<double>::quiet_NaN());
   TrainStep train(config_, weights_, threads_, golden_options());
   EXPECT_EQ(run(train, step_).at("train/skipped_steps"), 1);
   EXPECT_EQ(train.skipped_in_a_row(), 1);
@@ -244,7 +245,7 @@ TEST_F(GoldenGrpo, SkipsAStepThatIsNotFinite) {
   for_each_tensor([](const TensorSpec& spec, const Tensor& a,
                      const Tensor& b) { EXPECT_EQ(std::memcmp(a.data(), b.data(), a.bytes()), 0) << spec.name; },
                   before, weights_);
-  step_.targets[1].advantage = 1;
+  advantages.assign(advantages.size(), 1);
   EXPECT_EQ(run(train, step_).at("train/skipped_steps"), 1);  // the total stays
   EXPECT_EQ(train.skipped_in_a_row(), 0);
   EXPECT_EQ(train.optimizer().steps(), 1);
