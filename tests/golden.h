@@ -1,4 +1,4 @@
-// Reference tensors in tests/data/goldens, as doubles.
+// Reference tensors in tests/data/goldens or beside another checkpoint, as doubles.
 #pragma once
 #include <gtest/gtest.h>
 
@@ -16,7 +16,8 @@ inline std::string data_path(const std::string& name) { return std::string(FURLO
 
 class Golden {
  public:
-  explicit Golden(const std::string& file) : file_(data_path("goldens/" + file)) {}
+  explicit Golden(const std::string& file, const std::string& folder = "goldens")
+      : file_(data_path(folder + "/" + file)) {}
 
   bool has(const std::string& name) const { return file_.find(name) != nullptr; }
   std::vector<float> floats(const std::string& name) const { return floats_of(entry(name)); }

@@ -83,6 +83,9 @@ Model model_of(const Settings& s) {
   }
   std::string name = s.preset, folder = std::filesystem::path(s.hf_checkpoint).filename().string();
   std::transform(folder.begin(), folder.end(), folder.begin(), [](unsigned char c) { return std::tolower(c); });
+  for (const std::string preset : preset_names) {
+    if (name.empty() && preset.ends_with('b') && folder.ends_with("-" + preset)) name = preset;
+  }
   if (name.empty() && folder.ends_with("35b-a3b")) name = "35b-a3b";
   if (name.empty()) {
     fail(Exit::usage,

@@ -1,5 +1,8 @@
 #include "furlong/presets.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "base/error.h"
 #include "base/json.h"
 #include "tokenizer/tokenizer.h"
@@ -93,6 +96,39 @@ void set_layers(ModelConfig& c, int64_t layers) {
   }
 }
 
+// What the released models have in common.
+void set_released(ModelConfig& c) {
+  c.head_dim = 256;
+  c.rotary_dim = 64;
+  c.linear_num_key_heads = 16;
+  c.linear_num_value_heads = 32;
+  c.linear_key_head_dim = c.linear_value_head_dim = 128;
+  c.max_position_embeddings = 262144;
+}
+
+void set_tiny(ModelConfig& c) {
+  c.hidden_size = 128;
+  c.num_heads = 4;
+  c.num_kv_heads = 2;
+  c.head_dim = 32;
+  c.rotary_dim = 8;
+  c.linear_num_key_heads = 2;
+  c.linear_num_value_heads = 4;
+  c.linear_key_head_dim = c.linear_value_head_dim = 32;
+  c.max_position_embeddings = 4096;
+}
+
+// A dense model as released.
+struct Dense {
+  const char* name;
+  int64_t layers, hidden, heads, kv_heads, key_heads, value_heads, width;
+  bool tied;
+};
+constexpr Dense dense_models[] = {{"0.8b", 24, 1024, 8, 2, 16, 16, 3584, true},
+                                  {"4b", 32, 2560, 16, 4, 16, 32, 9216, true},
+                                  {"9b", 32, 4096, 16, 4, 16, 32, 12288, false},
+                                  {"27b", 64, 5120, 24, 4, 16, 48, 17408, false}};
+
 ModelConfig common() {
   ModelConfig c;
   c.rope_theta = 1e7;
@@ -107,19 +143,20 @@ ModelConfig common() {
 Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
   Preset preset{common(), {}};
   ModelConfig& c = preset.config;
+  const auto* dense = std::find_if(std::begin(dense_models), std::end(dense_models),
+                                   [&](const Dense& model) { return name == model.name; });
   if (name == "tiny") {
-    c.hidden_size = 128;
-    c.num_heads = 4;
-    c.num_kv_heads = 2;
-    c.head_dim = 32;
-    c.rotary_dim = 8;
-    c.linear_num_key_heads = 2;
-    c.linear_num_value_heads = 4;
-    c.linear_key_head_dim = c.linear_value_head_dim = 32;
+    set_tiny(c);
     c.num_experts = 8;
     c.experts_per_token = 2;
     c.moe_intermediate_size = c.shared_intermediate_size = 64;
-    c.max_position_embeddings = 4096;
+    set_layers(c, num_layers.value_or(4));
+    add_byte_tokenizer(preset);
+  } else if (name == "tiny-dense" || name == "tiny-tied") {
+    set_tiny(c);
+    c.intermediate_size = 256;
+    c.tied_embeddings = name == "tiny-tied";
+    if (!c.tied_embeddings) c.linear_num_value_heads = 6;  // three a key head, as in 27B
     set_layers(c, num_layers.value_or(4));
     add_byte_tokenizer(preset);
   } else if (name == "small") {
@@ -138,22 +175,28 @@ Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
     set_layers(c, num_layers.value_or(8));
     add_byte_tokenizer(preset);
   } else if (name == "35b-a3b") {
+    set_released(c);
     c.hidden_size = 2048;
     c.num_heads = 16;
     c.num_kv_heads = 2;
-    c.head_dim = 256;
-    c.rotary_dim = 64;
-    c.linear_num_key_heads = 16;
-    c.linear_num_value_heads = 32;
-    c.linear_key_head_dim = c.linear_value_head_dim = 128;
     c.num_experts = 256;
     c.experts_per_token = 8;
     c.moe_intermediate_size = c.shared_intermediate_size = 512;
-    c.max_position_embeddings = 262144;
     set_layers(c, num_layers.value_or(40));
     add_byte_tokenizer(preset, 248320);
+  } else if (dense != std::end(dense_models)) {
+    set_released(c);
+    c.hidden_size = dense->hidden;
+    c.num_heads = dense->heads;
+    c.num_kv_heads = dense->kv_heads;
+    c.linear_num_key_heads = dense->key_heads;
+    c.linear_num_value_heads = dense->value_heads;
+    c.intermediate_size = dense->width;
+    c.tied_embeddings = dense->tied;
+    set_layers(c, num_layers.value_or(dense->layers));
+    add_byte_tokenizer(preset, 248320);
   } else {
-    fail(Exit::usage, "--preset {}: one of tiny, small, 35b-a3b wanted", name);
+    fail(Exit::usage, "--preset {}: one of {} wanted", name, fmt::join(preset_names, ", "));
   }
   return preset;
 }

@@ -44,17 +44,22 @@ void write_arguments(P& p, const ModelConfig& c, int64_t padded_vocab_size, cons
   Dict args(p);
   args.integer("num_layers", c.num_layers);
   args.integer("hidden_size", c.hidden_size);
-  args.integer("ffn_hidden_size", c.moe_intermediate_size);
+  args.integer("ffn_hidden_size", c.dense() ? c.intermediate_size : c.moe_intermediate_size);
   args.integer("num_attention_heads", c.num_heads);
   args.integer("num_query_groups", c.num_kv_heads);
   args.boolean("group_query_attention", true);
   args.integer("kv_channels", c.head_dim);
   args.integer("vocab_size", c.vocab_size);
   args.integer("padded_vocab_size", padded_vocab_size);
-  args.integer("num_experts", c.num_experts);
-  args.integer("moe_router_topk", c.experts_per_token);
-  args.integer("moe_ffn_hidden_size", c.moe_intermediate_size);
-  args.integer("moe_shared_expert_intermediate_size", c.shared_intermediate_size);
+  args.key("num_experts");
+  if (c.dense()) {
+    p.none();
+  } else {
+    p.integer(c.num_experts);
+    args.integer("moe_router_topk", c.experts_per_token);
+    args.integer("moe_ffn_hidden_size", c.moe_intermediate_size);
+    args.integer("moe_shared_expert_intermediate_size", c.shared_intermediate_size);
+  }
   args.key("mtp_num_layers");
   if (c.mtp_num_layers > 0) {
     p.integer(c.mtp_num_layers);
@@ -71,7 +76,7 @@ void write_arguments(P& p, const ModelConfig& c, int64_t padded_vocab_size, cons
   args.boolean("swiglu", true);
   args.boolean("qk_layernorm", true);
   args.boolean("add_bias_linear", false);
-  args.boolean("untie_embeddings_and_output_weights", true);
+  args.boolean("untie_embeddings_and_output_weights", !c.tied_embeddings);
   args.key("params_dtype");
   p.global("torch", dtype);
   args.boolean("bf16", dtype == "bfloat16");

@@ -47,6 +47,12 @@ constexpr std::array<Renamed, 7> inside_layers = {{
 }};
 
 constexpr const char* qkv_key = "self_attention.linear_qkv.weight";
+// A dense network's norm is its first matrix's in Megatron; the second spelling is that of layers that keep it apart.
+constexpr std::array<Renamed, 2> inside_dense_layers = {{
+    {"post_attention_layernorm.weight", {"mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"}},
+    {"mlp.down_proj.weight", {"mlp.linear_fc2.weight"}},
+}};
+constexpr const char* dense_fc1 = "mlp.linear_fc1.weight";
 constexpr const char* shared_fc1 = "mlp.shared_experts.linear_fc1.weight";
 constexpr const char* experts_key = "mlp.experts.experts.";
 
@@ -95,6 +101,9 @@ class Namer {
 
   void in_layer(std::string_view name, const std::string& prefix, bool full) {
     if (name == full_input_norm.ours) return renamed(full ? full_input_norm : linear_input_norm, prefix);
+    for (const auto& row : inside_dense_layers) {
+      if (c_.dense() && name == row.ours) return renamed(row, prefix);
+    }
     for (const auto& row : inside_layers) {
       if (name == row.ours) return renamed(row, prefix);
     }
@@ -102,8 +111,10 @@ class Namer {
     if (name == "self_attn.q_proj.weight") return qkv(QkvPart::q, prefix);
     if (name == "self_attn.k_proj.weight") return qkv(QkvPart::k, prefix);
     if (name == "self_attn.v_proj.weight") return qkv(QkvPart::v, prefix);
-    if (name == "mlp.shared_expert.gate_proj.weight") return half(prefix, 0, "_w");
-    if (name == "mlp.shared_expert.up_proj.weight") return half(prefix, 1, "_v");
+    if (name == "mlp.shared_expert.gate_proj.weight") return half(prefix + shared_fc1, 0, "_w");
+    if (name == "mlp.shared_expert.up_proj.weight") return half(prefix + shared_fc1, 1, "_v");
+    if (name == "mlp.gate_proj.weight") return half(prefix + dense_fc1, 0, "_w");
+    if (name == "mlp.up_proj.weight") return half(prefix + dense_fc1, 1, "_v");
     if (name == "mlp.experts.gate_up_proj") return experts(prefix + experts_key, "linear_fc1.weight", 2);
     if (name == "mlp.experts.down_proj") return experts(prefix + experts_key, "linear_fc2.weight", 1);
     CHECK(false, "no place for {}", spec_.name);
@@ -118,11 +129,11 @@ class Namer {
     add(std::move(place));
   }
 
-  // The shared expert's first matrix: gate rows, then up rows.
-  void half(const std::string& prefix, int64_t which, const char* alone) {
+  // The first matrix of a shared expert or a dense network: gate rows, then up rows.
+  void half(const std::string& key, int64_t which, const char* alone) {
     const int64_t rows = spec_.shape[0], width = spec_.shape[1], numel = rows * width;
-    add({prefix + shared_fc1, {2 * rows, width}, {{0, which * numel, numel}}});
-    add(whole(prefix + shared_fc1 + alone, spec_.shape));
+    add({key, {2 * rows, width}, {{0, which * numel, numel}}});
+    add(whole(key + alone, spec_.shape));
   }
 
   void experts(const std::string& prefix, const std::string& name, int64_t halves) {

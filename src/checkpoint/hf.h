@@ -1,4 +1,4 @@
-// Hugging Face checkpoints of Qwen3.5-MoE: a folder of safetensors to Weights, and back.
+// Hugging Face checkpoints of Qwen3.5: a folder of safetensors to Weights, and back.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -33,7 +33,8 @@ struct SaveHfOptions {
   std::string output_dir;
   // The text of config.json when there is no source_dir; otherwise the source's config.json is taken.
   std::string config_text;
-  // Each tensor's dtype: as in the source (without one, the weights' own), or this. A_log is F32 in every mode.
+  // Each tensor's dtype: as in the source (without one, the weights' own), or this. A_log is F32 in every mode, but for
+  // a source that has it in 16 bits, as Qwen3.6 does: then as there while that holds its numbers exactly.
   HfDtype dtype = HfDtype::source;
   // Without a source, `source` means fused.
   ExpertPacking experts = ExpertPacking::source;

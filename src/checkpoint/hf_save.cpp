@@ -129,27 +129,46 @@ class SavePlan {
     const bool per_expert = options_.experts == ExpertPacking::source
                                 ? was_per_expert
                                 : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
-    const std::string dtype = dtype_of(spec, numbers_.dtypes[i], first);
+    const std::string dtype = dtype_of(i, first);
     for (const auto& piece : pieces_of(spec, per_expert)) {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
-      tensors_.push_back({.name = name, .dtype = dtype_of_piece(name, dtype), .shape = piece.shape});
+      tensors_.push_back(
+          {.name = name, .dtype = spec.always_f32 ? dtype : dtype_of_piece(name, dtype), .shape = piece.shape});
       tensors_.back().emit = [this, i, offset = piece.offset, n = piece.numel, to = tensors_.back().dtype](
                                  const ByteSink& sink) { numbers_.emit(i, offset, n, to, sink); };
     }
-    always_f32_ = false;
   }
 
-  std::string dtype_of(const TensorSpec& spec, const std::string& own, const TensorEntry* first) {
-    always_f32_ = spec.always_f32;
-    if (spec.always_f32 || options_.dtype == HfDtype::f32) return "F32";
+  std::string dtype_of(size_t i, const TensorEntry* first) const {
+    const bool readable = first != nullptr && is_readable_dtype(first->dtype);
+    if (numbers_.specs[i].always_f32) {
+      const bool as_there = options_.dtype == HfDtype::source && readable && holds_exactly(i, first->dtype);
+      return as_there ? first->dtype : "F32";
+    }
+    if (options_.dtype == HfDtype::f32) return "F32";
     if (options_.dtype == HfDtype::bf16) return "BF16";
-    return first != nullptr && is_readable_dtype(first->dtype) ? first->dtype : own;
+    return readable ? first->dtype : numbers_.dtypes[i];
+  }
+
+  // Whether a tensor's numbers survive in this file dtype: those of a small one, which are read for it.
+  bool holds_exactly(size_t i, const std::string& dtype) const {
+    if (dtype == "F32") return true;
+    const int64_t n = numbers_.specs[i].full_numel();
+    std::vector<uint8_t> exact;
+    numbers_.emit(i, 0, n, "F32", [&](const void* data, size_t bytes) {
+      const auto* from = static_cast<const uint8_t*>(data);
+      exact.insert(exact.end(), from, from + bytes);
+    });
+    std::vector<uint8_t> rounded(exact.size()), back(exact.size());
+    transfer_values("F32", exact.data(), n, dtype, rounded.data());
+    transfer_values(dtype, rounded.data(), n, "F32", back.data());
+    return back == exact;
   }
 
   // In `source` mode experts stored one by one may differ in dtype.
   std::string dtype_of_piece(const std::string& name, const std::string& dtype) const {
-    if (always_f32_ || options_.dtype != HfDtype::source || source_ == nullptr) return dtype;
+    if (options_.dtype != HfDtype::source || source_ == nullptr) return dtype;
     const TensorEntry* entry = source_->find(name);
     return entry != nullptr && is_readable_dtype(entry->dtype) ? entry->dtype : dtype;
   }
@@ -175,7 +194,6 @@ class SavePlan {
   const Numbers& numbers_;
   const SafetensorsDirectory* source_;
   HfLayout layout_;
-  bool always_f32_ = false;
   std::unordered_set<std::string> replaced_;
   std::vector<TensorSource> tensors_;
 };

@@ -100,6 +100,7 @@ std::pair<int64_t, int64_t> among_holders(const TensorSpec& spec, const MeshRank
       case Split::kv_heads: same = kv_block(m) == kv_block(place); break;
       case Split::vocab:
       case Split::heads:
+      case Split::width:
       case Split::row: same = m.tensor == place.tensor; break;
       case Split::expert: same = m.expert == place.expert && m.expert_tensor == place.expert_tensor; break;
     }

@@ -149,11 +149,17 @@ Weights load_stored(const std::function<StoredTensors()>& open, const ModelConfi
     const StoredTensors stored = open();
     directory = stored.directory;
     weights = Weights(config, dtype, Placement{.device = options.device, .rank = options.mesh.place()});
-    CHECK(stored.specs.size() == weights.specs().size(), "{} tensors", stored.specs.size());
-    for (size_t i = 0; i < stored.specs.size(); i++) {
-      const Tensor& t = weights.tensors()[i];
-      const bool own_head = config.value_head && weights.specs()[i].part == head_part(config);
-      if (t.defined() && !own_head) fill_tensor(stored, i, t, weights.specs()[i], options.threads, nonfinite);
+    size_t at = 0;
+    for (size_t i = 0; i < weights.specs().size(); i++) {
+      const TensorSpec& spec = weights.specs()[i];
+      if (config.value_head && spec.part == head_part(config)) {
+        at += config.tied_embeddings ? 0 : 1;  // past the head of the vocabulary, where there is one
+        continue;
+      }
+      CHECK(at < stored.specs.size() && stored.specs[at].name == spec.name, "{}", spec.name);
+      if (weights.tensors()[i].defined())
+        fill_tensor(stored, at, weights.tensors()[i], spec, options.threads, nonfinite);
+      at++;
     }
   });
   if (options.allow_nonfinite) return weights;

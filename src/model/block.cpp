@@ -22,7 +22,11 @@ void layer_forward(Exec& exec, const ModelConfig& c, const LayerWeights& w, Tens
   saved.mid_normed = arena.make("layer.mid_normed", t, {rows, c.hidden_size});
   saved.mid_r = arena.make("layer.mid_r", acc, {rows});
   add_rms_norm(stream, saved.mid_normed, saved.mid_r, saved.mid, x, w.post_norm, c.rms_norm_eps);
-  moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, batch, routed, saved.moe, after);
+  if (c.dense()) {
+    mlp_forward(exec, c, w.mlp, out, saved.mid_normed, saved.mid, batch, saved.mlp, after);
+  } else {
+    moe_forward(exec, c, w.moe, out, saved.mid_normed, saved.mid, batch, routed, saved.moe, after);
+  }
 }
 
 void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, const LayerSaved& saved, Tensor d,
@@ -30,7 +34,8 @@ void layer_backward(Exec& exec, const ModelConfig& c, const LayerWeights& w, con
   auto& [stream, arena, mesh] = exec;
   {
     const Arena::Scope scope(arena);
-    const Tensor dnormed = moe_backward(exec, c, w.moe, saved.moe, d, grads.moe);
+    const Tensor dnormed = c.dense() ? mlp_backward(exec, c, w.mlp, saved.mlp, d, batch, grads.mlp)
+                                     : moe_backward(exec, c, w.moe, saved.moe, d, grads.moe);
     rms_norm_backward(stream, d, grads.post_norm, dnormed, saved.mid, w.post_norm, saved.mid_r);
   }
   const Arena::Scope scope(arena);

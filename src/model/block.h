@@ -1,7 +1,8 @@
-// One layer: norm, mixer, residual; norm, MoE, residual (model-spec 3.0).
+// One layer: norm, mixer, residual; norm, experts or a dense network, residual (model-spec 3.0).
 #pragma once
 #include "model/attention.h"
 #include "model/delta_net.h"
+#include "model/mlp.h"
 #include "model/moe.h"
 
 namespace furlong {
@@ -12,6 +13,7 @@ struct LayerSaved {
   AttentionSaved attention;
   DeltaNetSaved delta;
   MoeSaved moe;
+  MlpSaved mlp;
 };
 
 // The memory of one layer; both undefined in training.
@@ -20,9 +22,9 @@ struct LayerMemory {
   DeltaSlots slots;
 };
 
-// out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set. normed:
-// saved.normed and saved.r are x after the input norm already. after: a norm of `out` that is wanted too, as that of
-// the next layer's input, or null.
+// out (T,H) = layer(x). keep: fill what the backward needs (delta-net states). saved.moe.routing must be set where
+// there are experts. normed: saved.normed and saved.r are x after the input norm already. after: a norm of `out` that
+// is wanted too, as that of the next layer's input, or null.
 void layer_forward(Exec&, const ModelConfig&, const LayerWeights&, Tensor out, Tensor x, const Batch&,
                    const LayerMemory&, bool keep, Routed, LayerSaved& saved, bool normed = false,
                    const NormAfter* after = nullptr);

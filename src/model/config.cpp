@@ -17,6 +17,17 @@ constexpr int64_t max_layers = 4096;
 constexpr int64_t max_experts = 65536;  // expert ids fit 16 bits
 constexpr int64_t max_parameters = int64_t{1} << 44;
 
+// A kind of checkpoint: how config.json names it, and what a key left out means.
+struct Family {
+  const char *type, *text_type, *architecture;
+  bool dense;
+  int64_t hidden_size, layers, kv_heads;
+};
+constexpr Family families[] = {
+    {"qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForConditionalGeneration", false, 2048, 40, 2},
+    {"qwen3_5", "qwen3_5_text", "Qwen3_5ForConditionalGeneration", true, 4096, 32, 4},
+};
+
 constexpr const char* linear_layer = "linear_attention";
 constexpr const char* full_layer = "full_attention";
 
@@ -82,24 +93,33 @@ class Section {
   std::string where_, path_;
 };
 
-void check_model_type(const Section& root) {
+const Family& family_of(const Section& root) {
   const std::string type = root.text("model_type", "");
-  if (type != "qwen3_5_moe" && type != "qwen3_5_moe_text") {
-    root.refuse("model_type",
-                fmt::format("\"{}\" is not read by this version; it reads \"qwen3_5_moe\" and \"qwen3_5_moe_text\" "
-                            "(Qwen3.5 and 3.6 mixture-of-experts checkpoints)",
-                            type));
+  for (const Family& f : families) {
+    if (type == f.type || type == f.text_type) return f;
   }
+  root.refuse("model_type",
+              fmt::format("\"{}\" is not read by this version; it reads \"qwen3_5_moe\" and \"qwen3_5\" (Qwen3.5 and "
+                          "3.6, mixture of experts and dense)",
+                          type));
+}
+
+void check_quantisation(const Section& root) {
   if (root.find("quantization_config") != nullptr) {
     root.refuse("quantization_config", "quantised checkpoints are not read; use the bfloat16 checkpoint of the model");
   }
 }
 
+// The key stands at the root, in text_config or in both, where they agree.
+bool read_tied(const Section& root, const Section& text) {
+  const char* key = "tie_word_embeddings";
+  const bool above = root.flag(key, false), inside = text.flag(key, false);
+  if (root.find(key) != nullptr && text.find(key) != nullptr && above != inside)
+    root.refuse(key, "the value here and the one in text_config disagree");
+  return above || inside;
+}
+
 void check_unsupported(const Section& text) {
-  if (text.flag("tie_word_embeddings", false)) {
-    text.refuse("tie_word_embeddings",
-                "true is not supported: this version reads mixture-of-experts models with an untied lm_head only");
-  }
   if (text.flag("attention_bias", false))
     text.refuse("attention_bias", "true is not supported (no such checkpoint is known)");
   if (!text.flag("attn_output_gate", true))
@@ -113,10 +133,10 @@ void check_unsupported(const Section& text) {
   }
   if (const Json* layers = text.find("mlp_only_layers");
       layers != nullptr && !(layers->is_array() && layers->empty())) {
-    text.refuse("mlp_only_layers", "must be empty: every layer is a mixture of experts");
+    text.refuse("mlp_only_layers", "must be empty: the layers' feed-forward networks are all of one kind");
   }
   if (text.size("decoder_sparse_step", 1) != 1)
-    text.refuse("decoder_sparse_step", "must be 1: every layer is a mixture of experts");
+    text.refuse("decoder_sparse_step", "must be 1: the layers' feed-forward networks are all of one kind");
   for (const char* key : {"output_gate_type", "hidden_act"}) {
     const std::string value = text.text(key, "silu");
     if (value != "silu" && value != "swish")
@@ -218,10 +238,11 @@ void check_parameters(const Section& text, const ModelConfig& c) {
   };
   const int64_t h = c.hidden_size, blocks = c.num_layers + c.mtp_num_layers;
   const int64_t delta = c.num_delta_layers(), full = c.num_attention_layers() + c.mtp_num_layers;
-  add({2, c.vocab_size, h});
+  add({c.tied_embeddings ? 1 : 2, c.vocab_size, h});
   add({2 + 2 * blocks, h});
   add({blocks, c.num_experts, 3, c.moe_intermediate_size, h});
-  add({blocks, c.num_experts + 1, h});
+  add({blocks, c.dense() ? 0 : c.num_experts + 1, h});
+  add({blocks, 3, c.intermediate_size, h});
   add({blocks, 3, c.shared_intermediate_size, h});
   add({full, 3 * c.num_heads + 2 * c.num_kv_heads, c.head_dim, h});
   add({delta, c.linear_num_key_heads, 2 * c.linear_key_head_dim, h + c.conv_kernel});
@@ -234,22 +255,36 @@ void check_parameters(const Section& text, const ModelConfig& c) {
   }
 }
 
-void read_sizes(const Section& text, ModelConfig& c) {
+void read_feed_forward(const Section& text, const Family& family, ModelConfig& c) {
+  if (family.dense) {
+    if (text.size("num_experts", 0, max_experts, 0) != 0)
+      text.refuse("num_experts", fmt::format("must be absent or 0: \"{}\" is a dense model", family.type));
+    c.intermediate_size = text.size("intermediate_size", 12288);
+    return;
+  }
+  c.num_experts = text.size("num_experts", 256, max_experts);
+  c.experts_per_token = text.size("num_experts_per_tok", 8, max_experts);
+  c.moe_intermediate_size = text.size("moe_intermediate_size", 512);
+  c.shared_intermediate_size = text.size("shared_expert_intermediate_size", 512);
+  if (c.experts_per_token > c.num_experts) {
+    text.refuse("num_experts_per_tok",
+                fmt::format("{} is more than num_experts = {}", c.experts_per_token, c.num_experts));
+  }
+}
+
+void read_sizes(const Section& text, const Family& family, ModelConfig& c) {
   c.vocab_size = text.size("vocab_size", 248320);
-  c.hidden_size = text.size("hidden_size", 2048);
-  c.num_layers = text.size("num_hidden_layers", 40, max_layers);
+  c.hidden_size = text.size("hidden_size", family.hidden_size);
+  c.num_layers = text.size("num_hidden_layers", family.layers, max_layers);
   c.num_heads = text.size("num_attention_heads", 16);
-  c.num_kv_heads = text.size("num_key_value_heads", 2);
+  c.num_kv_heads = text.size("num_key_value_heads", family.kv_heads);
   c.head_dim = text.size("head_dim", 256);
   c.linear_num_key_heads = text.size("linear_num_key_heads", 16);
   c.linear_num_value_heads = text.size("linear_num_value_heads", 32);
   c.linear_key_head_dim = text.size("linear_key_head_dim", 128);
   c.linear_value_head_dim = text.size("linear_value_head_dim", 128);
   c.conv_kernel = text.size("linear_conv_kernel_dim", 4, 64);
-  c.num_experts = text.size("num_experts", 256, max_experts);
-  c.experts_per_token = text.size("num_experts_per_tok", 8, max_experts);
-  c.moe_intermediate_size = text.size("moe_intermediate_size", 512);
-  c.shared_intermediate_size = text.size("shared_expert_intermediate_size", 512);
+  read_feed_forward(text, family, c);
   c.mtp_num_layers = text.size("mtp_num_hidden_layers", 0, 1, 0);
   c.max_position_embeddings = text.size("max_position_embeddings", 32768, int64_t{1} << 31);
   if (const Json* eps = text.find("rms_norm_eps")) c.rms_norm_eps = text.real("rms_norm_eps", *eps);
@@ -258,10 +293,6 @@ void read_sizes(const Section& text, ModelConfig& c) {
   check_divisible(text, "num_attention_heads", c.num_heads, "num_key_value_heads", c.num_kv_heads);
   check_divisible(text, "linear_num_value_heads", c.linear_num_value_heads, "linear_num_key_heads",
                   c.linear_num_key_heads);
-  if (c.experts_per_token > c.num_experts) {
-    text.refuse("num_experts_per_tok",
-                fmt::format("{} is more than num_experts = {}", c.experts_per_token, c.num_experts));
-  }
 }
 
 std::string read_dtype(const Section& root, const Section& text) {
@@ -287,20 +318,20 @@ int64_t ModelConfig::num_attention_layers() const {
 ModelConfig parse_model_config(const std::string& text, const std::string& where) {
   const Json json = parse_json(text, where);
   const Section root(json, where, "");
-  check_model_type(root);
+  const Family& family = family_of(root);
+  check_quantisation(root);
   const Json* nested = root.find("text_config");
   const Section section(nested != nullptr ? *nested : json, where, nested != nullptr ? "text_config" : "");
   if (nested != nullptr) {
-    if (const std::string type = section.text("model_type", "qwen3_5_moe_text"); type != "qwen3_5_moe_text") {
-      section.refuse("model_type", fmt::format("\"{}\" is not read by this version, only \"qwen3_5_moe_text\"", type));
-    }
-    if (root.flag("tie_word_embeddings", false) != section.flag("tie_word_embeddings", false)) {
-      root.refuse("tie_word_embeddings", "the value here and the one in text_config disagree");
+    if (const std::string type = section.text("model_type", family.text_type); type != family.text_type) {
+      section.refuse("model_type", fmt::format("\"{}\" is not that of a \"{}\" model, which has \"{}\"", type,
+                                               family.type, family.text_type));
     }
   }
   check_unsupported(section);
   ModelConfig c;
-  read_sizes(section, c);
+  c.tied_embeddings = read_tied(root, section);
+  read_sizes(section, family, c);
   read_rope(section, c);
   read_layer_types(section, c);
   check_parameters(section, c);
@@ -327,45 +358,49 @@ std::string config_json(const ModelConfig& c) {
       {"partial_rotary_factor", static_cast<double>(c.rotary_dim) / static_cast<double>(c.head_dim)},
       {"mrope_section", {(half + 2) / 3, (half + 1) / 3, half / 3}},
       {"mrope_interleaved", true}};
-  const OrderedJson text = {{"model_type", "qwen3_5_moe_text"},
+  const Family& family = families[c.dense() ? 1 : 0];
+  const OrderedJson feed_forward = c.dense()
+                                       ? OrderedJson{{"intermediate_size", c.intermediate_size}}
+                                       : OrderedJson{{"num_experts", c.num_experts},
+                                                     {"num_experts_per_tok", c.experts_per_token},
+                                                     {"moe_intermediate_size", c.moe_intermediate_size},
+                                                     {"shared_expert_intermediate_size", c.shared_intermediate_size},
+                                                     {"mlp_only_layers", OrderedJson::array()},
+                                                     {"router_aux_loss_coef", 0.001},
+                                                     {"output_router_logits", false}};
+  OrderedJson text = {{"model_type", family.text_type},
+                      {"dtype", c.checkpoint_dtype},
+                      {"vocab_size", c.vocab_size},
+                      {"hidden_size", c.hidden_size},
+                      {"num_hidden_layers", c.num_layers},
+                      {"layer_types", types},
+                      {"num_attention_heads", c.num_heads},
+                      {"num_key_value_heads", c.num_kv_heads},
+                      {"head_dim", c.head_dim},
+                      {"attn_output_gate", true},
+                      {"attention_bias", false},
+                      {"attention_dropout", 0.0},
+                      {"hidden_act", "silu"},
+                      {"rms_norm_eps", c.rms_norm_eps},
+                      {"linear_num_key_heads", c.linear_num_key_heads},
+                      {"linear_num_value_heads", c.linear_num_value_heads},
+                      {"linear_key_head_dim", c.linear_key_head_dim},
+                      {"linear_value_head_dim", c.linear_value_head_dim},
+                      {"linear_conv_kernel_dim", c.conv_kernel},
+                      {"mamba_ssm_dtype", "float32"},
+                      {"mtp_num_hidden_layers", c.mtp_num_layers},
+                      {"mtp_use_dedicated_embeddings", false},
+                      {"max_position_embeddings", c.max_position_embeddings},
+                      {"rope_parameters", rope},
+                      {"initializer_range", 0.02},
+                      {"use_cache", true},
+                      {"tie_word_embeddings", c.tied_embeddings},
+                      {"eos_token_id", eos}};
+  text.update(feed_forward);
+  const OrderedJson root = {{"architectures", {family.architecture}},
+                            {"model_type", family.type},
                             {"dtype", c.checkpoint_dtype},
-                            {"vocab_size", c.vocab_size},
-                            {"hidden_size", c.hidden_size},
-                            {"num_hidden_layers", c.num_layers},
-                            {"layer_types", types},
-                            {"num_attention_heads", c.num_heads},
-                            {"num_key_value_heads", c.num_kv_heads},
-                            {"head_dim", c.head_dim},
-                            {"attn_output_gate", true},
-                            {"attention_bias", false},
-                            {"attention_dropout", 0.0},
-                            {"hidden_act", "silu"},
-                            {"rms_norm_eps", c.rms_norm_eps},
-                            {"linear_num_key_heads", c.linear_num_key_heads},
-                            {"linear_num_value_heads", c.linear_num_value_heads},
-                            {"linear_key_head_dim", c.linear_key_head_dim},
-                            {"linear_value_head_dim", c.linear_value_head_dim},
-                            {"linear_conv_kernel_dim", c.conv_kernel},
-                            {"mamba_ssm_dtype", "float32"},
-                            {"num_experts", c.num_experts},
-                            {"num_experts_per_tok", c.experts_per_token},
-                            {"moe_intermediate_size", c.moe_intermediate_size},
-                            {"shared_expert_intermediate_size", c.shared_intermediate_size},
-                            {"mlp_only_layers", OrderedJson::array()},
-                            {"router_aux_loss_coef", 0.001},
-                            {"output_router_logits", false},
-                            {"mtp_num_hidden_layers", c.mtp_num_layers},
-                            {"mtp_use_dedicated_embeddings", false},
-                            {"max_position_embeddings", c.max_position_embeddings},
-                            {"rope_parameters", rope},
-                            {"initializer_range", 0.02},
-                            {"use_cache", true},
-                            {"tie_word_embeddings", false},
-                            {"eos_token_id", eos}};
-  const OrderedJson root = {{"architectures", {"Qwen3_5MoeForConditionalGeneration"}},
-                            {"model_type", "qwen3_5_moe"},
-                            {"dtype", c.checkpoint_dtype},
-                            {"tie_word_embeddings", false},
+                            {"tie_word_embeddings", c.tied_embeddings},
                             {"text_config", text}};
   return root.dump(2) + "\n";
 }

@@ -1,4 +1,4 @@
-// The architecture of a Qwen3.5-MoE checkpoint, read from its config.json and nothing else.
+// The architecture of a Qwen3.5 checkpoint, mixture of experts or dense, read from its config.json and nothing else.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -26,14 +26,20 @@ struct ModelConfig {
   int64_t linear_value_head_dim = 0;
   int64_t conv_kernel = 4;
 
+  // feed-forward network: dense, of this width, where there are no experts
+  int64_t intermediate_size = 0;
+  bool dense() const { return num_experts == 0; }
+
   // mixture of experts
   int64_t num_experts = 0;
   int64_t experts_per_token = 0;
   int64_t moe_intermediate_size = 0;
   int64_t shared_intermediate_size = 0;
 
+  bool tied_embeddings = false;  // the head is the embedding
+  bool value_head = false;       // a critic: one row in place of the vocabulary's logits (never in config.json)
+  bool head_is_embedding() const { return tied_embeddings && !value_head; }
   int64_t mtp_num_layers = 0;  // 0 or 1
-  bool value_head = false;     // a critic: one row in place of the vocabulary's logits (never in config.json)
   double rms_norm_eps = 1e-6;
   int64_t max_position_embeddings = 0;
   std::vector<int32_t> eos_token_ids;  // config.json's own; generation_config.json's take precedence

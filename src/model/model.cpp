@@ -28,6 +28,7 @@ void pass_on(Exec& exec, int64_t source, Tensor to, int64_t target, Tensor from)
 // Memory for a layer's routing, and where its choices come from.
 Routed set_routing(Exec& exec, const ModelConfig& c, const BatchRoutes& routes, size_t layer, int64_t rows, DType t,
                    MoeSaved& saved) {
+  if (c.dense()) return Routed::here;
   saved.routing = make_routing(exec, c, rows, t, !routes.ids.defined());
   saved.own_ids = {};
   if (!routes.ids.defined()) return Routed::here;

@@ -28,7 +28,7 @@ Tensor mtp_forward(Exec& exec, const ModelConfig& c, const Weights& w, Tensor hi
   rms_norm(stream, saved.joined.columns(h, 2 * h), saved.hidden_r, hidden, m.norm_hidden, c.rms_norm_eps);
   saved.x = arena.make("mtp.x", t, {rows, h});
   linear(stream, saved.x, saved.joined, m.fc);
-  saved.layer.moe.routing = make_routing(exec, c, rows, t);
+  if (!c.dense()) saved.layer.moe.routing = make_routing(exec, c, rows, t);
   saved.last = arena.make("mtp.last", t, {rows, h});
   layer_forward(exec, c, m.layer, saved.last, saved.x, batch, {.pages = pages, .slots = {}}, kept != nullptr,
                 Routed::here, saved.layer);

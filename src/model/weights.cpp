@@ -27,7 +27,7 @@ struct Visitor {
   const Visit& visit;
   HeadRanges heads;
   bool mtp = false, here = true, copied = false;
-  int part = embed_part;
+  int part = embed_part, also_part = -1;
 
   void operator()(Tensor& tensor, std::string name, std::vector<int64_t> shape, Split split = Split::replicated,
                   Held held = {}, bool always_f32 = false, std::string per_expert = {}) const {
@@ -36,6 +36,7 @@ struct Visitor {
                     .always_f32 = always_f32,
                     .mtp = mtp,
                     .part = part,
+                    .also_part = also_part,
                     .per_expert = std::move(per_expert),
                     .full_shape = shape,
                     .here = here,
@@ -100,6 +101,14 @@ struct Visitor {
     (*this)(w.shared_expert_gate, prefix + "shared_expert_gate.weight", {1, h});
   }
 
+  void mlp(MlpWeights& w, const std::string& prefix) const {
+    const int64_t h = config.hidden_size, f = config.intermediate_size;
+    const Range mine = block_of(f, rank.tensor, rank.sizes.tensor);
+    (*this)(w.gate, prefix + "gate_proj.weight", {f, h}, Split::width, {{{mine}}});
+    (*this)(w.up, prefix + "up_proj.weight", {f, h}, Split::width, {{{mine}}});
+    (*this)(w.down, prefix + "down_proj.weight", {h, f}, Split::row, {{{}, {mine}}});
+  }
+
   void layer(LayerWeights& w, const std::string& prefix, bool full) const {
     w.full_attention = full;
     (*this)(w.input_norm, prefix + "input_layernorm.weight", {config.hidden_size});
@@ -109,7 +118,11 @@ struct Visitor {
       delta(w.delta, prefix + "linear_attn.");
     }
     (*this)(w.post_norm, prefix + "post_attention_layernorm.weight", {config.hidden_size});
-    moe(w.moe, prefix + "mlp.");
+    if (config.dense()) {
+      mlp(w.mlp, prefix + "mlp.");
+    } else {
+      moe(w.moe, prefix + "mlp.");
+    }
   }
 };
 
@@ -118,10 +131,12 @@ void visit_tensors(const ModelConfig& c, const MeshRank& rank, Weights& w, const
   const std::string trunk = "model.language_model.";
   const Held vocabulary = {{{block_of(c.vocab_size, rank.tensor, rank.sizes.tensor)}}};
   const bool first = rank.stage == 0, last = rank.stage + 1 == rank.sizes.pipeline;
-  v.copied = !first && last && c.mtp_num_layers > 0;
+  v.copied = !first && last && (c.mtp_num_layers > 0 || c.head_is_embedding());
   v.here = first || v.copied;
+  if (c.head_is_embedding()) v.also_part = head_part(c);
   v(w.embed, trunk + "embed_tokens.weight", {c.vocab_size, c.hidden_size}, Split::vocab, vocabulary);
   v.copied = false;
+  v.also_part = -1;
   const Range mine = stage_layers(c, rank);
   w.layers.resize(static_cast<size_t>(c.num_layers));
   for (size_t i = 0; i < w.layers.size(); i++) {
@@ -135,7 +150,7 @@ void visit_tensors(const ModelConfig& c, const MeshRank& rank, Weights& w, const
   v.part = head_part(c);
   if (c.value_head) {
     v(w.lm_head, "value_head.weight", {1, c.hidden_size});
-  } else {
+  } else if (!c.tied_embeddings) {
     v(w.lm_head, "lm_head.weight", {c.vocab_size, c.hidden_size}, Split::vocab, vocabulary);
   }
   v.mtp = true;
@@ -148,6 +163,11 @@ void visit_tensors(const ModelConfig& c, const MeshRank& rank, Weights& w, const
     v.layer(m.layer, "mtp.layers.0.", true);
     v(m.norm, "mtp.norm.weight", {c.hidden_size});
   }
+}
+
+// As far as copies go. The gradient of a tied embedding's copy is the head's.
+bool holds(const Placement& placement, const TensorSpec& spec) {
+  return placement.copies || !spec.copied || spec.also_part >= 0;
 }
 
 constexpr size_t alignment = 64;
@@ -213,6 +233,7 @@ std::vector<int> holders_of(const ModelConfig& config, const TensorSpec& spec, c
       case Split::kv_heads: same = projected_heads(config, m).kv == projected_heads(config, place).kv; break;
       case Split::vocab:
       case Split::heads:
+      case Split::width:
       case Split::row: same = m.tensor == place.tensor; break;
       case Split::expert: same = m.expert == place.expert && m.expert_tensor == place.expert_tensor; break;
     }
@@ -242,6 +263,14 @@ std::vector<std::string> layout_problems(const ModelConfig& c, const ParallelSiz
   divides(c.linear_num_key_heads, s.tensor, "DeltaNet key heads", "tensor parallel size");
   fits(std::max<int64_t>(1, c.linear_num_key_heads / std::max<int64_t>(1, s.tensor)), s.context,
        "DeltaNet key heads of a tensor parallel rank", "context parallel size");
+  if (c.dense()) {
+    divides(c.intermediate_size, s.tensor, "numbers of the feed-forward width", "tensor parallel size");
+    if (s.expert > 1 || s.expert_tensor > 1)
+      problems.push_back(
+          fmt::format("expert parallel size {} and expert-tensor parallel size {}: a dense model has no experts; both "
+                      "must be 1",
+                      s.expert, s.expert_tensor));
+  }
   divides(c.num_experts, s.expert, "experts", "expert parallel size");
   divides(c.moe_intermediate_size, s.expert_tensor, "numbers of an expert's width", "expert-tensor parallel size");
   if (s.pipeline > c.num_layers) {
@@ -299,7 +328,7 @@ void Weights::bind(const ModelConfig& config, DType dtype, const Placement& plac
   const std::vector<Tensor*> slots = declare(config, dtype, placement);
   const auto on_host = [&](size_t i) { return !placement.on_host.empty() && placement.on_host[i]; };
   const auto wanted = [&](size_t i) {
-    return specs_[i].here && (placement.copies || !specs_[i].copied) &&
+    return specs_[i].here && holds(placement, specs_[i]) &&
            (!placement.only_mtp || *placement.only_mtp == specs_[i].mtp) && (on_host(i) || !placement.only_on_host);
   };
   size_t total = 0, host_total = 0;
@@ -323,6 +352,7 @@ void Weights::bind(const ModelConfig& config, DType dtype, const Placement& plac
     }
     tensors_.push_back(*slots[i]);
   }
+  if (config.head_is_embedding()) lm_head = embed;
 }
 
 Weights Weights::one_part_at_a_time(const ModelConfig& config, DType dtype, const Placement& placement) {
@@ -330,7 +360,7 @@ Weights Weights::one_part_at_a_time(const ModelConfig& config, DType dtype, cons
   const std::vector<Tensor*> slots = w.declare(config, dtype, placement);
   std::map<int, size_t> bytes;
   for (const auto& spec : w.specs_) {
-    if (spec.here && (placement.copies || !spec.copied)) bytes[spec.part] += memory_of(spec, dtype);
+    if (spec.here && holds(placement, spec)) bytes[spec.part] += memory_of(spec, dtype);
   }
   size_t largest = 0;
   for (const auto& [part, size] : bytes) largest = std::max(largest, size);
@@ -338,13 +368,14 @@ Weights Weights::one_part_at_a_time(const ModelConfig& config, DType dtype, cons
   w.bytes_ = w.storage_.bytes();
   std::map<int, size_t> offset;
   for (size_t i = 0; i < slots.size(); i++) {
-    if (w.specs_[i].here && (placement.copies || !w.specs_[i].copied)) {
+    if (w.specs_[i].here && holds(placement, w.specs_[i])) {
       size_t& at = offset[w.specs_[i].part];
       *slots[i] = placed_at(w.specs_[i], dtype, static_cast<uint8_t*>(w.storage_.data()) + at, placement.device);
       at += memory_of(w.specs_[i], dtype);
     }
     w.tensors_.push_back(*slots[i]);
   }
+  if (config.head_is_embedding()) w.lm_head = w.embed;
   return w;
 }
 

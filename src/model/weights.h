@@ -44,12 +44,19 @@ struct MoeWeights {
   Tensor shared_expert_gate;      // (1, H)
 };
 
+// A dense feed-forward network of width F.
+struct MlpWeights {
+  Tensor gate, up;  // (F, H)
+  Tensor down;      // (H, F)
+};
+
 struct LayerWeights {
   Tensor input_norm, post_norm;  // (H) zero-centred
   bool full_attention = false;
   AttentionWeights attention;  // when full_attention
   DeltaNetWeights delta;       // otherwise
-  MoeWeights moe;
+  MoeWeights moe;              // undefined in a dense model
+  MlpWeights mlp;              // undefined in any other
 };
 
 struct MtpWeights {
@@ -58,9 +65,9 @@ struct MtpWeights {
   LayerWeights layer;                        // full attention
 };
 
-// How a tensor is split among the ranks of a stage. Vocabulary and heads by rows and `row` by columns over tensor
-// parallel ranks; experts over expert x expert-tensor ranks, all else on every rank.
-enum class Split : uint8_t { replicated, vocab, heads, kv_heads, row, expert };
+// How a tensor is split among the ranks of a stage. Vocabulary, heads and the width of a dense network by rows and
+// `row` by columns over tensor parallel ranks; experts over expert x expert-tensor ranks, all else on every rank.
+enum class Split : uint8_t { replicated, vocab, heads, kv_heads, width, row, expert };
 
 struct TensorSpec {
   std::string name;            // the name in a Hugging Face checkpoint, experts fused
@@ -71,12 +78,14 @@ struct TensorSpec {
   // Tensors of one part lie together, and their gradients are complete together: 0 the embedding, 1 + i layer i, then
   // the final norm, the head, the MTP head.
   int part = 0;
+  int also_part = -1;  // a tied embedding: the head, whose backward adds to the same gradient
   // A fused expert tensor also occurs per expert: pattern with {} for the expert's number; "a|b" are row halves.
   std::string per_expert = {};
   std::vector<int64_t> full_shape = {};         // of the whole model's tensor
   std::array<std::vector<Range>, 3> held = {};  // by dimension: the indices of full_shape that are here; empty: all
   bool here = true;                             // false: it lies on other pipeline stages, and is undefined on this one
-  bool copied = false;  // trained on another stage: the embedding that the MTP head of the last stage looks up
+  // Trained on another stage: the embedding on the last one, which its MTP head looks up, or which is the head.
+  bool copied = false;
   std::optional<Range> owned = {};  // Placement::owned: the tensor is flat and has these of the numbers held here
   bool decays() const { return full_shape.size() >= 2; }  // AdamW's weight decay
   int64_t numel() const;                                  // of shape
@@ -103,7 +112,7 @@ struct Placement {
   // Only some of the numbers of each tensor, which is then flat: those of the range that this gives.
   std::function<Range(const TensorSpec&)> owned = {};
   std::optional<bool> only_mtp = std::nullopt;  // allocate that part of the model only
-  bool copies = true;                           // false: leave copied tensors undefined
+  bool copies = true;                           // false: leave copied tensors undefined, unless they are the head too
   // Tensors (by place in the registry) in page-locked host memory instead; none where empty. Needs `threads`.
   std::vector<bool> on_host = {};
   bool only_on_host = false;  // leave the others undefined
@@ -126,7 +135,7 @@ class Weights {
 
   Tensor embed;       // (V, H)
   Tensor final_norm;  // (H) zero-centred
-  Tensor lm_head;     // (V, H); of a critic (1, H)
+  Tensor lm_head;     // (V, H), of a critic (1, H); where embeddings are tied, `embed` itself, in gradients too
   std::vector<LayerWeights> layers;
   std::vector<MtpWeights> mtp;  // none or one
 

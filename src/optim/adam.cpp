@@ -96,6 +96,7 @@ StepResult Optimizer::step(Stream& stream, const Weights& grads) {
 }
 
 void Optimizer::gradients_done(Stream& stream, const Weights& grads, int part) {
+  if (owners_.waits(part)) return;
   Stream& summed = owners_.reduce(stream, grads, part);
   if (offload_ != nullptr) offload_->send(summed, owners_.views(grads), part);
 }

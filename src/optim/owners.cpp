@@ -39,6 +39,12 @@ Owners::Owners(const ModelConfig& config, const Weights& weights, DType main_gra
                const Mesh& mesh, const Stream* stream)
     : mesh_(mesh), config_(config), specs_(weights.specs()), parts_(mtp_part(config) + 1) {
   const MeshRank& place = mesh.place();
+  tied_stages_ = config.head_is_embedding() && place.sizes.pipeline > 1;
+  if (tied_stages_) {
+    joining_piece_ = std::max(unit, std::min(block, specs_.front().numel()));
+    const DType dtype = weights.dtype() == DType::f64 ? DType::f64 : main_grads;
+    if (place.stage == 0) joining_ = Buffer(static_cast<size_t>(joining_piece_) * size_of(dtype), weights.device());
+  }
   int64_t most = 0, ranks = 1;
   for (size_t i = 0; i < specs_.size(); i++) {
     const TensorSpec& spec = specs_[i];
@@ -124,7 +130,7 @@ void Owners::reduce_tensor(Stream& stream, size_t tensor, const Tensor& grad) {
 
 Stream& Owners::reduce(Stream& stream, const Weights& grads, int part) {
   Stream& at = beside_ != nullptr ? *beside_ : stream;
-  if (slot_bytes_ == 0 || stream.is_dry() || !reduced_.insert(part).second) return at;
+  if (slot_bytes_ == 0 || stream.is_dry() || waits(part) || !reduced_.insert(part).second) return at;
   if (beside_ != nullptr) {
     cuda::mark(stream.queue(), *ready_);
     cuda::wait_for(at.queue(), *ready_);
@@ -135,7 +141,25 @@ Stream& Owners::reduce(Stream& stream, const Weights& grads, int part) {
   return at;
 }
 
+// In pieces, from the last stage to the first.
+void Owners::join_stages(Stream& stream, const Weights& grads) {
+  joined_ = true;
+  const MeshRank& place = mesh_.place();
+  const bool first = place.stage == 0, last = place.stage + 1 == place.sizes.pipeline;
+  if (first == last) return;
+  std::vector<Tensor> to(static_cast<size_t>(mesh_.pipeline().size())), from(to.size());
+  for (int64_t begin = 0; begin < grads.embed.numel(); begin += joining_piece_) {
+    const int64_t count = std::min(joining_piece_, grads.embed.numel() - begin);
+    const Tensor mine = flat(grads.embed, begin, count);
+    if (first) to.back() = Tensor(joining_.data(), mine.dtype(), {count}, mine.device());
+    if (last) from.front() = mine;
+    mesh_.pipeline().exchange(stream, to, from);
+    if (first) add(stream, mine, to.back());
+  }
+}
+
 void Owners::reduce_rest(Stream& stream, const Weights& grads) {
+  if (tied_stages_ && !joined_ && !stream.is_dry()) join_stages(stream, grads);
   for (int part = parts_ - 1; part >= 0; part--) reduce(stream, grads, part);
   if (beside_ == nullptr) return;
   cuda::mark(beside_->queue(), *ready_);
@@ -160,10 +184,10 @@ void Owners::spread(Stream& stream, const Weights& weights) {
     }
     mesh_.stage().exchange(stream, to, from);
   }
-  // The MTP head of the last stage reads the first stage's embedding.
+  // The last stage's MTP head reads the first stage's embedding; tied, it is the head there.
   const MeshRank& place = mesh_.place();
   const bool first = place.stage == 0, last = place.stage + 1 == place.sizes.pipeline;
-  if (first == last || specs_.back().mtp == false) return;
+  if (first == last || (!specs_.back().mtp && !tied_stages_)) return;
   std::vector<Tensor> down(static_cast<size_t>(mesh_.pipeline().size())), up(down.size());
   if (first) up.back() = weights.embed;
   if (last) down.front() = weights.embed;

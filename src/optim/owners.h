@@ -40,10 +40,16 @@ class Owners {
   // all holders, in the order of ranks; the rest is as it was. On a device in a queue of its own, after what the stream
   // was given; returns the stream that they are computed in.
   Stream& reduce(Stream&, const Weights& grads, int part);
-  // The sums of the parts that were not begun; what the stream is given afterwards finds all.
+  // The sums of the parts that were not begun; what the stream is given afterwards finds all. All ranks of the mesh
+  // call: a tied embedding's gradient on the last stage, the head's, is added to that on the first before it is summed.
   void reduce_rest(Stream&, const Weights& grads);
   // The next gradients are others.
-  void forget() { reduced_.clear(); }
+  void forget() {
+    reduced_.clear();
+    joined_ = false;
+  }
+  // Whether a part's sums begin with reduce_rest() only.
+  bool waits(int part) const { return tied_stages_ && part == embed_part && !joined_; }
   // Owned weights to all that hold them, copied embeddings included.
   void spread(Stream&, const Weights& weights);
 
@@ -55,10 +61,11 @@ class Owners {
   std::string whole(const Weights& like, size_t tensor) const;
 
   const Mesh& mesh() const { return mesh_; }
-  uint64_t bytes() const { return staging_.bytes(); }  // on the weights' device
+  uint64_t bytes() const { return staging_.bytes() + joining_.bytes(); }  // on the weights' device
 
  private:
   void reduce_tensor(Stream&, size_t tensor, const Tensor& grad);
+  void join_stages(Stream&, const Weights& grads);
 
   const Mesh& mesh_;
   ModelConfig config_;
@@ -72,6 +79,10 @@ class Owners {
   int64_t piece_ = 0;      // numbers that one rank sends at a time
   size_t slot_bytes_ = 0;  // of the staging, for one rank
   std::set<int> reduced_;  // parts whose sums are on their way or there
+  // The embedding is the head, and they lie on different stages.
+  bool tied_stages_ = false, joined_ = false;
+  Buffer joining_;
+  int64_t joining_piece_ = 0;  // numbers
   std::unique_ptr<Stream> beside_;
   std::shared_ptr<cuda::Event> ready_;
 };

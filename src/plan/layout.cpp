@@ -48,6 +48,7 @@ ModelConfig rank_model(const ModelConfig& c, const PlanLayout& l) {
   r.num_kv_heads = std::max<int64_t>(1, c.num_kv_heads / l.tensor);
   r.linear_num_key_heads = ceil_div(c.linear_num_key_heads, l.tensor);
   r.linear_num_value_heads = ceil_div(c.linear_num_value_heads, l.tensor);
+  r.intermediate_size = ceil_div(c.intermediate_size, l.tensor);
   r.num_experts = std::max(c.experts_per_token, ceil_div(c.num_experts, l.expert));
   r.moe_intermediate_size = ceil_div(c.moe_intermediate_size, l.expert_tensor);
   r.num_layers = ceil_div(c.num_layers, l.pipeline);

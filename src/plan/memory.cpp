@@ -101,6 +101,12 @@ class Planner {
                (numbers + (in_.main_grads != DType::f32 ? numbers / static_cast<uint64_t>(ranks) : 0)) *
                    size_of(DType::f32));
     }
+    if (in_.model.head_is_embedding() && l.pipeline > 1) {
+      const ModelConfig rank = rank_model(in_.model, l);
+      resident("a tied head's gradient on its way to the first stage",
+               std::min(exchanged_numbers, static_cast<uint64_t>(rank.vocab_size * rank.hidden_size)) *
+                   size_of(in_.main_grads));
+    }
     // Optimizer state is spread over the ranks that hold the same weights.
     const auto spread = [&](RankSize size) {
       size.dense = (size.dense + l.data() * l.context - 1) / (l.data() * l.context);
@@ -235,7 +241,8 @@ void spread_further(const PlanInputs& in, const Change& kept, const TryOne& try_
   const std::pair<const char*, int64_t PlanLayout::*> ways[] = {
       {"--expert-model-parallel-size", &PlanLayout::expert},
       {"--context-parallel-size", &PlanLayout::context},
-      {"--pipeline-model-parallel-size", &PlanLayout::pipeline}};
+      {"--pipeline-model-parallel-size", &PlanLayout::pipeline},
+      {"--tensor-model-parallel-size", &PlanLayout::tensor}};
   for (const bool all : {false, true}) {
     for (const auto& [flag, size] : ways) {
       for (int64_t n = 2; n <= 64 && found.empty(); n *= 2) {

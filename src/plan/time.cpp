@@ -17,6 +17,7 @@ constexpr double adam_bytes = 30;
 
 // Experts of a layer that n tokens touch, when routing is even and independent.
 double touched(const ModelConfig& c, double tokens) {
+  if (c.dense()) return 0;
   const double part = static_cast<double>(c.experts_per_token) / static_cast<double>(c.num_experts);
   return static_cast<double>(c.num_experts) * (1 - std::pow(1 - part, tokens));
 }
@@ -62,7 +63,9 @@ ModelCost model_cost(const ModelConfig& c, DType dtype) {
   const double h = d(c.hidden_size), queries = d(c.num_heads * c.head_dim), keys = d(c.num_kv_heads * c.head_dim);
   const double attention = h * queries * 2 + 2 * h * keys + queries * h;
   const double delta = h * d(c.conv_dim()) + 2 * h * d(c.value_dim()) + 2 * h * d(c.linear_num_value_heads);
-  const double shared = 3 * h * d(c.shared_intermediate_size) + h, router = d(c.num_experts) * h;
+  // A dense network stands where the shared expert does.
+  const double shared = 3 * h * d(c.dense() ? c.intermediate_size : c.shared_intermediate_size) + (c.dense() ? 0 : h);
+  const double router = d(c.num_experts) * h;
   const double one_expert = 3 * h * d(c.moe_intermediate_size);
   const double na = d(c.num_attention_layers()), nd = d(c.num_delta_layers()), n = d(c.num_layers);
   m.dense = na * attention + nd * (delta + d(c.conv_dim() * c.conv_kernel)) + n * (shared + router + 2 * h);

@@ -69,6 +69,10 @@ Session open_session(const Settings& settings, const World& world) {
   Session session;
   session.directory = settings.hf_checkpoint;
   session.config = read_model_config(session.directory);
+  if (settings.use_rollout_routing_replay && session.config.dense()) {
+    fail(Exit::usage, "--use-rollout-routing-replay: {} is a dense model, which routes nothing; leave it out",
+         session.directory);
+  }
   session.threads =
       std::make_unique<ThreadPool>(settings.threads > 0 ? static_cast<int>(settings.threads) : world.cores());
   session.device = parse_device(settings.device);

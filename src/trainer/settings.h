@@ -279,7 +279,7 @@ struct Settings {
   bool text = false;
 
   // init and convert
-  std::string preset;  // tiny | small | 35b-a3b
+  std::string preset;  // a name of apps/furlong/presets.h
   std::optional<int64_t> num_layers;
   bool config_only = false;               // init writes no weights
   std::string from = "hf";                // layout to read: hf | torch_dist

@@ -519,7 +519,7 @@ class Validator {
         break;
       case Command::inspect: break;
       case Command::init:
-        require(s_.preset, "--preset", "tiny, small or 35b-a3b");
+        require(s_.preset, "--preset", "tiny, tiny-dense, small, 9b, 35b-a3b, ...");
         require(s_.save, "--save", "the folder to write");
         break;
       case Command::convert: convert(); break;

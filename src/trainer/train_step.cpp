@@ -140,7 +140,7 @@ void MicroBatch::part_done(Stream& stream, int part, Optimizer* told) {
   if (!partial_.tensors().empty()) {
     for_each_tensor(
         [&](const TensorSpec& spec, const Tensor& sum, const Tensor& own) {
-          if (spec.part != part || !sum.defined()) return;
+          if ((spec.part != part && spec.also_part != part) || !sum.defined()) return;
           add(stream, sum, own);
           set_zero(stream, own);
         },

@@ -169,6 +169,8 @@ TEST(CudaDeltaMemory, PiecesEqualOnePass) {
     for (const double strongest : {-0.02, -1.0}) {
       check({2, 4, 8, 12}, dtype, strongest);
       check({2, 4, 128, 128}, dtype, strongest);
+      check({2, 6, 128, 128}, dtype, strongest);
+      check({2, 2, 128, 128}, dtype, strongest);
       if (::testing::Test::HasFatalFailure()) return;
     }
   }

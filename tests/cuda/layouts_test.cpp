@@ -25,17 +25,32 @@ class CudaLayouts : public ::testing::TestWithParam<Layout> {
 
 // In fp32 sums over ranks are rounded in another order than those of one rank. An activation is the result of about 16
 // such sums a layer, each of up to some hundred terms, over three layers and back: some thousand roundings of 2^-24.
-TEST_P(CudaLayouts, ComputeWhatOneRankComputes) {
-  for (const ModelConfig& config : {many_heads(), wide_heads()}) {
+void expect_one_ranks_results(const Layout& layout, const std::vector<ModelConfig>& configs) {
+  for (const ModelConfig& config : configs) {
     Weights whole(config, DType::f32);
     fill_random(whole, 31);
     const Sequences sequences = disjoint_sequences({63, 1, 65, 2, 7, 5}, config.vocab_size, 32);
     const PassOptions options{.row_weight = 0.01, .temperature = 0.8, .entropy = 0.3};
     Outcome expected, found;
     run_layout({}, config, whole, {sequences}, options, expected, Device::cuda);
-    run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), options, found, Device::cuda);
+    run_layout(layout, config, whole, dealt(sequences, data_ranks(layout)), options, found, Device::cuda);
     expect_same(found, expected, 5e-4);
   }
+}
+
+TEST_P(CudaLayouts, ComputeWhatOneRankComputes) { expect_one_ranks_results(GetParam(), {many_heads(), wide_heads()}); }
+
+class CudaDenseLayouts : public CudaLayouts {};
+
+// Three value heads a key head; tied and not.
+TEST_P(CudaDenseLayouts, ComputeWhatOneRankComputes) {
+  ModelConfig wide = many_heads_dense(true);
+  wide.hidden_size = 64;
+  wide.head_dim = 64;
+  wide.rotary_dim = 16;
+  wide.linear_key_head_dim = wide.linear_value_head_dim = 64;
+  wide.intermediate_size = 128;
+  expect_one_ranks_results(GetParam(), {many_heads_dense(false), wide});
 }
 
 // Fewer rows than ranks that share them, and data ranks with nothing to do.
@@ -56,6 +71,11 @@ constexpr auto alltoall = Dispatcher::alltoall;
 constexpr auto full = Recompute::full;
 
 std::string name_of(const ::testing::TestParamInfo<Layout>& info) { return name_of_layout(info.param); }
+
+INSTANTIATE_TEST_SUITE_P(All, CudaDenseLayouts,
+                         ::testing::Values(Layout{2, {.tensor = 2}}, Layout{2, {.pipeline = 2}},
+                                           Layout{4, {.tensor = 2, .context = 2}}),
+                         name_of);
 
 INSTANTIATE_TEST_SUITE_P(All, CudaLayouts,
                          ::testing::Values(Layout{2, {.tensor = 2}}, Layout{4, {.context = 4}},

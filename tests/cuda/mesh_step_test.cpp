@@ -18,10 +18,10 @@ struct StepLayout {
   Dispatcher dispatcher = Dispatcher::alltoall;
 };
 
-const StepLayout step_layouts[] = {{{}, 2},
-                                   {{.tensor = 2, .expert = 2}, 4, Dispatcher::flex},
-                                   {{.pipeline = 2, .expert = 2}, 4},
-                                   {{.context = 2, .expert = 4}, 4}};
+const std::vector<StepLayout> step_layouts = {{{}, 2},
+                                              {{.tensor = 2, .expert = 2}, 4, Dispatcher::flex},
+                                              {{.pipeline = 2, .expert = 2}, 4},
+                                              {{.context = 2, .expert = 4}, 4}};
 
 std::vector<Trajectory> device_samples() {
   std::vector<Trajectory> samples(5);
@@ -34,8 +34,8 @@ std::vector<Trajectory> device_samples() {
 }
 
 // Losses and gradient norms of three steps, as rank 0 tells of them.
-std::vector<double> three_steps(const StepLayout& layout, const Weights& whole, bool offload) {
-  const ModelConfig config = small_model();
+std::vector<double> three_steps(const ModelConfig& config, const StepLayout& layout, const Weights& whole,
+                                bool offload) {
   const auto samples = device_samples();
   std::vector<const Trajectory*> picked;
   for (const auto& t : samples) picked.push_back(&t);
@@ -75,24 +75,32 @@ double worst_distance(const std::vector<double>& got, const std::vector<double>&
 // In fp32 within the roundings of other orders of sums (see layouts_test.cpp). In bf16 the ranks round what they send
 // as well, and may be twice as far from fp32 as one rank is. The same bits with masters, moments and update on the
 // host, and on every run.
-TEST(CudaMeshStep, LearnsAsOneRank) {
+void expect_learns_as_one_rank(const ModelConfig& config, const std::vector<StepLayout>& layouts) {
   cuda::open();
   std::vector<double> exact;
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    Weights whole(small_model(), dtype);
-    init_weights(whole, small_model(), 5, 0.15);
-    const auto want = three_steps({}, whole, false);
+    Weights whole(config, dtype);
+    init_weights(whole, config, 5, 0.15);
+    const auto want = three_steps(config, {}, whole, false);
     if (dtype == DType::f32) exact = want;
     const double tolerance = dtype == DType::f32 ? 5e-4 : 2 * worst_distance(want, exact);
-    for (const StepLayout& layout : step_layouts) {
+    for (const StepLayout& layout : layouts) {
       SCOPED_TRACE(fmt::format("{} ranks, {}", layout.ranks, name_of(dtype)));
-      const auto got = three_steps(layout, whole, false);
+      const auto got = three_steps(config, layout, whole, false);
       ASSERT_EQ(got.size(), want.size());
       EXPECT_LE(worst_distance(got, exact), tolerance);
-      EXPECT_EQ(three_steps(layout, whole, false), got);
-      EXPECT_EQ(three_steps(layout, whole, true), got);
+      EXPECT_EQ(three_steps(config, layout, whole, false), got);
+      EXPECT_EQ(three_steps(config, layout, whole, true), got);
     }
   }
+}
+
+TEST(CudaMeshStep, LearnsAsOneRank) { expect_learns_as_one_rank(small_model(), step_layouts); }
+
+// A tied embedding on two stages, with the optimizer's state on the device and on the host.
+TEST(CudaMeshStep, ADenseOneLearnsAsOneRank) {
+  expect_learns_as_one_rank(made_dense(small_model()),
+                            {{{.tensor = 2}, 2}, {{.pipeline = 2}, 2}, {{.tensor = 2, .pipeline = 2}, 8}});
 }
 
 }  // namespace

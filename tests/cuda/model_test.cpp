@@ -54,6 +54,7 @@ struct CudaModel : ::testing::TestWithParam<DType> {
     init_weights(w, config, 5, 0.15, &threads);  // drawn on the host either way
     return w;
   }
+  void expect_trains_as_on_the_host();
   std::vector<Request> requests() const {
     std::vector<Request> out;
     for (int32_t i = 0; i < 11; i++) {
@@ -66,7 +67,7 @@ struct CudaModel : ::testing::TestWithParam<DType> {
 };
 
 TEST_P(CudaModel, GraphsChangeNoBits) {
-  for (const auto& shape : {small_model(), wide_model()}) {
+  for (const auto& shape : {small_model(), wide_model(), made_dense(small_model()), made_dense(wide_model())}) {
     config = shape;
     const Weights weights = on(Device::cuda);
     for (const int64_t drafts : {0, 2}) {
@@ -109,7 +110,14 @@ TEST_P(CudaModel, WhatOthersLeftInSharedMemoryChangesNoBit) {
   }
 }
 
-TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) {
+TEST_P(CudaModel, TrainsAsOnTheHostAndRepeatsItsBits) { expect_trains_as_on_the_host(); }
+
+TEST_P(CudaModel, ADenseOneTrainsAsOnTheHost) {
+  config = made_dense(small_model());
+  expect_trains_as_on_the_host();
+}
+
+void CudaModel::expect_trains_as_on_the_host() {
   std::vector<Trajectory> samples(3);
   std::vector<const Trajectory*> picked;
   for (size_t i = 0; i < samples.size(); i++) {

@@ -25,4 +25,13 @@ inline ModelConfig small_model() {
   return c;
 }
 
+// With a dense network, three value heads a key head, and the embedding as the head.
+inline ModelConfig made_dense(ModelConfig c) {
+  c.intermediate_size = 4 * c.moe_intermediate_size;
+  c.num_experts = c.experts_per_token = c.moe_intermediate_size = c.shared_intermediate_size = 0;
+  c.linear_num_value_heads = 3 * c.linear_num_key_heads;
+  c.tied_embeddings = true;
+  return c;
+}
+
 }  // namespace furlong::test

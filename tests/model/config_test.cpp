@@ -69,6 +69,38 @@ TEST(Config, AbsentKeysMeanThePublishedModel) {
   EXPECT_EQ(mtp, 844'640'768);
 }
 
+TEST(Config, ReadsDenseAndTiedModels) {
+  const ModelConfig dense = read_model_config(FURLONG_TEST_DATA "/siblings/dense");
+  EXPECT_TRUE(dense.dense());
+  EXPECT_EQ(dense.intermediate_size, 40);
+  EXPECT_EQ(dense.linear_num_value_heads, 3 * dense.linear_num_key_heads);
+  EXPECT_FALSE(dense.tied_embeddings);
+  const ModelConfig tied = read_model_config(FURLONG_TEST_DATA "/siblings/tied");
+  EXPECT_TRUE(tied.dense() && tied.tied_embeddings);
+  Json j = read_json_file(FURLONG_TEST_DATA "/siblings/tied/config.json");
+  j.erase("tie_word_embeddings");
+  EXPECT_TRUE(parse(j).tied_embeddings);
+  j["text_config"].erase("tie_word_embeddings");
+  EXPECT_FALSE(parse(j).tied_embeddings);
+  j["text_config"]["num_experts"] = 8;
+  EXPECT_NE(refusal(j).find("num_experts: must be absent"), std::string::npos) << refusal(j);
+  for (const ModelConfig& c : {dense, tied}) {
+    const ModelConfig back = parse_model_config(config_json(c), "config.json");
+    EXPECT_EQ(config_json(back), config_json(c));
+    EXPECT_EQ(back.intermediate_size, c.intermediate_size);
+    EXPECT_EQ(back.tied_embeddings, c.tied_embeddings);
+    EXPECT_TRUE(back.dense());
+  }
+}
+
+// What is one gradient is one tensor, here and in the registry.
+TEST(Config, ATiedHeadIsTheEmbedding) {
+  const ModelConfig tied = read_model_config(FURLONG_TEST_DATA "/siblings/tied");
+  const Weights w(tied, DType::f32);
+  EXPECT_EQ(w.lm_head.data(), w.embed.data());
+  for (const auto& spec : w.specs()) EXPECT_NE(spec.name, "lm_head.weight");
+}
+
 TEST(Config, ReadsAFlatTextConfig) {
   Json flat = tiny_json()["text_config"];
   EXPECT_EQ(config_json(parse(flat)), config_json(read_model_config(tiny)));
@@ -135,7 +167,8 @@ TEST(Config, RefusesWhatItCannotRead) {
     const char* message;  // a part of it, the key among others
   };
   const std::vector<Case> cases = {
-      {"/model_type", "qwen3_next", "model_type: \"qwen3_next\" is not read"},
+      {"/model_type", "llama", "model_type: \"llama\" is not read"},
+      {"/model_type", "qwen3_5", "text_config.model_type"},
       {"/text_config/model_type", "llama", "text_config.model_type"},
       {"/quantization_config", {{"quant_method", "fp8"}}, "quantization_config"},
       {"/tie_word_embeddings", true, "tie_word_embeddings"},

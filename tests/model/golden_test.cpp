@@ -1,10 +1,11 @@
-// The reference checkpoint against reference outputs of its forward and backward.
+// The reference checkpoints against reference outputs of their forward and backward.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <numeric>
 #include <span>
 
+#include "checkpoint/hf.h"
 #include "golden.h"
 #include "support.h"
 
@@ -12,6 +13,23 @@ namespace furlong::test {
 namespace {
 
 constexpr size_t sequences_in_golden = 7;
+
+// A checkpoint and where its reference outputs lie; folders of tests/data.
+struct Reference {
+  const char *checkpoint, *goldens;
+  ModelConfig config() const { return read_model_config(data_path(checkpoint)); }
+  Weights weights(const ModelConfig& c, DType t) const { return load_hf(data_path(checkpoint), c, t); }
+  Golden golden(const std::string& file) const { return Golden(file, goldens); }
+};
+constexpr Reference tiny_reference = {"tiny", "goldens"};
+void PrintTo(const Reference& reference, std::ostream* out) { *out << reference.checkpoint; }
+std::string name_of_reference(const ::testing::TestParamInfo<Reference>& info) {
+  const std::string folder = info.param.checkpoint;
+  return folder.substr(folder.find('/') + 1);
+}
+const auto all_references =
+    ::testing::Values(tiny_reference, Reference{"siblings/dense", "siblings/dense"},
+                      Reference{"siblings/tied", "siblings/tied"}, Reference{"siblings/moe36", "siblings/moe36"});
 
 Sequences golden_sequences(const Golden& golden, size_t longer_than = 0) {
   Sequences out;
@@ -47,12 +65,12 @@ std::vector<double> log_softmax_of(const std::vector<float>& logits, size_t voca
 // The reference ran in float32 and carries an error of its own, which the same forward in float64 shows: at a few
 // tokens it is larger than ours. So a result may differ from the reference by its tolerance and that error, and the
 // error itself is held below a fixed bound.
-class GoldenForward : public ::testing::Test {
+class ReferenceForward {
  protected:
-  GoldenForward()
-      : golden_("golden_forward.safetensors"),
-        config_(tiny_config()),
-        weights_(tiny_weights(config_, DType::f32)),
+  explicit ReferenceForward(const Reference& reference)
+      : golden_(reference.golden("golden_forward.safetensors")),
+        config_(reference.config()),
+        weights_(reference.weights(config_, DType::f32)),
         exact_weights_(widened(config_, weights_)),
         sequences_(golden_sequences(golden_)),
         pass_(config_, weights_, sequences_, {}),
@@ -75,7 +93,19 @@ class GoldenForward : public ::testing::Test {
   Pass pass_, exact_;
 };
 
-TEST_F(GoldenForward, LogProbsOfEveryToken) {
+class GoldenForward : public ::testing::TestWithParam<Reference>, protected ReferenceForward {
+ protected:
+  GoldenForward() : ReferenceForward(GetParam()) {}
+};
+INSTANTIATE_TEST_SUITE_P(Of, GoldenForward, all_references, name_of_reference);
+
+// What the reference tells of the first checkpoint alone.
+class GoldenTrace : public ::testing::Test, protected ReferenceForward {
+ protected:
+  GoldenTrace() : ReferenceForward(tiny_reference) {}
+};
+
+TEST_P(GoldenForward, LogProbsOfEveryToken) {
   const auto vocab = static_cast<size_t>(config_.vocab_size);
   size_t scored = 0;
   for (size_t s = 0; s < sequences_.size(); s++) {
@@ -90,7 +120,7 @@ TEST_F(GoldenForward, LogProbsOfEveryToken) {
   EXPECT_EQ(scored, pass_.log_probs().size());
 }
 
-TEST_F(GoldenForward, MtpLogProbsOfEveryToken) {
+TEST_P(GoldenForward, MtpLogProbsOfEveryToken) {
   const auto vocab = static_cast<size_t>(config_.vocab_size);
   size_t scored = 0;
   for (size_t s = 0; s < sequences_.size(); s++) {
@@ -106,7 +136,7 @@ TEST_F(GoldenForward, MtpLogProbsOfEveryToken) {
   EXPECT_EQ(scored, pass_.mtp_log_probs().size());
 }
 
-TEST_F(GoldenForward, HiddenStatesOfEveryLayer) {
+TEST_F(GoldenTrace, HiddenStatesOfEveryLayer) {
   const auto check = [&](const std::string& name, const Tensor& t, size_t s) {
     const auto want = golden_.floats(name);
     double largest = 0;
@@ -125,7 +155,7 @@ TEST_F(GoldenForward, HiddenStatesOfEveryLayer) {
   EXPECT_EQ(traced, 2u);
 }
 
-TEST_F(GoldenForward, RoutesOfEveryLayer) {
+TEST_F(GoldenTrace, RoutesOfEveryLayer) {
   for (const size_t s : {size_t{2}, size_t{4}}) {
     for (size_t l = 0; l < static_cast<size_t>(config_.num_layers); l++) {
       const Routing &routing = pass_.saved().layers[l].moe.routing, &exact = exact_.saved().layers[l].moe.routing;
@@ -140,13 +170,13 @@ TEST_F(GoldenForward, RoutesOfEveryLayer) {
   }
 }
 
-class GoldenGradients : public ::testing::Test {
+class GoldenGradients : public ::testing::TestWithParam<Reference> {
  protected:
   GoldenGradients()
-      : golden_("golden_grads.safetensors"),
-        config_(tiny_config()),
-        weights_(tiny_weights(config_, DType::f32)),
-        sequences_(golden_sequences(Golden("golden_forward.safetensors"), 2)) {}
+      : golden_(GetParam().golden("golden_grads.safetensors")),
+        config_(GetParam().config()),
+        weights_(GetParam().weights(config_, DType::f32)),
+        sequences_(golden_sequences(GetParam().golden("golden_forward.safetensors"), 2)) {}
 
   Golden golden_;
   ModelConfig config_;
@@ -154,7 +184,9 @@ class GoldenGradients : public ::testing::Test {
   Sequences sequences_;
 };
 
-TEST_F(GoldenGradients, OfTheNextTokenAndOfTheMtpLoss) {
+INSTANTIATE_TEST_SUITE_P(Of, GoldenGradients, all_references, name_of_reference);
+
+TEST_P(GoldenGradients, OfTheNextTokenAndOfTheMtpLoss) {
   const Pass pass(config_, weights_, sequences_, {});
   EXPECT_NEAR(pass.loss(), golden_.number("sft.loss"), 1e-5 * pass.loss());
   EXPECT_NEAR(pass.mtp_loss(), golden_.number("mtp.loss"), 1e-5 * pass.mtp_loss());
@@ -166,7 +198,7 @@ TEST_F(GoldenGradients, OfTheNextTokenAndOfTheMtpLoss) {
       pass.grads());
 }
 
-TEST_F(GoldenGradients, MtpTouchesNothingElse) {
+TEST_P(GoldenGradients, MtpTouchesNothingElse) {
   const Pass both(config_, weights_, sequences_, {}), trunk(config_, weights_, sequences_, {.mtp = false}),
       mtp(config_, weights_, sequences_, {.trunk = false});
   for_each_tensor(

@@ -46,6 +46,15 @@ ModelConfig many_heads() {
   return c;
 }
 
+ModelConfig many_heads_dense(bool tied) {
+  ModelConfig c = many_heads();
+  c.linear_num_value_heads = 3 * c.linear_num_key_heads;
+  c.num_experts = c.experts_per_token = c.moe_intermediate_size = c.shared_intermediate_size = 0;
+  c.intermediate_size = 28;
+  c.tied_embeddings = tied;
+  return c;
+}
+
 Weights part_of(const ModelConfig& config, const Weights& whole, const MeshRank& place, Device device) {
   Weights part(config, whole.dtype(), Placement{.device = device, .rank = place});
   for (size_t i = 0; i < part.specs().size(); i++) {
@@ -69,7 +78,7 @@ void Outcome::add(const Pass& pass, const MeshRank& place) {
   }
   for_each_tensor(
       [&](const TensorSpec& spec, const Tensor& grad) {
-        if (!spec.here || spec.copied) return;
+        if (!spec.here) return;  // a copy has the gradient of the head that it is, or none
         auto& whole = grads[spec.name];
         whole.resize(static_cast<size_t>(spec.full_numel()));
         const std::vector<double> part = values_of(grad);

@@ -22,6 +22,9 @@ int64_t data_ranks(const Layout& l);
 // An architecture whose heads and experts can be split in many ways.
 ModelConfig many_heads();
 
+// The same with a dense network, three value heads a key head and, tied, the embedding as the head.
+ModelConfig many_heads_dense(bool tied);
+
 // What a rank of a mesh holds of the whole model's weights, which lie on the host.
 Weights part_of(const ModelConfig& config, const Weights& whole, const MeshRank& place, Device device = Device::cpu);
 

@@ -83,6 +83,32 @@ TEST_P(LayoutBits, LogProbsAreThoseOfOneRank) {
   }
 }
 
+class DenseLayouts : public ::testing::TestWithParam<Layout> {};
+
+TEST_P(DenseLayouts, ComputeWhatOneRankComputes) {
+  for (const bool tied : {false, true}) {
+    const ModelConfig config = many_heads_dense(tied);
+    Weights whole(config, DType::f64);
+    fill_random(whole, 31);
+    for (const auto& lengths : {std::vector<int64_t>{63, 1, 65, 2, 7, 5}, {4}}) {
+      const Sequences sequences = disjoint_sequences(lengths, config.vocab_size, 32);
+      Outcome expected, found;
+      run_layout({}, config, whole, {sequences}, loss_options(), expected);
+      run_layout(GetParam(), config, whole, dealt(sequences, data_ranks(GetParam())), loss_options(), found);
+      expect_same(found, expected, 1e-9);
+    }
+  }
+}
+
+class DenseLayoutBits : public ::testing::TestWithParam<Layout> {};
+
+TEST_P(DenseLayoutBits, LogProbsAreThoseOfOneRank) {
+  const ModelConfig config = many_heads_dense(true);
+  Weights whole(config, DType::bf16);
+  fill_random(whole, 33);
+  expect_bits_of_one_rank(GetParam(), config, whole, disjoint_sequences({63, 1, 65, 2, 7, 5}, config.vocab_size, 34));
+}
+
 constexpr auto flex = Dispatcher::flex;
 constexpr auto alltoall = Dispatcher::alltoall;
 constexpr auto full = Recompute::full;
@@ -112,6 +138,19 @@ INSTANTIATE_TEST_SUITE_P(
                       Layout{8, {.tensor = 2, .context = 4, .expert = 4, .expert_tensor = 2}, flex, full},
                       Layout{8, {.pipeline = 2, .expert = 4}, alltoall, full}),
     [](const auto& info) { return name_of_layout(info.param); });
+
+INSTANTIATE_TEST_SUITE_P(
+    All, DenseLayouts,
+    ::testing::Values(Layout{2, {.tensor = 2}}, Layout{4, {.tensor = 4}}, Layout{2, {.context = 2}},
+                      Layout{2, {.pipeline = 2}}, Layout{3, {.pipeline = 3}}, Layout{3, {}},
+                      Layout{2, {.tensor = 2}, alltoall, full}, Layout{2, {.pipeline = 2}, flex, full},
+                      Layout{4, {.tensor = 2, .context = 2}}, Layout{8, {.tensor = 2, .pipeline = 2, .context = 2}}),
+    [](const auto& info) { return name_of_layout(info.param); });
+
+INSTANTIATE_TEST_SUITE_P(All, DenseLayoutBits,
+                         ::testing::Values(Layout{2, {.context = 2}}, Layout{3, {.pipeline = 3}},
+                                           Layout{8, {.pipeline = 2, .context = 2}}),
+                         [](const auto& info) { return name_of_layout(info.param); });
 
 INSTANTIATE_TEST_SUITE_P(All, LayoutBits,
                          ::testing::Values(Layout{2, {.context = 2}}, Layout{4, {.context = 4}},

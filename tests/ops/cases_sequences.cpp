@@ -169,6 +169,8 @@ std::vector<OpCase> sequence_cases() {
     cases.push_back(delta_case({1}, {2, 4, 128, 128}, strongest));
     cases.push_back(delta_case({63, 64, 65}, {2, 4, 128, 128}, strongest));
     cases.push_back(delta_case({200}, {2, 4, 128, 128}, strongest));
+    cases.push_back(delta_case({63, 64, 65}, {2, 6, 128, 128}, strongest));
+    cases.push_back(delta_case({200}, {2, 2, 128, 128}, strongest));
   }
   return cases;
 }

@@ -30,6 +30,29 @@ TEST(Layout, TheTrueModel) {
   EXPECT_EQ(eight.dense, whole.dense);
 }
 
+// Parameters of the released dense models, text and MTP head.
+TEST(Layout, TheDenseModels) {
+  const std::tuple<const char*, int64_t, int64_t> models[] = {
+      {"4b", 4'205'751'296, 120'599'552}, {"9b", 8'953'803'264, 243'290'624}, {"27b", 26'895'998'464, 424'699'392}};
+  for (const auto& [name, text, mtp] : models) {
+    const ModelConfig c = make_preset(name, {}).config;
+    EXPECT_EQ(numbers(size_of_rank(c, {}, DType::bf16, false)), text) << name;
+    EXPECT_EQ(numbers(size_of_rank(c, {}, DType::bf16, true)), mtp) << name;
+    EXPECT_EQ(size_of_rank(c, {}, DType::bf16).experts, 0) << name;
+    EXPECT_TRUE(layout_problems(c, {.tensor = 4, .pipeline = 2, .context = 2, .gpus = 16}).empty()) << name;
+    EXPECT_EQ(layout_problems(c, {.expert = 2, .gpus = 2}).size(), 1u) << name;
+    EXPECT_EQ(rank_model(c, {.tensor = 4, .gpus = 4}).intermediate_size * 4, c.intermediate_size) << name;
+  }
+  // The tied embedding lies on the first stage and, as the head, on the last.
+  const ModelConfig c = make_preset("4b", {}).config;
+  const PlanLayout l{.pipeline = 2, .gpus = 2};
+  for (int64_t stage = 0; stage < 2; stage++) {
+    const auto specs = tensor_registry(c, mesh_rank(l.sizes(), stage, 2));
+    EXPECT_TRUE(specs.front().here);
+    EXPECT_EQ(specs.front().copied, stage == 1);
+  }
+}
+
 TEST(Layout, TheLargestStageCounts) {
   const ModelConfig c = qwen35();
   const PlanLayout l{.pipeline = 3, .gpus = 3};

@@ -29,6 +29,18 @@ TEST(Time, CostOfAToken) {
   expect_close(m.window_bytes, 1.47e6);
 }
 
+// Every weight but the embedding is read and used once a token.
+TEST(Time, CostOfADenseToken) {
+  const ModelConfig c = make_preset("27b", {}).config;
+  const ModelCost m = model_cost(c, DType::bf16);
+  const double text = 26'895'998'464, embedding = 248320.0 * 5120;
+  expect_close(m.dense + m.head, text - embedding);
+  EXPECT_EQ(m.expert, 0);
+  expect_close(m.linear_flops + m.head_flops, 2 * (text - embedding));
+  const TimeInputs in{.model = c, .machine = machine_h200()};
+  expect_close(decode_step_seconds(in, 1, 1024), (2 * (text - embedding) + 2 * m.state_bytes) / 4.3e12);
+}
+
 TEST(Time, DecodeOnOneGpu) {
   TimeInputs in{.model = qwen35(), .machine = machine_h200()};
   for (const auto& [batch, ms] : {std::pair(1, 1.42), {8, 4.66}, {32, 12.0}, {64, 17.1}, {128, 22.0}, {256, 28.5}}) {

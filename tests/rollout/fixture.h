@@ -30,6 +30,14 @@ inline const TestModel& tiny_model(DType dtype = DType::f32) {
   return dtype == DType::f32 ? fp32 : half;
 }
 
+// A checkpoint in tests/data/siblings.
+inline TestModel sibling_model(const std::string& name) {
+  const std::string folder = std::string(FURLONG_TEST_DATA) + "/siblings/" + name;
+  TestModel m{read_model_config(folder), {}};
+  m.weights = load_hf(folder, m.config, DType::f32);
+  return m;
+}
+
 // One delta-net and one attention layer, 8 tokens, an MTP head; lively random weights.
 inline TestModel toy_model(int64_t vocab = 8, DType dtype = DType::f32) {
   ModelConfig c;

@@ -25,11 +25,8 @@ std::vector<int32_t> golden(const SafetensorsFile& file, const std::string& name
   return out;
 }
 
-class Golden : public testing::TestWithParam<int> {};
-
-TEST_P(Golden, GreedyTokensAloneAndTogether) {
-  const TestModel& m = tiny_model();
-  const SafetensorsFile file(FURLONG_TEST_DATA "/goldens/golden_generate.safetensors");
+void expect_golden(const TestModel& m, const std::string& folder, int drafts) {
+  const SafetensorsFile file(std::string(FURLONG_TEST_DATA) + "/" + folder + "/golden_generate.safetensors");
   std::vector<Request> requests;
   std::vector<std::vector<int32_t>> expected;
   for (int64_t i = 0; i < 3; i++) {
@@ -40,7 +37,7 @@ TEST_P(Golden, GreedyTokensAloneAndTogether) {
                         .group_index = i});
   }
   for (const int64_t budget : {64, 2048}) {
-    const EngineOptions options{.max_running = 4, .drafts = GetParam(), .max_tokens = 128, .prefill_budget = budget};
+    const EngineOptions options{.max_running = 4, .drafts = drafts, .max_tokens = 128, .prefill_budget = budget};
     const auto together = generate(m, options, requests);
     ASSERT_EQ(together.size(), 3u);
     for (size_t i = 0; i < 3; i++) {
@@ -50,6 +47,16 @@ TEST_P(Golden, GreedyTokensAloneAndTogether) {
       EXPECT_EQ(alone[0].tokens, expected[i]) << "prompt " << i << " alone, prefill budget " << budget;
       EXPECT_EQ(alone[0].log_probs, together[i].log_probs);
     }
+  }
+}
+
+class Golden : public testing::TestWithParam<int> {};
+
+TEST_P(Golden, GreedyTokensAloneAndTogether) { expect_golden(tiny_model(), "goldens", GetParam()); }
+TEST_P(Golden, GreedyTokensOfTheSiblings) {
+  for (const char* name : {"dense", "tied", "moe36"}) {
+    SCOPED_TRACE(name);
+    expect_golden(sibling_model(name), std::string("siblings/") + name, GetParam());
   }
 }
 
