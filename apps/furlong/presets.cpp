@@ -184,6 +184,16 @@ Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
     c.moe_intermediate_size = c.shared_intermediate_size = 512;
     set_layers(c, num_layers.value_or(40));
     add_byte_tokenizer(preset, 248320);
+  } else if (name == "80b-a3b") {
+    set_released(c);
+    c.hidden_size = 2048;
+    c.num_heads = 16;
+    c.num_kv_heads = 2;
+    c.num_experts = 512;
+    c.experts_per_token = 10;
+    c.moe_intermediate_size = c.shared_intermediate_size = 512;
+    set_layers(c, num_layers.value_or(48));
+    add_byte_tokenizer(preset, 151936);
   } else if (dense != std::end(dense_models)) {
     set_released(c);
     c.hidden_size = dense->hidden;

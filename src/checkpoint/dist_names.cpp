@@ -107,7 +107,7 @@ class Namer {
     for (const auto& row : inside_layers) {
       if (name == row.ours) return renamed(row, prefix);
     }
-    if (name.starts_with(linear)) return add(whole(prefix + "self_attention." + std::string(name), spec_.shape));
+    if (name.starts_with(linear)) return delta_net(std::string(name), prefix + "self_attention.");
     if (name == "self_attn.q_proj.weight") return qkv(QkvPart::q, prefix);
     if (name == "self_attn.k_proj.weight") return qkv(QkvPart::k, prefix);
     if (name == "self_attn.v_proj.weight") return qkv(QkvPart::v, prefix);
@@ -118,6 +118,22 @@ class Namer {
     if (name == "mlp.experts.gate_up_proj") return experts(prefix + experts_key, "linear_fc1.weight", 2);
     if (name == "mlp.experts.down_proj") return experts(prefix + experts_key, "linear_fc2.weight", 1);
     CHECK(false, "no place for {}", spec_.name);
+  }
+
+  // Under its own name, or among the rows of the matrix that it is joined in where checkpoints group projections.
+  void delta_net(const std::string& name, const std::string& prefix) {
+    const JoinedRows& j = spec_.joined;
+    if (!c_.grouped_projections || j.name.empty()) return add(whole(prefix + name, spec_.shape));
+    const int64_t width = spec_.shape[1];
+    DistPlace place{prefix + j.name.substr(j.name.find(linear)), {j.groups * j.group_rows, width}, {}};
+    for (const auto& block : j.blocks) {
+      for (int64_t g = 0; g < j.groups; g++) {
+        place.runs.push_back(
+            {(block.first + g * block.rows) * width, (g * j.group_rows + block.at) * width, block.rows * width});
+      }
+    }
+    add(std::move(place));
+    add(whole(prefix + name, spec_.shape));
   }
 
   void qkv(QkvPart part, const std::string& prefix) {

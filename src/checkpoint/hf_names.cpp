@@ -18,10 +18,28 @@ std::string with_number(std::string pattern, int64_t number) {
   return pattern.replace(at, 2, std::to_string(number));
 }
 
+std::vector<FilePiece> joined_pieces(const TensorSpec& spec) {
+  const JoinedRows& j = spec.joined;
+  CHECK(!j.name.empty() && spec.full_shape.size() == 2, "{} lies among no others", spec.name);
+  const int64_t width = spec.full_shape[1];
+  std::vector<FilePiece> pieces;
+  for (const auto& block : j.blocks) {
+    for (int64_t g = 0; g < j.groups; g++) {
+      pieces.push_back({.name = j.name,
+                        .shape = {j.groups * j.group_rows, width},
+                        .offset = (block.first + g * block.rows) * width,
+                        .numel = block.rows * width,
+                        .at = (g * j.group_rows + block.at) * width});
+    }
+  }
+  return pieces;
+}
+
 }  // namespace
 
-std::vector<Piece> pieces_of(const TensorSpec& spec, bool per_expert) {
-  if (!per_expert) return {{spec.name, spec.full_shape, 0, spec.full_numel()}};
+std::vector<FilePiece> pieces_of(const TensorSpec& spec, Stored stored) {
+  if (stored == Stored::whole) return {{spec.name, spec.full_shape, 0, spec.full_numel()}};
+  if (stored == Stored::joined) return joined_pieces(spec);
   CHECK(!spec.per_expert.empty() && spec.full_shape.size() == 3, "{} has no experts", spec.name);
   std::vector<std::string> patterns;
   size_t begin = 0;
@@ -32,7 +50,7 @@ std::vector<Piece> pieces_of(const TensorSpec& spec, bool per_expert) {
   const auto parts = static_cast<int64_t>(patterns.size());
   CHECK(spec.full_shape[1] % parts == 0, "{} in {} parts", spec.name, parts);
   const int64_t rows = spec.full_shape[1] / parts, numel = rows * spec.full_shape[2];
-  std::vector<Piece> pieces;
+  std::vector<FilePiece> pieces;
   for (int64_t e = 0; e < spec.full_shape[0]; e++) {
     for (int64_t p = 0; p < parts; p++) {
       pieces.push_back({with_number(patterns[static_cast<size_t>(p)], e),
@@ -77,10 +95,14 @@ HfLayout detect_layout(const std::vector<TensorSpec>& specs, const HasTensor& ha
   return best;
 }
 
-bool is_per_expert(const TensorSpec& spec, const HfLayout& layout, const HasTensor& has) {
-  if (spec.per_expert.empty() || has(layout.translate(spec.name))) return false;
-  const auto pieces = pieces_of(spec, true);
-  return std::any_of(pieces.begin(), pieces.end(), [&](const Piece& p) { return has(layout.translate(p.name)); });
+Stored stored_as(const TensorSpec& spec, const HfLayout& layout, const HasTensor& has) {
+  if (has(layout.translate(spec.name))) return Stored::whole;
+  if (!spec.joined.name.empty() && has(layout.translate(spec.joined.name))) return Stored::joined;
+  if (spec.per_expert.empty()) return Stored::whole;
+  const auto pieces = pieces_of(spec, Stored::per_expert);
+  const bool some =
+      std::any_of(pieces.begin(), pieces.end(), [&](const FilePiece& p) { return has(layout.translate(p.name)); });
+  return some ? Stored::per_expert : Stored::whole;
 }
 
 }  // namespace furlong

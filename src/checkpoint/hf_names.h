@@ -9,17 +9,21 @@
 namespace furlong {
 
 // A registry's whole tensor, or the part of one, that a checkpoint stores under one name. The part is contiguous:
-// `numel` elements from `offset` of the whole tensor.
-struct Piece {
+// `numel` elements from `offset` of the whole tensor, from element `at` of the stored one on.
+struct FilePiece {
   std::string name;
-  std::vector<int64_t> shape;
+  std::vector<int64_t> shape;  // of the stored tensor
   int64_t offset = 0;
   int64_t numel = 0;
+  int64_t at = 0;
 };
 
-// The pieces of a tensor in the registry's own names. per_expert needs spec.per_expert; (E, 2F, H) gives per expert the
-// gate rows and the up rows, (E, H, F) one piece per expert.
-std::vector<Piece> pieces_of(const TensorSpec& spec, bool per_expert);
+// How a checkpoint stores a tensor: under its own name, one expert at a time, or among the rows of others.
+enum class Stored : uint8_t { whole, per_expert, joined };
+
+// The pieces of a tensor in the registry's own names, one after another. per_expert needs spec.per_expert; (E, 2F, H)
+// gives per expert the gate rows and the up rows, (E, H, F) one piece per expert. joined needs spec.joined.
+std::vector<FilePiece> pieces_of(const TensorSpec& spec, Stored stored);
 
 // The prefix under which a checkpoint keeps the language model: "model.language_model.", "model." or
 // "language_model.model.", and the name of its head.
@@ -38,8 +42,7 @@ using HasTensor = std::function<bool(const std::string&)>;
 // The layout under which most tensors of the registry are found.
 HfLayout detect_layout(const std::vector<TensorSpec>& specs, const HasTensor& has);
 
-// Whether the checkpoint stores this tensor one expert at a time: some expert's piece is there and the fused one is
-// not.
-bool is_per_expert(const TensorSpec& spec, const HfLayout& layout, const HasTensor& has);
+// How the checkpoint stores this tensor: otherwise than whole where it does not have the whole one, but some piece.
+Stored stored_as(const TensorSpec& spec, const HfLayout& layout, const HasTensor& has);
 
 }  // namespace furlong

@@ -117,27 +117,51 @@ class SavePlan {
   void add(size_t i) {
     const TensorSpec& spec = numbers_.specs[i];
     const bool there = !numbers_.dtypes[i].empty();
-    const bool was_per_expert = source_ != nullptr && is_per_expert(spec, layout_, has());
+    const Stored was = source_ != nullptr ? stored_as(spec, layout_, has()) : Stored::whole;
     const TensorEntry* first = nullptr;  // the source's tensor, or its first expert
     if (source_ != nullptr) {
-      const auto old = pieces_of(spec, was_per_expert);
+      const auto old = pieces_of(spec, was);
       first = source_->find(layout_.translate(old[0].name));
       if (!there) return require_all(old);
       for (const auto& piece : old) replaced_.insert(layout_.translate(piece.name));
     }
     CHECK(there, "{} is undefined and there is no source to take it from", spec.name);
-    const bool per_expert = options_.experts == ExpertPacking::source
-                                ? was_per_expert
-                                : options_.experts == ExpertPacking::per_expert && !spec.per_expert.empty();
     const std::string dtype = dtype_of(i, first);
-    for (const auto& piece : pieces_of(spec, per_expert)) {
+    for (const auto& piece : pieces_of(spec, written_as(spec, was))) {
       const std::string name = layout_.translate(piece.name);
       check_shape(name, piece);
+      if (was == Stored::joined) {
+        add_joined(i, piece, name, dtype);
+        continue;
+      }
       tensors_.push_back(
           {.name = name, .dtype = spec.always_f32 ? dtype : dtype_of_piece(name, dtype), .shape = piece.shape});
       tensors_.back().emit = [this, i, offset = piece.offset, n = piece.numel, to = tensors_.back().dtype](
                                  const ByteSink& sink) { numbers_.emit(i, offset, n, to, sink); };
     }
+  }
+
+  Stored written_as(const TensorSpec& spec, Stored was) const {
+    if (spec.per_expert.empty() || options_.experts == ExpertPacking::source) return was;
+    return options_.experts == ExpertPacking::per_expert ? Stored::per_expert : Stored::whole;
+  }
+
+  // A piece of a tensor that others have pieces of as well.
+  void add_joined(size_t i, const FilePiece& piece, const std::string& name, const std::string& dtype) {
+    auto& pieces = joined_[name];
+    if (pieces == nullptr) {
+      pieces = std::make_shared<std::map<int64_t, std::pair<size_t, FilePiece>>>();
+      tensors_.push_back({.name = name, .dtype = dtype, .shape = piece.shape});
+      tensors_.back().emit = [this, pieces, dtype](const ByteSink& sink) {
+        int64_t done = 0;
+        for (const auto& [at, part] : *pieces) {
+          CHECK(at == done, "{}: numbers from {} on come from nowhere", part.second.name, done);
+          numbers_.emit(part.first, part.second.offset, part.second.numel, dtype, sink);
+          done += part.second.numel;
+        }
+      };
+    }
+    pieces->emplace(piece.at, std::pair(i, piece));
   }
 
   std::string dtype_of(size_t i, const TensorEntry* first) const {
@@ -173,14 +197,14 @@ class SavePlan {
     return entry != nullptr && is_readable_dtype(entry->dtype) ? entry->dtype : dtype;
   }
 
-  void check_shape(const std::string& name, const Piece& piece) const {
+  void check_shape(const std::string& name, const FilePiece& piece) const {
     const TensorEntry* entry = source_ != nullptr ? source_->find(name) : nullptr;
     if (entry == nullptr || entry->shape == piece.shape) return;
     fail(Exit::input, "{}: {} is {} there, but [{}] in the weights; give the checkpoint that the weights came from",
          source_->directory(), name, entry->describe(), fmt::join(piece.shape, ","));
   }
 
-  void require_all(const std::vector<Piece>& pieces) const {
+  void require_all(const std::vector<FilePiece>& pieces) const {
     for (const auto& piece : pieces) {
       const std::string name = layout_.translate(piece.name);
       if (source_->find(name) == nullptr) {
@@ -195,6 +219,8 @@ class SavePlan {
   const SafetensorsDirectory* source_;
   HfLayout layout_;
   std::unordered_set<std::string> replaced_;
+  // By name of the stored tensor its pieces in order, each with its place in the registry.
+  std::map<std::string, std::shared_ptr<std::map<int64_t, std::pair<size_t, FilePiece>>>> joined_;
   std::vector<TensorSource> tensors_;
 };
 

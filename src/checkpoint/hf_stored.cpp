@@ -1,5 +1,6 @@
 // A Hugging Face folder's tensors, matched with the registry.
 #include <algorithm>
+#include <span>
 #include <unordered_set>
 
 #include "base/error.h"
@@ -17,10 +18,15 @@ struct Problems {
   bool any() const { return !(missing.empty() && unexpected.empty() && mismatched.empty() && unreadable.empty()); }
 };
 
-// A part of a registry tensor and the file's tensor that holds it.
+// A part of a registry tensor and the file's tensor that holds it, from its element `at` on.
 struct Part {
-  int64_t offset = 0, numel = 0;
+  int64_t offset = 0, numel = 0, at = 0;
   const TensorEntry* entry = nullptr;
+  // `count` numbers from `first` of the registry tensor on, which are in this part.
+  std::span<const uint8_t> bytes(int64_t first, int64_t count) const {
+    const auto size = static_cast<size_t>(bits_of_file_dtype(entry->dtype) / 8);
+    return entry->bytes.subspan(static_cast<size_t>(at + first - offset) * size, static_cast<size_t>(count) * size);
+  }
 };
 
 std::string shape_text(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ",")); }
@@ -85,21 +91,21 @@ class Matcher {
 
   std::vector<Part> match_tensor(const TensorSpec& spec) {
     std::vector<Part> parts;
-    const bool per_expert = is_per_expert(spec, layout_, has());
-    for (const auto& piece : pieces_of(spec, per_expert)) {
+    const Stored stored = stored_as(spec, layout_, has());
+    for (const auto& piece : pieces_of(spec, stored)) {
       const std::string name = layout_.translate(piece.name);
       used_.insert(name);
       const TensorEntry* entry = source_.find(name);
       if (entry == nullptr) {
-        problems_.missing.push_back(name +
-                                    (spec.per_expert.empty() || per_expert ? "" : " (or its experts one by one)"));
+        const bool fused = !spec.per_expert.empty() && stored == Stored::whole;
+        problems_.missing.push_back(name + (fused ? " (or its experts one by one)" : ""));
       } else if (entry->shape != piece.shape) {
         problems_.mismatched.push_back(fmt::format("{}: {}, but config.json needs {}", with_file(name),
                                                    entry->describe(), shape_text(piece.shape)));
       } else if (!is_readable_dtype(entry->dtype)) {
         problems_.unreadable.push_back(fmt::format("{}: {}", with_file(name), entry->describe()));
       } else {
-        parts.push_back({piece.offset, piece.numel, entry});
+        parts.push_back({piece.offset, piece.numel, piece.at, entry});
       }
     }
     return parts;
@@ -169,9 +175,7 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config,
     std::optional<int64_t> bad;
     for (auto part = part_at(list, first); count > 0; ++part) {
       const int64_t n = std::min(count, part->offset + part->numel - first);
-      const auto size = static_cast<size_t>(bits_of_file_dtype(part->entry->dtype) / 8);
-      const auto bytes =
-          part->entry->bytes.subspan(static_cast<size_t>(first - part->offset) * size, static_cast<size_t>(n) * size);
+      const auto bytes = part->bytes(first, n);
       if (!transfer_values(part->entry->dtype, bytes.data(), n, dtype, to) && !bad) bad = part->offset;
       if (bytes.size() >= worth_forgetting) forget_pages(bytes);
       to = static_cast<uint8_t*>(to) + n * width;
@@ -184,10 +188,7 @@ StoredTensors stored_hf(const std::string& directory, const ModelConfig& config,
     stored.soon = [parts](size_t tensor, int64_t first, int64_t count) {
       for (const Part& part : (*parts)[tensor]) {
         const int64_t begin = std::max(first, part.offset), end = std::min(first + count, part.offset + part.numel);
-        const auto size = static_cast<size_t>(bits_of_file_dtype(part.entry->dtype) / 8);
-        if (begin < end)
-          fetch_soon(part.entry->bytes.subspan(static_cast<size_t>(begin - part.offset) * size,
-                                               static_cast<size_t>(end - begin) * size));
+        if (begin < end) fetch_soon(part.bytes(begin, end - begin));
       }
     };
   }

@@ -20,12 +20,14 @@ constexpr int64_t max_parameters = int64_t{1} << 44;
 // A kind of checkpoint: how config.json names it, and what a key left out means.
 struct Family {
   const char *type, *text_type, *architecture;
-  bool dense;
-  int64_t hidden_size, layers, kv_heads;
+  bool dense, grouped_projections;
+  int64_t vocab_size, hidden_size, layers, kv_heads, experts, experts_per_token;
 };
 constexpr Family families[] = {
-    {"qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForConditionalGeneration", false, 2048, 40, 2},
-    {"qwen3_5", "qwen3_5_text", "Qwen3_5ForConditionalGeneration", true, 4096, 32, 4},
+    {"qwen3_5_moe", "qwen3_5_moe_text", "Qwen3_5MoeForConditionalGeneration", false, false, 248320, 2048, 40, 2, 256,
+     8},
+    {"qwen3_5", "qwen3_5_text", "Qwen3_5ForConditionalGeneration", true, false, 248320, 4096, 32, 4, 0, 0},
+    {"qwen3_next", "qwen3_next", "Qwen3NextForCausalLM", false, true, 151936, 2048, 48, 2, 512, 10},
 };
 
 constexpr const char* linear_layer = "linear_attention";
@@ -100,7 +102,7 @@ const Family& family_of(const Section& root) {
   }
   root.refuse("model_type",
               fmt::format("\"{}\" is not read by this version; it reads \"qwen3_5_moe\" and \"qwen3_5\" (Qwen3.5 and "
-                          "3.6, mixture of experts and dense)",
+                          "3.6, mixture of experts and dense) and \"qwen3_next\"",
                           type));
 }
 
@@ -262,8 +264,8 @@ void read_feed_forward(const Section& text, const Family& family, ModelConfig& c
     c.intermediate_size = text.size("intermediate_size", 12288);
     return;
   }
-  c.num_experts = text.size("num_experts", 256, max_experts);
-  c.experts_per_token = text.size("num_experts_per_tok", 8, max_experts);
+  c.num_experts = text.size("num_experts", family.experts, max_experts);
+  c.experts_per_token = text.size("num_experts_per_tok", family.experts_per_token, max_experts);
   c.moe_intermediate_size = text.size("moe_intermediate_size", 512);
   c.shared_intermediate_size = text.size("shared_expert_intermediate_size", 512);
   if (c.experts_per_token > c.num_experts) {
@@ -273,7 +275,8 @@ void read_feed_forward(const Section& text, const Family& family, ModelConfig& c
 }
 
 void read_sizes(const Section& text, const Family& family, ModelConfig& c) {
-  c.vocab_size = text.size("vocab_size", 248320);
+  c.grouped_projections = family.grouped_projections;
+  c.vocab_size = text.size("vocab_size", family.vocab_size);
   c.hidden_size = text.size("hidden_size", family.hidden_size);
   c.num_layers = text.size("num_hidden_layers", family.layers, max_layers);
   c.num_heads = text.size("num_attention_heads", 16);
@@ -285,7 +288,8 @@ void read_sizes(const Section& text, const Family& family, ModelConfig& c) {
   c.linear_value_head_dim = text.size("linear_value_head_dim", 128);
   c.conv_kernel = text.size("linear_conv_kernel_dim", 4, 64);
   read_feed_forward(text, family, c);
-  c.mtp_num_layers = text.size("mtp_num_hidden_layers", 0, 1, 0);
+  // Qwen3-Next's own files do not say that they hold a head; other programs' name for it is the second.
+  c.mtp_num_layers = text.size("mtp_num_hidden_layers", text.size("num_nextn_predict_layers", 0, 1, 0), 1, 0);
   c.max_position_embeddings = text.size("max_position_embeddings", 32768, int64_t{1} << 31);
   if (const Json* eps = text.find("rms_norm_eps")) c.rms_norm_eps = text.real("rms_norm_eps", *eps);
   if (!(c.rms_norm_eps > 0) || !std::isfinite(c.rms_norm_eps))

@@ -25,6 +25,8 @@ struct ModelConfig {
   int64_t linear_key_head_dim = 0;
   int64_t linear_value_head_dim = 0;
   int64_t conv_kernel = 4;
+  // Checkpoints keep the projections of a key head with its value heads together (Qwen3-Next); a matter of their files.
+  bool grouped_projections = false;
 
   // feed-forward network: dense, of this width, where there are no experts
   int64_t intermediate_size = 0;

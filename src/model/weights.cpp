@@ -30,7 +30,7 @@ struct Visitor {
   int part = embed_part, also_part = -1;
 
   void operator()(Tensor& tensor, std::string name, std::vector<int64_t> shape, Split split = Split::replicated,
-                  Held held = {}, bool always_f32 = false, std::string per_expert = {}) const {
+                  Held held = {}, bool always_f32 = false, std::string per_expert = {}, JoinedRows joined = {}) const {
     TensorSpec spec{.name = std::move(name),
                     .split = split,
                     .always_f32 = always_f32,
@@ -38,6 +38,7 @@ struct Visitor {
                     .part = part,
                     .also_part = also_part,
                     .per_expert = std::move(per_expert),
+                    .joined = std::move(joined),
                     .full_shape = shape,
                     .here = here,
                     .copied = copied};
@@ -72,10 +73,23 @@ struct Visitor {
     const Held channels = {{{scaled(heads.delta_key, dk), scaled(heads.delta_key, dk, c.key_dim()),
                              scaled(heads.delta_value, dv, 2 * c.key_dim())}}};
     const Held values = {{{scaled(heads.delta_value, dv)}}}, by_head = {{{heads.delta_value}}};
-    (*this)(w.qkv, prefix + "in_proj_qkv.weight", {c.conv_dim(), c.hidden_size}, Split::heads, channels);
-    (*this)(w.z, prefix + "in_proj_z.weight", {c.value_dim(), c.hidden_size}, Split::heads, values);
-    (*this)(w.b, prefix + "in_proj_b.weight", {vh, c.hidden_size}, Split::heads, by_head);
-    (*this)(w.a, prefix + "in_proj_a.weight", {vh, c.hidden_size}, Split::heads, by_head);
+    // Qwen3-Next: per key head its q, k, v and z rows in one matrix, its b and a rows in another.
+    const int64_t kh = c.linear_num_key_heads, n = vh / kh, keys = c.key_dim();
+    const auto joined = [&](const char* name, int64_t rows, std::vector<JoinedRows::Block> blocks) {
+      return JoinedRows{prefix + name, kh, rows, std::move(blocks)};
+    };
+    const auto qkvz = [&](std::vector<JoinedRows::Block> blocks) {
+      return joined("in_proj_qkvz.weight", 2 * (dk + n * dv), std::move(blocks));
+    };
+    const int64_t h = c.hidden_size;
+    (*this)(w.qkv, prefix + "in_proj_qkv.weight", {c.conv_dim(), h}, Split::heads, channels, false, {},
+            qkvz({{0, dk, 0}, {keys, dk, dk}, {2 * keys, n * dv, 2 * dk}}));
+    (*this)(w.z, prefix + "in_proj_z.weight", {c.value_dim(), h}, Split::heads, values, false, {},
+            qkvz({{0, n * dv, 2 * dk + n * dv}}));
+    (*this)(w.b, prefix + "in_proj_b.weight", {vh, h}, Split::heads, by_head, false, {},
+            joined("in_proj_ba.weight", 2 * n, {{0, n, 0}}));
+    (*this)(w.a, prefix + "in_proj_a.weight", {vh, h}, Split::heads, by_head, false, {},
+            joined("in_proj_ba.weight", 2 * n, {{0, n, n}}));
     (*this)(w.conv, prefix + "conv1d.weight", {c.conv_dim(), 1, c.conv_kernel}, Split::heads, channels);
     (*this)(w.A_log, prefix + "A_log", {vh}, Split::heads, by_head, true);
     (*this)(w.dt_bias, prefix + "dt_bias", {vh}, Split::heads, by_head);

@@ -65,6 +65,18 @@ struct MtpWeights {
   LayerWeights layer;                        // full attention
 };
 
+// Another place of a tensor in checkpoints: one whose rows are `groups` groups of `group_rows` rows, each with some of
+// this tensor's and of others'.
+struct JoinedRows {
+  std::string name;  // empty: there is none
+  int64_t groups = 0, group_rows = 0;
+  struct Block {
+    int64_t first, rows,
+        at;  // group g has the tensor's rows [first + g rows, first + (g + 1) rows) from its row `at` on
+  };
+  std::vector<Block> blocks;  // by rising `first`
+};
+
 // How a tensor is split among the ranks of a stage. Vocabulary, heads and the width of a dense network by rows and
 // `row` by columns over tensor parallel ranks; experts over expert x expert-tensor ranks, all else on every rank.
 enum class Split : uint8_t { replicated, vocab, heads, kv_heads, width, row, expert };
@@ -81,6 +93,7 @@ struct TensorSpec {
   int also_part = -1;  // a tied embedding: the head, whose backward adds to the same gradient
   // A fused expert tensor also occurs per expert: pattern with {} for the expert's number; "a|b" are row halves.
   std::string per_expert = {};
+  JoinedRows joined = {};
   std::vector<int64_t> full_shape = {};         // of the whole model's tensor
   std::array<std::vector<Range>, 3> held = {};  // by dimension: the indices of full_shape that are here; empty: all
   bool here = true;                             // false: it lies on other pipeline stages, and is undefined on this one

@@ -209,7 +209,7 @@ void add_tools(Table& t) {
           tok("chat", &Settings::chat, K, "messages to the text of a prompt"),
           conv("preset", &Settings::preset, I | X,
                "shape of the new checkpoint; inspect: the model, where no checkpoint is there")
-              .choices({"tiny", "tiny-dense", "tiny-tied", "small", "0.8b", "4b", "9b", "27b", "35b-a3b"}),
+              .choices({"tiny", "tiny-dense", "tiny-tied", "small", "0.8b", "4b", "9b", "27b", "35b-a3b", "80b-a3b"}),
           conv("num_layers", &Settings::num_layers, I, "layers, in place of the preset's")
               .unit("layers")
               .from(1)

@@ -401,7 +401,7 @@ TEST(HfNames, PiecesCoverTheTensor) {
       if (apart && spec.per_expert.empty()) continue;
       int64_t at = 0;
       std::set<std::string> names;
-      for (const auto& piece : pieces_of(spec, apart)) {
+      for (const auto& piece : pieces_of(spec, apart ? Stored::per_expert : Stored::whole)) {
         EXPECT_EQ(piece.offset, at);
         at += piece.numel;
         names.insert(piece.name);

@@ -5,6 +5,7 @@
 #include "checkpoint/hf.h"
 #include "checkpoint/init.h"
 #include "checkpoint/torch_dist.h"
+#include "checkpoint/values.h"
 #include "layouts.h"
 #include "parallel/threads.h"
 #include "scratch.h"
@@ -38,7 +39,7 @@ TEST_P(Siblings, ToTorchDistAndBackIsTheIdentity) {
   expect_same_files(scratch / "out", source);
 }
 
-INSTANTIATE_TEST_SUITE_P(Of, Siblings, ::testing::Values("dense", "tied", "moe36"),
+INSTANTIATE_TEST_SUITE_P(Of, Siblings, ::testing::Values("dense", "tied", "moe36", "next"),
                          [](const auto& info) { return std::string(info.param); });
 
 // A_log in 16 bits stays so while that holds its numbers; one that was trained is F32.
@@ -98,6 +99,42 @@ TEST(Siblings, DenseNamesInTorchDist) {
                             [](const auto& t) { return t.key.find("expert") != std::string::npos; }),
               0);
   }
+}
+
+// Qwen3-Next's projections: rows of a key head together in the files, one kind after the other in memory.
+TEST(Siblings, GroupedProjections) {
+  const Scratch scratch;
+  const std::string source = folder_of("next");
+  const ModelConfig config = read_model_config(source);
+  const Weights w = load_hf(source, config, DType::f32);
+  const SafetensorsDirectory files(source);
+  const int64_t h = config.hidden_size, dk = config.linear_key_head_dim, dv = config.linear_value_head_dim;
+  const int64_t n = config.linear_num_value_heads / config.linear_num_key_heads, rows = 2 * (dk + n * dv);
+  const std::string layer = "model.layers.1.linear_attn.";
+  const auto qkvz = floats_of(*files.find(layer + "in_proj_qkvz.weight")),
+             ba = floats_of(*files.find(layer + "in_proj_ba.weight"));
+  const auto expect_row = [&](const Tensor& t, int64_t row, const std::vector<float>& from, int64_t at) {
+    EXPECT_TRUE(std::equal(from.begin() + at * h, from.begin() + (at + 1) * h, t.at(row).as<float>())) << row;
+  };
+  const DeltaNetWeights& delta = w.layers[1].delta;
+  for (int64_t g = 0; g < config.linear_num_key_heads; g++) {
+    expect_row(delta.qkv, g * dk + 3, qkvz, g * rows + 3);
+    expect_row(delta.qkv, config.key_dim() + g * dk + 2, qkvz, g * rows + dk + 2);
+    expect_row(delta.qkv, 2 * config.key_dim() + (g * n + 2) * dv + 1, qkvz, g * rows + 2 * dk + 2 * dv + 1);
+    expect_row(delta.z, (g * n + 1) * dv + 4, qkvz, g * rows + 2 * dk + n * dv + dv + 4);
+    expect_row(delta.b, g * n + 2, ba, g * 2 * n + 2);
+    expect_row(delta.a, g * n + 1, ba, g * 2 * n + n + 1);
+  }
+  // Into torch_dist as they are; what has them apart is read too.
+  write_torch_dist(stored_hf(source, config), config, {.output_dir = scratch / "dist"}, 1);
+  EXPECT_TRUE(
+      contains(read_file(scratch / "dist/release/.metadata"), "self_attention.linear_attn.in_proj_qkvz.weight"));
+  EXPECT_TRUE(same_values(w, load_torch_dist(scratch / "dist", config, DType::f32)));
+  ModelConfig apart = config;
+  apart.grouped_projections = false;
+  write_torch_dist(stored_hf(source, apart), apart, {.output_dir = scratch / "apart"}, 1);
+  EXPECT_FALSE(contains(read_file(scratch / "apart/release/.metadata"), "in_proj_qkvz"));
+  EXPECT_TRUE(same_values(w, load_torch_dist(scratch / "apart", config, DType::f32)));
 }
 
 ModelConfig splittable_dense(bool tied) {

@@ -93,6 +93,24 @@ TEST(Config, ReadsDenseAndTiedModels) {
   }
 }
 
+TEST(Config, ReadsAFlatNextConfig) {
+  const std::string path = FURLONG_TEST_DATA "/siblings/next";
+  const ModelConfig c = read_model_config(path);
+  EXPECT_TRUE(c.grouped_projections);
+  EXPECT_FALSE(c.dense());
+  EXPECT_EQ(c.full_attention, (std::vector<bool>{false, false, true}));
+  EXPECT_EQ(c.rotary_dim, 4);
+  EXPECT_EQ(c.mtp_num_layers, 1);
+  Json j = read_json_file(path + "/config.json");
+  j.erase("num_nextn_predict_layers");
+  EXPECT_EQ(parse(j).mtp_num_layers, 0);
+  const ModelConfig absent = parse({{"model_type", "qwen3_next"}, {"rope_theta", 1e7}});
+  EXPECT_EQ(absent.num_layers, 48);
+  EXPECT_EQ(absent.num_experts, 512);
+  EXPECT_EQ(absent.experts_per_token, 10);
+  EXPECT_EQ(absent.vocab_size, 151936);
+}
+
 // What is one gradient is one tensor, here and in the registry.
 TEST(Config, ATiedHeadIsTheEmbedding) {
   const ModelConfig tied = read_model_config(FURLONG_TEST_DATA "/siblings/tied");

@@ -27,9 +27,9 @@ std::string name_of_reference(const ::testing::TestParamInfo<Reference>& info) {
   const std::string folder = info.param.checkpoint;
   return folder.substr(folder.find('/') + 1);
 }
-const auto all_references =
-    ::testing::Values(tiny_reference, Reference{"siblings/dense", "siblings/dense"},
-                      Reference{"siblings/tied", "siblings/tied"}, Reference{"siblings/moe36", "siblings/moe36"});
+const auto all_references = ::testing::Values(
+    tiny_reference, Reference{"siblings/dense", "siblings/dense"}, Reference{"siblings/tied", "siblings/tied"},
+    Reference{"siblings/moe36", "siblings/moe36"}, Reference{"siblings/next", "siblings/next"});
 
 Sequences golden_sequences(const Golden& golden, size_t longer_than = 0) {
   Sequences out;

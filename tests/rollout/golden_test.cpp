@@ -54,7 +54,7 @@ class Golden : public testing::TestWithParam<int> {};
 
 TEST_P(Golden, GreedyTokensAloneAndTogether) { expect_golden(tiny_model(), "goldens", GetParam()); }
 TEST_P(Golden, GreedyTokensOfTheSiblings) {
-  for (const char* name : {"dense", "tied", "moe36"}) {
+  for (const char* name : {"dense", "tied", "moe36", "next"}) {
     SCOPED_TRACE(name);
     expect_golden(sibling_model(name), std::string("siblings/") + name, GetParam());
   }

@@ -41,6 +41,11 @@ class Sibling:
         return self.text.get("tie_word_embeddings", False)
 
     def files_config(self):
+        if self.module is nxt:  # flat, without layer_types, the rope's keys at its level
+            text = {k: v for k, v in self.text.items() if k not in ("layer_types", "rope_parameters")}
+            return dict(architectures=[self.architecture], model_type=self.model_type, torch_dtype="bfloat16",
+                        full_attention_interval=3, rope_theta=10000000.0, partial_rotary_factor=0.5, rope_scaling=None,
+                        num_nextn_predict_layers=1, **text)
         text = dict(model_type=self.model_type + "_text", dtype="bfloat16", attn_output_gate=True,
                     mamba_ssm_dtype="float32", mtp_num_hidden_layers=1, mtp_use_dedicated_embeddings=False, **self.text)
         return dict(architectures=[self.architecture], model_type=self.model_type, image_token_id=60, text_config=text,
@@ -60,7 +65,41 @@ SIBLINGS = {
     "moe36": Sibling(3, moe, "model.language_model.", "Qwen3_5Moe", "qwen3_5_moe", {
         **COMMON, **EXPERTS, "rope_parameters": ROPE, "tie_word_embeddings": False, "bos_token_id": 62,
         "norm_topk_prob": True}, "Qwen3_5MoeForConditionalGeneration"),
+    # Qwen3-Next-80B-A3B's: flat names, projections grouped by key head, experts one by one.
+    "next": Sibling(5, nxt, "model.", "Qwen3Next", "qwen3_next", {
+        **COMMON, **EXPERTS, "linear_num_value_heads": 6, "tie_word_embeddings": False, "norm_topk_prob": True,
+        "decoder_sparse_step": 1, "mlp_only_layers": [], "rope_parameters": dict(
+            rope_type="default", rope_theta=10000000.0, partial_rotary_factor=0.5)}, "Qwen3NextForCausalLM"),
 }
+
+
+def ungrouped(key, x):
+    """A tensor of Qwen3-Next by the names of Qwen3.5's checkpoints."""
+    c = SIBLINGS["next"].text
+    kh, dk, dv = c["linear_num_key_heads"], c["linear_key_head_dim"], c["linear_value_head_dim"]
+    n = c["linear_num_value_heads"] // kh
+    if key.endswith("in_proj_qkvz.weight"):
+        q, k, v, z = x.reshape(kh, -1, x.shape[1]).split([dk, dk, n * dv, n * dv], 1)
+        parts = {"qkv": torch.cat([t.reshape(-1, x.shape[1]) for t in (q, k, v)]), "z": z.reshape(-1, x.shape[1])}
+        return {key.replace("qkvz", part): t for part, t in parts.items()}
+    if key.endswith("in_proj_ba.weight"):
+        b, a = x.reshape(kh, 2 * n, x.shape[1]).split([n, n], 1)
+        return {key.replace("_ba", "_b"): b.reshape(-1, x.shape[1]), key.replace("_ba", "_a"): a.reshape(-1, x.shape[1])}
+    return {key: x}
+
+
+def one_by_one(key, x):
+    """A tensor of experts as one for each."""
+    if not (key.endswith("experts.gate_up_proj") or key.endswith("experts.down_proj")):
+        return {key: x}
+    prefix, out = key[:key.rindex(".") + 1], {}
+    for e in range(x.shape[0]):
+        if key.endswith("down_proj"):
+            out[f"{prefix}{e}.down_proj.weight"] = x[e]
+        else:
+            gate, up = x[e].chunk(2)
+            out[f"{prefix}{e}.gate_proj.weight"], out[f"{prefix}{e}.up_proj.weight"] = gate, up
+    return out
 
 
 def random_weights(shapes, seed, half_log, tied):
@@ -162,7 +201,8 @@ def make(name):
     of_mtp = torch.autograd.grad(mtp_loss, list(mtp.parameters()))
     grads = {"sft.loss": loss.detach().reshape(1), "mtp.loss": mtp_loss.detach().reshape(1)}
     for key, g in zip(parameters, of_trunk):
-        grads["sft.grad." + ("model.language_model." + key[6:] if key.startswith("model.") else key)] = g
+        for part, x in ungrouped(key, g).items():
+            grads["sft.grad." + ("model.language_model." + part[6:] if part.startswith("model.") else part)] = x
     for key, g in zip(dict(mtp.named_parameters()), of_mtp):
         grads["mtp.grad.mtp." + key] = g
     save_file({k: v.contiguous() for k, v in grads.items()}, folder + "/golden_grads.safetensors")
@@ -179,7 +219,9 @@ def make(name):
             generated[f"greedy{i}"] = tokens[n:].clone()
     save_file(generated, folder + "/golden_generate.safetensors")
 
-    if s.module is not nxt:
+    if s.module is nxt:
+        stored = {part: t for key, x in stored.items() for part, t in one_by_one(key, x).items()}
+    else:
         generator = torch.Generator().manual_seed(s.seed + 2000)
         stored["model.visual.pos_embed.weight"] = torch.randn(6, 4, generator=generator).bfloat16()
         stored["model.visual.merger.norm.bias"] = torch.randn(5, generator=generator).bfloat16()
