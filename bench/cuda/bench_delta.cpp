@@ -140,6 +140,13 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
   report("delta decode " + name,
          median_ms(stream, [&] { ops.delta_rule(stream, o, x, g, beta, {}, {}, segments, memory, saved, shape); }), 0,
          n * heads * 65536 + held * (16 + 32) * 256);
+  const Numbers qkv(stream, h, {T, channels}, -1, 1), z(stream, h, {T, vd}, -1, 1), a(stream, h, {T, heads}, -1, 1),
+      b(stream, h, {T, heads}, -1, 1), A_log(stream, f, {heads}, -1, 1), bias(stream, h, {heads}, -1, 1),
+      norm(stream, f, {128}, 0.5, 1.5), o_r(stream, f, {T * heads}), out(stream, h, {T, vd});
+  const DeltaCore core{qkv, z, a, b, w, A_log, bias, norm, 1e-6, y, g, beta, o, o_r};
+  report("delta core " + name,
+         median_ms(stream, [&] { ops.delta_core(stream, out, core, segments, memory, saved, shape); }), 0,
+         n * heads * 65536 + held * (16 + 32) * 256);
   const Indices before(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 10)),
       after(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 12));
   report("delta commit of none " + name,
@@ -149,13 +156,18 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
 }  // namespace
 }  // namespace furlong::bench
 
-int main() {
+// bench_cuda_delta [decode SEQUENCES ROWS]
+int main(int argc, char** argv) {
   using namespace furlong;
   cuda::open();
   ThreadPool threads(1);
   Stream stream(threads, Device::cuda);
+  if (argc == 4) {
+    bench::decode(stream, std::atoll(argv[2]), std::atoll(argv[3]));
+    return 0;
+  }
   for (const auto& [n, length] : {std::pair{1, 8192}, {4, 2048}, {8, 1024}}) bench::training(stream, n, length);
-  for (const int n : {1, 64, 256}) {
+  for (const int n : {1, 64, 200, 256}) {
     for (const int rows : {1, 3}) bench::decode(stream, n, rows);
   }
 }

@@ -105,19 +105,29 @@ struct Plan {
 // At most this many chunks: each segment adds at most two that are not full.
 inline int64_t most_chunks(int64_t rows, int64_t segments) { return std::min(rows, rows / delta_chunk + 2 * segments); }
 
-__device__ inline Chunk chunk_of(const Call& c, int segment, int index) {
-  const int start = c.starts[segment], rows = c.starts[segment + 1] - start, p = c.positions[start];
-  const int begin = (p / chunk_rows + index) * chunk_rows, base = start + begin - p;
+// A segment's rows in the batch, [start, end), and the position of the first.
+struct Extent {
+  int start, end, position;
+};
+__device__ inline Extent extent_of(const Call& c, int segment) {
+  const int start = c.starts[segment], end = c.starts[segment + 1];
+  return {start, end, start == end ? 0 : c.positions[start]};
+}
+__device__ inline Chunk chunk_of(const Extent& e, int segment, int index) {
+  const int rows = e.end - e.start, p = e.position;
+  const int begin = (p / chunk_rows + index) * chunk_rows, base = e.start + begin - p;
   return {segment, base, begin, static_cast<int16_t>(max(0, p - begin)),
           static_cast<int16_t>(min(chunk_rows, p + rows - begin))};
 }
-
-__device__ inline int chunks_in(const Call& c, int segment) {
-  const int start = c.starts[segment], end = c.starts[segment + 1];
-  if (start == end) return 0;
-  const int p = c.positions[start];
-  return (p + end - start - 1) / chunk_rows - p / chunk_rows + 1;
+__device__ inline Chunk chunk_of(const Call& c, int segment, int index) {
+  return chunk_of(extent_of(c, segment), segment, index);
 }
+
+__device__ inline int chunks_in(const Extent& e) {
+  if (e.start == e.end) return 0;
+  return (e.position + e.end - e.start - 1) / chunk_rows - e.position / chunk_rows + 1;
+}
+__device__ inline int chunks_in(const Call& c, int segment) { return chunks_in(extent_of(c, segment)); }
 
 // Launches what fills the plan.
 void make_plan(Queue&, const Call&, const Plan&);

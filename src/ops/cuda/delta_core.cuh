@@ -43,7 +43,8 @@ struct CoreRows {
   const Layer& layer;
   const half_t* x;  // before the convolution
   int64_t x_stride;
-  int segment, head;
+  Extent extent;
+  int slot, head;
 
   // The channels that this thread convolves: which of q, k and v, the first number of the head and of the row.
   struct Share {
@@ -55,9 +56,16 @@ struct CoreRows {
     return {part, piece, at * head_dim + piece, static_cast<int>(threadIdx.x) / (3 * pieces)};
   }
   __device__ bool convolves() const { return threadIdx.x < convolving; }
-  // Input i of the three before row t.
+  __device__ half_t* window_at(int position) const {
+    const Conv<half_t>& conv = layer.conv;
+    return conv.window + (static_cast<int64_t>(slot) * conv.entries + position % conv.entries) * conv.channels;
+  }
+  // Input i of the three before row t, as Conv::before says; without a load.
   __device__ const half_t* past_at(int t, int i) const {
-    return layer.conv.before(segment, c.starts[segment], t, fast_taps - 1 - i);
+    const int from = t - (fast_taps - 1 - i);
+    if (from >= extent.start) return x + from * x_stride;
+    const int position = extent.position + from - extent.start;
+    return position < 0 ? nullptr : window_at(position);
   }
 
   // The taps of this thread's channels and what the window holds of the inputs before its first own row; no other
@@ -71,7 +79,7 @@ struct CoreRows {
     for (int i = 0; i < fast_taps; i++) copy_16(&early.taps[i], taps + i * channels);
 #pragma unroll
     for (int i = 0; i < fast_taps - 1; i++) {
-      if (t - (fast_taps - 1 - i) >= c.starts[segment]) continue;
+      if (t - (fast_taps - 1 - i) >= extent.start) continue;
       const half_t* from = past_at(t, i);
       if (from != nullptr) {
         copy_16(&early.past[i], from + own.channel);
@@ -82,19 +90,25 @@ struct CoreRows {
   }
 
   // Own rows of q, k and v as conv_silu gives them, into their images. Of inputs, one a thread,
-  // each gets its first own row.
-  __device__ void convolve(const Chunk& ck, Early& early, half_t* q, half_t* k, half_t* v, uint4* inputs) const {
+  // each gets its first own row. meanwhile() comes when that has been asked for.
+  template <class F>
+  __device__ void convolve(const Chunk& ck, Early& early, half_t* q, half_t* k, half_t* v, uint4* inputs,
+                           F meanwhile) const {
     const Share own = share();
     const int first = ck.lo + own.row;
-    if (convolves() && first < ck.hi) {
+    const bool takes_part = convolves() && first < ck.hi;
+    uint4 now{};
+    if (takes_part) now = *reinterpret_cast<const uint4*>(x + (ck.base + first) * x_stride + own.channel);
+    meanwhile();
+    if (takes_part) {
       half_t* image = own.part == 0 ? q : own.part == 1 ? k : v;
 #pragma unroll 1
       for (int r = first; r < ck.hi; r += conv_rows) {
         const int t = ck.base + r;
-        const uint4 now = *reinterpret_cast<const uint4*>(x + t * x_stride + own.channel);
+        if (r > first) now = *reinterpret_cast<const uint4*>(x + t * x_stride + own.channel);
 #pragma unroll
         for (int i = 0; i < fast_taps - 1; i++) {
-          if (r == first && t - (fast_taps - 1 - i) < c.starts[segment]) continue;
+          if (r == first && t - (fast_taps - 1 - i) < extent.start) continue;
           const half_t* from = past_at(t, i);
           early.past[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from + own.channel) : uint4{};
         }
@@ -129,11 +143,11 @@ struct CoreRows {
   __device__ void keep_inputs(bool one_chunk, const uint4* inputs) const {
     const Share own = share();
     if (!convolves() || (own.part != 2 && head % c.group != 0)) return;
-    const int first = c.starts[segment], end = c.starts[segment + 1], position = c.positions[first];
+    const int first = extent.start, end = extent.end, position = extent.position;
     for (int t = first + own.row; t < end; t += conv_rows) {
       if (t < end - layer.conv.entries) continue;
       const bool at_hand = one_chunk && t == first + own.row;
-      *reinterpret_cast<uint4*>(layer.conv.kept(segment, position + t - first) + own.channel) =
+      *reinterpret_cast<uint4*>(window_at(position + t - first) + own.channel) =
           at_hand ? inputs[threadIdx.x] : *reinterpret_cast<const uint4*>(x + t * x_stride + own.channel);
     }
   }

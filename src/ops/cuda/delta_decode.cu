@@ -11,6 +11,7 @@ namespace {
 
 constexpr int threads = core_threads, warps = threads / warp;
 constexpr int own_columns = head_dim / warps, N = own_columns / 8;  // of the state, of a warp
+constexpr int few_segments = 8;                                     // whose blocks run all at once
 constexpr int row_tiles = chunk_rows / 16, state_tiles = head_dim / 16;
 static_assert(threads == 2 * team && team / warp == row_tiles);
 
@@ -42,6 +43,7 @@ struct Decode {
   int64_t o_stride;
   Shared& sh;
   int segment, head, slot;
+  Extent extent;
 
   // Where in the ring a chunk's rows lie: one division for all.
   struct Entries {
@@ -52,45 +54,47 @@ struct Decode {
   using State = float[state_tiles][N][4];
   using Pairs = uint32_t[row_tiles][N][2];  // 64 rows of the warp's columns as right operands
 
-  __device__ CoreRows core() const { return {c, *layer, x, x_stride, segment, head}; }
+  __device__ CoreRows core() const { return {c, *layer, x, x_stride, extent, slot, head}; }
   __device__ int column() const { return threadIdx.x / warp * own_columns; }
 
-  // f(row, column, two numbers of the state)
+  // f(where in the state, two numbers of it): at a fixed distance from the first ones of the lane.
   template <class F>
   __device__ void each(State& S, F f) const {
+    float* first = c.state + (static_cast<int64_t>(slot) * c.vh + head) * head_dim * head_dim + tile_row() * head_dim +
+                   column() + tile_column();
 #pragma unroll
     for (int m = 0; m < state_tiles; m++) {
 #pragma unroll
       for (int h = 0; h < 2; h++) {
 #pragma unroll
         for (int n = 0; n < N; n++) {
-          f(m * 16 + h * 8 + tile_row(), column() + n * 8 + tile_column(), S[m][n][2 * h], S[m][n][2 * h + 1]);
+          f(reinterpret_cast<float2*>(first + (m * 16 + h * 8) * head_dim + n * 8), S[m][n][2 * h], S[m][n][2 * h + 1]);
         }
       }
     }
   }
-  __device__ float* state_at(int row, int at) const {
-    return c.state + ((static_cast<int64_t>(slot) * c.vh + head) * head_dim + row) * head_dim + at;
-  }
   __device__ void load_state(State& S) const {
-    each(S, [&](int row, int at, float& a, float& b) {
-      const float2 y = __ldcs(reinterpret_cast<const float2*>(state_at(row, at)));
+    each(S, [](const float2* from, float& a, float& b) {
+      const float2 y = __ldcs(from);
       a = y.x, b = y.y;
     });
   }
   __device__ void store_state(State& S) const {
-    each(S, [&](int row, int at, float& a, float& b) { *reinterpret_cast<float2*>(state_at(row, at)) = {a, b}; });
+    each(S, [](float2* to, float& a, float& b) { *to = {a, b}; });
   }
 
   // The chunk's rows, own ones normalised and with v in place of r; zeros up to the end of a tile. What lies in the
-  // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
-  __device__ void load_rows(const ChunkRead& in) const {
+  // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended. load_all() asks for
+  // the state: where there are few blocks as early as that, else behind the reads of own rows, which would have to wait
+  // for its 64 KiB.
+  template <class F>
+  __device__ void load_rows(const ChunkRead& in, const Entries& entries, F load_all) const {
     const Chunk& ck = in.ck;
 #pragma unroll 1
     for (int i = threadIdx.x; i < end_of(ck) * pieces; i += threads) {
       const int r = i / pieces, piece = i % pieces * 8, at = place<head_dim>(r, piece);
       if (r < ck.lo) {
-        const int64_t entry = c.entry(slot, ck.begin + r);
+        const int64_t entry = entries.at(r);
         copy_16(sh.k + at, c.keys_of(entry, in.key_head) + piece);
         copy_16(sh.r + at, c.right_of(entry, head) + piece);
       } else if (r >= ck.hi) {
@@ -99,19 +103,27 @@ struct Decode {
       }
     }
     if constexpr (Core) core().fetch_early(ck, sh.early());
-    if (threadIdx.x / warp == warps - 1) {
-      find_decays(in);
-    } else {
+    const bool at_once = c.segments <= few_segments;
+    const auto ready = [&] {
+      if (at_once) load_all();
       wait_for_earlier();
+    };
+    if (threadIdx.x / warp == warps - 1) {
+      find_decays(in, ready);
+    } else {
+      ready();
     }
-    take_own(in);
+    take_own(in, [&] {
+      if (!at_once) load_all();
+    });
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
   }
-  __device__ void take_own(const ChunkRead& in) const {
+  template <class F>
+  __device__ void take_own(const ChunkRead& in, F meanwhile) const {
     const Chunk& ck = in.ck;
     if constexpr (Core) {
-      core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs);
+      core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs, meanwhile);
     } else {
       load_own(ck);
     }
@@ -123,10 +135,11 @@ struct Decode {
           Core ? image + place<head_dim>(r, threadIdx.x % warp * 4) : in.query(r) + i % 2 * c.kh * head_dim;
       in.normalise(*reinterpret_cast<const uint2*>(from), r, image, nullptr, nullptr);
     }
+    if constexpr (!Core) meanwhile();
   }
 
-  __device__ void find_decays(const ChunkRead& in) const {
-    const auto ready = [] { wait_for_earlier(); };
+  template <class F>
+  __device__ void find_decays(const ChunkRead& in, F ready) const {
     const ChunkRead::Decays to{sh.gamma, sh.beta, sh.e_gamma, sh.to_end};
     if constexpr (Core) {
       const float A_log = layer->A_log[head];
@@ -152,56 +165,68 @@ struct Decode {
   // The rows up to the end of the last row's tile.
   __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
-  // T by the first team, P of the tiles with own rows by the second.
+  static constexpr int products_done = 3;  // a barrier
+
+  // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the tiles with own rows by the second.
   __device__ void prepare(const Chunk& ck) const {
-    const int w = threadIdx.x % team / warp, tiles = (ck.hi + 15) / 16;
-    const bool first = team_of() == 0;
-    if (first) {
+    const int w = threadIdx.x / warp, tiles = (ck.hi + 15) / 16;
 #pragma unroll 1
-      for (int m = 0; m < row_tiles; m++) {
-        const int r0 = m * 16, c = (w + 3 * m) % row_tiles;  // no warp has more than three blocks below the diagonal
-        if (m < tiles && c <= m) {
-          block_products(sh.k, sh.k, sh.gamma, r0, c * 16,
-                         [&](int r, int j, float x, float y) { put_lower_pair(sh.L, sh.beta, r, j, x, y); });
-        } else {
-          float* to = sh.L + (r0 + threadIdx.x % warp / 2) * t_stride + c * 16 + threadIdx.x % 2 * 8;
-          *reinterpret_cast<float4*>(to) = *reinterpret_cast<float4*>(to + 4) = float4{};
-        }
-      }
+    for (int i = w; i < tiles * (tiles + 1) / 2; i += warps) {
+      const int m = i < 3 ? (i + 1) / 2 : 2 + i / 6;
+      block_products(sh.k, sh.k, sh.gamma, m * 16, (i - m * (m + 1) / 2) * 16,
+                     [&](int r, int j, float x, float y) { put_lower_pair(sh.L, sh.beta, r, j, x, y); });
+    }
+    for (int i = w; i < row_tiles * row_tiles; i += warps) {  // the other blocks
+      const int m = i / row_tiles, k = i % row_tiles;
+      if (m < tiles && k <= m) continue;
+      float* to = sh.L + (m * 16 + threadIdx.x % warp / 2) * t_stride + k * 16 + threadIdx.x % 2 * 8;
+      *reinterpret_cast<float4*>(to) = *reinterpret_cast<float4*>(to + 4) = float4{};
+    }
+    if (team_of() == 0) {
+      asm volatile("bar.sync %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
+      invert(sh.L, ck.hi);
+      put_inverse(sh.T, sh.L, end_of(ck));
     } else {
+      asm volatile("bar.arrive %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
+      const int k = w % row_tiles;
 #pragma unroll 1
-      for (int m = ck.lo / 16; m < tiles; m++) {
-        if (w > m) continue;
-        block_products(sh.q, sh.k, sh.gamma, m * 16, w * 16,
+      for (int m = max(k, ck.lo / 16); m < tiles; m++) {
+        block_products(sh.q, sh.k, sh.gamma, m * 16, k * 16,
                        [&](int r, int j, float x, float y) { put_query_pair(sh.P, r, j, x, y); });
       }
     }
-    if (first) {
-      team_sync();
-      invert(sh.L, ck.hi);
-      put_inverse(sh.T, sh.L, end_of(ck));
-    }
-    __syncthreads();
   }
 
-  // acc = rows of an image from r0 times the state.
-  __device__ static void through_state(float (&acc)[N][4], const half_t* rows, int r0, State& S) {
+  using Read = float[N][4];
+
+  // by_rows += 16 rows of an image from r0 times the state; with Queries by_q as well, the same of the queries.
+  template <bool Queries>
+  __device__ void through_state(Read& by_rows, Read& by_q, const half_t* rows, int r0, State& S) const {
 #pragma unroll
     for (int m = 0; m < state_tiles; m++) {
-      uint32_t a[4];
-      load_a<head_dim>(a, rows, r0, m * 16);
+      uint32_t k[4], q[4];
+      load_a<head_dim>(k, rows, r0, m * 16);
+      if constexpr (Queries) load_a<head_dim>(q, sh.q, r0, m * 16);
 #pragma unroll
       for (int n = 0; n < N; n++) {
-        mma(acc[n], a, turned(pack(S[m][n][0], S[m][n][1])), turned(pack(S[m][n][2], S[m][n][3])));
+        const uint32_t low = turned(pack(S[m][n][0], S[m][n][1])), high = turned(pack(S[m][n][2], S[m][n][3]));
+        mma(by_rows[n], k, low, high);
+        if constexpr (Queries) mma(by_q[n], q, low, high);
       }
     }
   }
 
-  // r of the own rows, into the image and, where they stay, into the ring.
-  __device__ void right_sides(const Chunk& ck, State& S, bool stays, const Entries& entries) const {
-    for (int r0 = ck.lo / 16 * 16; r0 < ck.hi; r0 += 16) {
-      float acc[N][4] = {};
-      through_state(acc, sh.k, r0, S);
+  // r of the own rows, into the image and, where they stay, into the ring; and what their queries read of the state.
+  __device__ void right_sides(const Chunk& ck, State& S, bool stays, const Entries& entries, Read& by_q) const {
+    const int first = ck.lo / 16 * 16;
+#pragma unroll 1
+    for (int r0 = first; r0 < ck.hi; r0 += 16) {
+      Read acc = {};
+      if (r0 == first) {
+        through_state<true>(acc, by_q, sh.k, r0, S);
+      } else {
+        through_state<false>(acc, acc, sh.k, r0, S);
+      }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const int r = r0 + tile_row() + h * 8;
@@ -246,11 +271,17 @@ struct Decode {
     }
   }
 
-  __device__ void outputs(const Chunk& ck, State& S, const Pairs& u) const {
+  // acc: what the queries of the first tile with own rows read of the state.
+  __device__ void outputs(const Chunk& ck, State& S, Read& acc, const Pairs& u) const {
     const float scale = rsqrtf(static_cast<float>(head_dim));
-    for (int r0 = ck.lo / 16 * 16; r0 < ck.hi; r0 += 16) {
-      float acc[N][4] = {};
-      through_state(acc, sh.q, r0, S);
+    const int first = ck.lo / 16 * 16;
+#pragma unroll 1
+    for (int r0 = first; r0 < ck.hi; r0 += 16) {
+      if (r0 > first) {
+#pragma unroll
+        for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
+        through_state<false>(acc, acc, sh.q, r0, S);
+      }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
         const float factor = scale * sh.e_gamma[r0 + tile_row() + h * 8];
@@ -314,29 +345,35 @@ struct Decode {
 
   __device__ ChunkRead chunk(const Chunk& ck) const { return {c, x, x_stride, ck, head / c.group, slot, ck.lo > 0}; }
 
-  __device__ void run(int chunks) const {
-    const bool speculative = c.speculative[segment] != 0;
+  __device__ Entries entries_from(int begin) const {
+    return {static_cast<int64_t>(slot) * c.ring, begin % c.ring, c.ring};
+  }
+
+  __device__ void run(int chunks, bool speculative) const {
     State S;
     Pairs u;
-    load_state(S);
     for (int i = 0; i < chunks; i++) {
-      const ChunkRead in = chunk(chunk_of(c, segment, i));
+      const ChunkRead in = chunk(chunk_of(extent, segment, i));
       const Chunk& ck = in.ck;
       const bool stays = speculative || ck.hi < chunk_rows;
-      const Entries entries{static_cast<int64_t>(slot) * c.ring, ck.begin % c.ring, c.ring};
-      load_rows(in);
+      const Entries entries = entries_from(ck.begin);
+      load_rows(in, entries, [&] {
+        if (i == 0) load_state(S);
+      });
       // The blocks of a cluster read the same keys of the ring, and the same inputs of the window, before one of them
       // writes others there. Nothing written is handed over: no fence.
       if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
       prepare(ck);
-      right_sides(ck, S, stays, entries);
+      Read by_q = {};  // while the other team is still at T
+      right_sides(ck, S, stays, entries, by_q);
+      __syncthreads();
       solve(ck, false, u);
       if constexpr (Core) {
         CoreRows::Gate gate = core().gate_of(ck);
-        outputs(ck, S, u);
+        outputs(ck, S, by_q, u);
         core().norm_outputs(ck, gate, sh.outputs(), o, o_stride);
       } else {
-        outputs(ck, S, u);
+        outputs(ck, S, by_q, u);
       }
       if (i == 0) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
       if (stays) keep_rows(ck, entries);
@@ -354,7 +391,7 @@ struct Decode {
       }
       core().keep_inputs(chunks == 1, sh.inputs);
     }
-    const int hi = chunk_of(c, segment, chunks - 1).hi;
+    const int hi = chunk_of(extent, segment, chunks - 1).hi;
     if (!speculative && (chunks > 1 || hi == chunk_rows)) store_state(S);
   }
 
@@ -362,10 +399,10 @@ struct Decode {
   __device__ void commit(int begin) const {
     State S;
     Pairs u;
-    load_state(S);
     const ChunkRead in = chunk({segment, 0, begin, chunk_rows, chunk_rows});
-    load_rows(in);
+    load_rows(in, entries_from(begin), [&] { load_state(S); });
     prepare(in.ck);
+    __syncthreads();
     solve(in.ck, true, u);
     advance(S, u);
     store_state(S);
@@ -378,19 +415,15 @@ __global__ void __launch_bounds__(threads, 2)
                   int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
   dependents_may_start();
-  const int segment = blockIdx.y, chunks = chunks_in(c, segment);
+  const int segment = blockIdx.y, slot = c.slots[segment];
+  const bool speculative = c.speculative[segment] != 0;
+  const Extent extent{c.starts[segment], c.starts[segment + 1], c.positions[min(c.starts[segment], c.rows - 1)]};
+  const int chunks = chunks_in(extent);
   if (chunks == 0) return wait_for_earlier();
-  Decode<Core>{c,
-               &layer,
-               x,
-               x_stride,
-               o,
-               o_stride,
-               *reinterpret_cast<Shared*>(memory),
-               segment,
-               static_cast<int>(blockIdx.x),
-               c.slots[segment]}
-      .run(chunks);
+  Decode<Core>{
+      c,    &layer, x, x_stride, o, o_stride, *reinterpret_cast<Shared*>(memory), segment, static_cast<int>(blockIdx.x),
+      slot, extent}
+      .run(chunks, speculative);
 }
 
 // A block moves one value head of one slot past the chunk that a commit completes.
@@ -407,7 +440,8 @@ __global__ void __launch_bounds__(threads, 2) commit_kernel(Call c, const int32_
                 *reinterpret_cast<Shared*>(memory),
                 segment,
                 static_cast<int>(blockIdx.x),
-                c.slots[segment]}
+                c.slots[segment],
+                {}}
       .commit(from * chunk_rows);
 }
 
