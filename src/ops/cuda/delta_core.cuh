@@ -9,8 +9,8 @@
 namespace furlong::cuda::delta {
 
 constexpr int core_threads = 256;
-// The convolution of own rows: a thread takes 8 channels of q, k or v of every fifth row.
-constexpr int channels = 8, pieces = head_dim / channels, conv_rows = core_threads / (3 * pieces);
+// The convolution of own rows: a thread takes 8 channels of q, k or v of every third row.
+constexpr int channels = 8, pieces = head_dim / channels, conv_rows = 3;
 constexpr int convolving = 3 * pieces * conv_rows;  // threads
 constexpr int norm_lanes = head_dim / furlong::cuda::pack;
 
@@ -90,22 +90,16 @@ struct CoreRows {
   }
 
   // Own rows of q, k and v as conv_silu gives them, into their images. Of inputs, one a thread,
-  // each gets its first own row. meanwhile() comes when that has been asked for.
-  template <class F>
-  __device__ void convolve(const Chunk& ck, Early& early, half_t* q, half_t* k, half_t* v, uint4* inputs,
-                           F meanwhile) const {
+  // each gets its first own row.
+  __device__ void convolve(const Chunk& ck, Early& early, half_t* q, half_t* k, half_t* v, uint4* inputs) const {
     const Share own = share();
     const int first = ck.lo + own.row;
-    const bool takes_part = convolves() && first < ck.hi;
-    uint4 now{};
-    if (takes_part) now = *reinterpret_cast<const uint4*>(x + (ck.base + first) * x_stride + own.channel);
-    meanwhile();
-    if (takes_part) {
+    if (convolves() && first < ck.hi) {
       half_t* image = own.part == 0 ? q : own.part == 1 ? k : v;
 #pragma unroll 1
       for (int r = first; r < ck.hi; r += conv_rows) {
         const int t = ck.base + r;
-        if (r > first) now = *reinterpret_cast<const uint4*>(x + t * x_stride + own.channel);
+        const uint4 now = *reinterpret_cast<const uint4*>(x + t * x_stride + own.channel);
 #pragma unroll
         for (int i = 0; i < fast_taps - 1; i++) {
           if (r == first && t - (fast_taps - 1 - i) < extent.start) continue;

@@ -11,28 +11,32 @@ namespace {
 
 constexpr int threads = core_threads, warps = threads / warp;
 constexpr int own_columns = head_dim / warps, N = own_columns / 8;  // of the state, of a warp
-constexpr int few_segments = 8;                                     // whose blocks run all at once
+constexpr int blocks_at_once = 3;                                   // on a multiprocessor
+constexpr int T_stride = 2 * t_stride;                              // in bf16, where L was
 constexpr int row_tiles = chunk_rows / 16, state_tiles = head_dim / 16;
 static_assert(threads == 2 * team && team / warp == row_tiles);
 
 struct Shared {
   half_t k[chunk_rows * head_dim], q[chunk_rows * head_dim], r[chunk_rows * head_dim];
-  half_t T[chunk_rows * chunk_rows], P[chunk_rows * chunk_rows];
+  half_t P[16 * chunk_rows];  // of a tile's rows
   float L[chunk_rows * t_stride];
   double gamma[chunk_rows];
   float beta[chunk_rows], e_gamma[chunk_rows], to_end[chunk_rows];
   uint4 inputs[convolving];  // of the convolution: each thread's first own row
 
-  // Where T, P and L will lie.
-  __device__ Early& early() { return reinterpret_cast<Early*>(T)[threadIdx.x]; }
-  // Where L has been: own rows of o.
-  __device__ half_t* outputs() { return reinterpret_cast<half_t*>(L); }
+  // Where P and L will lie.
+  __device__ Early& early() { return reinterpret_cast<Early*>(P)[threadIdx.x]; }
+  __device__ half_t* T() { return reinterpret_cast<half_t*>(L); }
+  // Own rows of o, where those of q have been.
+  __device__ half_t* outputs(int row) { return q + row * head_dim; }
 };
-static_assert(sizeof(Early) * convolving <= offsetof(Shared, gamma) - offsetof(Shared, T));
-static_assert(sizeof(half_t) * chunk_rows * head_dim <= sizeof(Shared::L));
+static_assert(sizeof(Early) * convolving <= offsetof(Shared, gamma) - offsetof(Shared, P));
+static_assert(blocks_at_once * (sizeof(Shared) + 1024) <= 228 * 1024);
 
-// A block takes one value head of one segment. A warp has 16 columns of the state, in registers as accumulators of the
-// tensor cores lie. Core: x is what comes before the convolution, o what comes out of the norm.
+// A block takes one value head of one segment, a warp 16 columns of the state. What limits the rule is the chain of its
+// steps: three blocks of a multiprocessor hide more of it than two, so that the state is not held in registers. It is
+// brought into the second-level cache at the start and read where it is used. Core: x is what comes before the
+// convolution, o what comes out of the norm.
 template <bool Core>
 struct Decode {
   const Call& c;
@@ -51,44 +55,31 @@ struct Decode {
     int begin, ring;
     __device__ int64_t at(int r) const { return first + (begin + r < ring ? begin + r : begin + r - ring); }
   };
-  using State = float[state_tiles][N][4];
   using Pairs = uint32_t[row_tiles][N][2];  // 64 rows of the warp's columns as right operands
 
   __device__ CoreRows core() const { return {c, *layer, x, x_stride, extent, slot, head}; }
   __device__ int column() const { return threadIdx.x / warp * own_columns; }
 
-  // f(where in the state, two numbers of it): at a fixed distance from the first ones of the lane.
-  template <class F>
-  __device__ void each(State& S, F f) const {
-    float* first = c.state + (static_cast<int64_t>(slot) * c.vh + head) * head_dim * head_dim + tile_row() * head_dim +
-                   column() + tile_column();
-#pragma unroll
-    for (int m = 0; m < state_tiles; m++) {
-#pragma unroll
-      for (int h = 0; h < 2; h++) {
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-          f(reinterpret_cast<float2*>(first + (m * 16 + h * 8) * head_dim + n * 8), S[m][n][2 * h], S[m][n][2 * h + 1]);
-        }
-      }
-    }
+  // The numbers of a state that this thread has, pairs (m, h, n) of them, lie at rows m·16 + h·8 and columns n·8 from
+  // the first; where a chunk that may be taken back lies behind, they are `carried` instead.
+  using Carried = float2[state_tiles * 2 * N];
+  __device__ float* first_of_state() const {
+    return c.state + (static_cast<int64_t>(slot) * c.vh + head) * head_dim * head_dim + tile_row() * head_dim +
+           column() + tile_column();
   }
-  __device__ void load_state(State& S) const {
-    each(S, [](const float2* from, float& a, float& b) {
-      const float2 y = __ldcs(from);
-      a = y.x, b = y.y;
-    });
-  }
-  __device__ void store_state(State& S) const {
-    each(S, [](float2* to, float& a, float& b) { *to = {a, b}; });
+  __device__ static constexpr int place_in_state(int m, int h, int n) { return (m * 16 + h * 8) * head_dim + n * 8; }
+  __device__ static constexpr int place_of_pair(int m, int h, int n) { return (m * 2 + h) * N + n; }
+  __device__ void fetch_state() const {
+    constexpr int parts = 4, numbers = head_dim * head_dim / parts;
+    if (threadIdx.x >= parts) return;
+    const float* from =
+        c.state + (static_cast<int64_t>(slot) * c.vh + head) * head_dim * head_dim + threadIdx.x * numbers;
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "n"(numbers * 4) : "memory");
   }
 
   // The chunk's rows, own ones normalised and with v in place of r; zeros up to the end of a tile. What lies in the
-  // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended. load_all() asks for
-  // the state: where there are few blocks as early as that, else behind the reads of own rows, which would have to wait
-  // for its 64 KiB.
-  template <class F>
-  __device__ void load_rows(const ChunkRead& in, const Entries& entries, F load_all) const {
+  // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
+  __device__ void load_rows(const ChunkRead& in, const Entries& entries) const {
     const Chunk& ck = in.ck;
 #pragma unroll 1
     for (int i = threadIdx.x; i < end_of(ck) * pieces; i += threads) {
@@ -103,27 +94,19 @@ struct Decode {
       }
     }
     if constexpr (Core) core().fetch_early(ck, sh.early());
-    const bool at_once = c.segments <= few_segments;
-    const auto ready = [&] {
-      if (at_once) load_all();
-      wait_for_earlier();
-    };
     if (threadIdx.x / warp == warps - 1) {
-      find_decays(in, ready);
+      find_decays(in);
     } else {
-      ready();
+      wait_for_earlier();
     }
-    take_own(in, [&] {
-      if (!at_once) load_all();
-    });
+    take_own(in);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
   }
-  template <class F>
-  __device__ void take_own(const ChunkRead& in, F meanwhile) const {
+  __device__ void take_own(const ChunkRead& in) const {
     const Chunk& ck = in.ck;
     if constexpr (Core) {
-      core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs, meanwhile);
+      core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs);
     } else {
       load_own(ck);
     }
@@ -135,11 +118,10 @@ struct Decode {
           Core ? image + place<head_dim>(r, threadIdx.x % warp * 4) : in.query(r) + i % 2 * c.kh * head_dim;
       in.normalise(*reinterpret_cast<const uint2*>(from), r, image, nullptr, nullptr);
     }
-    if constexpr (!Core) meanwhile();
   }
 
-  template <class F>
-  __device__ void find_decays(const ChunkRead& in, F ready) const {
+  __device__ void find_decays(const ChunkRead& in) const {
+    const auto ready = [] { wait_for_earlier(); };
     const ChunkRead::Decays to{sh.gamma, sh.beta, sh.e_gamma, sh.to_end};
     if constexpr (Core) {
       const float A_log = layer->A_log[head];
@@ -167,7 +149,7 @@ struct Decode {
 
   static constexpr int products_done = 3;  // a barrier
 
-  // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the tiles with own rows by the second.
+  // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the first own rows by the second.
   __device__ void prepare(const Chunk& ck) const {
     const int w = threadIdx.x / warp, tiles = (ck.hi + 15) / 16;
 #pragma unroll 1
@@ -185,15 +167,26 @@ struct Decode {
     if (team_of() == 0) {
       asm volatile("bar.sync %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
       invert(sh.L, ck.hi);
-      put_inverse(sh.T, sh.L, end_of(ck));
+      put_inverse_in_place(end_of(ck));
     } else {
       asm volatile("bar.arrive %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
-      const int k = w % row_tiles;
-#pragma unroll 1
-      for (int m = max(k, ck.lo / 16); m < tiles; m++) {
-        block_products(sh.q, sh.k, sh.gamma, m * 16, k * 16,
-                       [&](int r, int j, float x, float y) { put_query_pair(sh.P, r, j, x, y); });
-      }
+      queries_of(ck.lo / 16, tiles);
+    }
+  }
+  // P of a tile's rows, by the second team.
+  __device__ void queries_of(int m, int tiles) const {
+    const int k = threadIdx.x % team / warp;
+    if (m >= tiles || k > m) return;
+    block_products(sh.q, sh.k, sh.gamma, m * 16, k * 16,
+                   [&](int r, int j, float x, float y) { put_query_pair(sh.P, r - m * 16, j, x, y); });
+  }
+  // As put_inverse, but T stays in the rows of L: eight lanes read one before they write it.
+  __device__ void put_inverse_in_place(int rows) const {
+    for (int at = threadIdx.x; at < rows * chunk_rows / 8; at += team) {
+      const int r = at / 8, from = at % 8 * 8;
+      const uint4 eight = inverse_at(sh.L + r * t_stride, r, from);
+      __syncwarp();
+      *reinterpret_cast<uint4*>(sh.T() + r * T_stride + from) = eight;
     }
   }
 
@@ -201,31 +194,45 @@ struct Decode {
 
   // by_rows += 16 rows of an image from r0 times the state; with Queries by_q as well, the same of the queries.
   template <bool Queries>
-  __device__ void through_state(Read& by_rows, Read& by_q, const half_t* rows, int r0, State& S) const {
+  __device__ void through_state(Read& by_rows, Read& by_q, const half_t* rows, int r0, const float2* carried) const {
+    constexpr int at_once = 4;
+    const float* first = first_of_state();
 #pragma unroll
-    for (int m = 0; m < state_tiles; m++) {
-      uint32_t k[4], q[4];
-      load_a<head_dim>(k, rows, r0, m * 16);
-      if constexpr (Queries) load_a<head_dim>(q, sh.q, r0, m * 16);
+    for (int m0 = 0; m0 < state_tiles; m0 += at_once) {
+      float2 s[at_once][2][N];
 #pragma unroll
-      for (int n = 0; n < N; n++) {
-        const uint32_t low = turned(pack(S[m][n][0], S[m][n][1])), high = turned(pack(S[m][n][2], S[m][n][3]));
-        mma(by_rows[n], k, low, high);
-        if constexpr (Queries) mma(by_q[n], q, low, high);
+      for (int i = 0; i < at_once * 2 * N; i++) {
+        const int m = i / (2 * N), h = i / N % 2, n = i % N;
+        s[m][h][n] = carried == nullptr ? __ldcs(reinterpret_cast<const float2*>(first + place_in_state(m0 + m, h, n)))
+                                        : carried[place_of_pair(m0 + m, h, n)];
+      }
+#pragma unroll
+      for (int m = 0; m < at_once; m++) {
+        uint32_t k[4], q[4];
+        load_a<head_dim>(k, rows, r0, (m0 + m) * 16);
+        if constexpr (Queries) load_a<head_dim>(q, sh.q, r0, (m0 + m) * 16);
+#pragma unroll
+        for (int n = 0; n < N; n++) {
+          const uint32_t low = turned(pack(s[m][0][n].x, s[m][0][n].y)),
+                         high = turned(pack(s[m][1][n].x, s[m][1][n].y));
+          mma(by_rows[n], k, low, high);
+          if constexpr (Queries) mma(by_q[n], q, low, high);
+        }
       }
     }
   }
 
   // r of the own rows, into the image and, where they stay, into the ring; and what their queries read of the state.
-  __device__ void right_sides(const Chunk& ck, State& S, bool stays, const Entries& entries, Read& by_q) const {
+  __device__ void right_sides(const Chunk& ck, bool stays, const Entries& entries, Read& by_q,
+                              const float2* carried) const {
     const int first = ck.lo / 16 * 16;
 #pragma unroll 1
     for (int r0 = first; r0 < ck.hi; r0 += 16) {
       Read acc = {};
       if (r0 == first) {
-        through_state<true>(acc, by_q, sh.k, r0, S);
+        through_state<true>(acc, by_q, sh.k, r0, carried);
       } else {
-        through_state<false>(acc, acc, sh.k, r0, S);
+        through_state<false>(acc, acc, sh.k, r0, carried);
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -256,7 +263,7 @@ struct Decode {
 #pragma unroll
         for (int k = 0; k <= m; k++) {  // T is zero above the diagonal
           uint32_t a[4], b[4];
-          load_a<chunk_rows>(a, sh.T, m * 16, k * 16);
+          matrices(a, sh.T() + (m * 16 + threadIdx.x % 16) * T_stride + k * 16 + threadIdx.x % warp / 16 * 8);
           load_b<head_dim>(b, sh.r, k * 16, column());
           mma(acc[0], a, b[0], b[1]);
           mma(acc[1], a, b[2], b[3]);
@@ -272,7 +279,7 @@ struct Decode {
   }
 
   // acc: what the queries of the first tile with own rows read of the state.
-  __device__ void outputs(const Chunk& ck, State& S, Read& acc, const Pairs& u) const {
+  __device__ void outputs(const Chunk& ck, Read& acc, const Pairs& u, const float2* carried) const {
     const float scale = rsqrtf(static_cast<float>(head_dim));
     const int first = ck.lo / 16 * 16;
 #pragma unroll 1
@@ -280,7 +287,10 @@ struct Decode {
       if (r0 > first) {
 #pragma unroll
         for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-        through_state<false>(acc, acc, sh.q, r0, S);
+        through_state<false>(acc, acc, sh.q, r0, carried);
+        __syncthreads();
+        if (team_of() == 1) queries_of(r0 / 16, row_tiles);
+        __syncthreads();
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -292,7 +302,7 @@ struct Decode {
       for (int k = 0; k < row_tiles; k++) {
         if (k * 16 > r0) continue;
         uint32_t a[4];
-        load_a<chunk_rows>(a, sh.P, r0, k * 16);
+        load_a<chunk_rows>(a, sh.P, 0, k * 16);
 #pragma unroll
         for (int n = 0; n < N; n++) mma(acc[n], a, u[k][n][0], u[k][n][1]);
       }
@@ -300,8 +310,7 @@ struct Decode {
       for (int h = 0; h < 2; h++) {
         const int r = r0 + tile_row() + h * 8;
         if (r < ck.lo || r >= ck.hi) continue;
-        half_t* to = (Core ? sh.outputs() + (r - ck.lo) * head_dim
-                           : o + static_cast<int64_t>(ck.base + r) * o_stride + head * head_dim) +
+        half_t* to = (Core ? sh.outputs(r) : o + static_cast<int64_t>(ck.base + r) * o_stride + head * head_dim) +
                      column() + tile_column();
 #pragma unroll
         for (int n = 0; n < N; n++) *reinterpret_cast<uint32_t*>(to + n * 8) = pack(acc[n][2 * h], acc[n][2 * h + 1]);
@@ -309,22 +318,37 @@ struct Decode {
     }
   }
 
-  // S <- e^{γ_C} S + Σ_j k_j (e^{γ_C-γ_j} u_j)ᵀ over the whole chunk.
-  __device__ void advance(State& S, const Pairs& scaled) const {
+  // S <- e^{γ_C} S + Σ_j k_j (e^{γ_C-γ_j} u_j)ᵀ over the whole chunk: in memory or, if it may be taken back, carried
+  // to the next chunk.
+  __device__ void advance(const Pairs& scaled, bool taken_back, const float2* from, Carried& to) const {
     const float decay = sh.e_gamma[chunk_rows - 1];
-#pragma unroll
+    float* first = first_of_state();
+#pragma unroll 1
     for (int m = 0; m < state_tiles; m++) {
+      float S[N][4];
 #pragma unroll
-      for (int n = 0; n < N; n++) {
-#pragma unroll
-        for (int i = 0; i < 4; i++) S[m][n][i] *= decay;
+      for (int i = 0; i < 2 * N; i++) {
+        const int h = i / N, n = i % N;
+        const float2 pair = from == nullptr ? *reinterpret_cast<const float2*>(first + place_in_state(m, h, n))
+                                            : from[place_of_pair(m, h, n)];
+        S[n][2 * h] = pair.x * decay, S[n][2 * h + 1] = pair.y * decay;
       }
 #pragma unroll
       for (int k = 0; k < row_tiles; k++) {
         uint32_t a[4];
         load_a_transposed<head_dim>(a, sh.k, m * 16, k * 16);
 #pragma unroll
-        for (int n = 0; n < N; n++) mma(S[m][n], a, scaled[k][n][0], scaled[k][n][1]);
+        for (int n = 0; n < N; n++) mma(S[n], a, scaled[k][n][0], scaled[k][n][1]);
+      }
+#pragma unroll
+      for (int i = 0; i < 2 * N; i++) {
+        const int h = i / N, n = i % N;
+        const float2 pair{S[n][2 * h], S[n][2 * h + 1]};
+        if (taken_back) {
+          to[place_of_pair(m, h, n)] = pair;
+        } else {
+          *reinterpret_cast<float2*>(first + place_in_state(m, h, n)) = pair;
+        }
       }
     }
   }
@@ -350,37 +374,38 @@ struct Decode {
   }
 
   __device__ void run(int chunks, bool speculative) const {
-    State S;
+    Carried pairs;
+    const float2* carried = nullptr;
     Pairs u;
+    fetch_state();
     for (int i = 0; i < chunks; i++) {
       const ChunkRead in = chunk(chunk_of(extent, segment, i));
       const Chunk& ck = in.ck;
       const bool stays = speculative || ck.hi < chunk_rows;
       const Entries entries = entries_from(ck.begin);
-      load_rows(in, entries, [&] {
-        if (i == 0) load_state(S);
-      });
+      load_rows(in, entries);
       // The blocks of a cluster read the same keys of the ring, and the same inputs of the window, before one of them
       // writes others there. Nothing written is handed over: no fence.
       if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
       prepare(ck);
       Read by_q = {};  // while the other team is still at T
-      right_sides(ck, S, stays, entries, by_q);
+      right_sides(ck, stays, entries, by_q, carried);
       __syncthreads();
       solve(ck, false, u);
       if constexpr (Core) {
         CoreRows::Gate gate = core().gate_of(ck);
-        outputs(ck, S, by_q, u);
-        core().norm_outputs(ck, gate, sh.outputs(), o, o_stride);
+        outputs(ck, by_q, u, carried);
+        core().norm_outputs(ck, gate, sh.outputs(ck.lo), o, o_stride);
       } else {
-        outputs(ck, S, by_q, u);
+        outputs(ck, by_q, u, carried);
       }
       if (i == 0) asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
       if (stays) keep_rows(ck, entries);
       if (ck.hi < chunk_rows) break;
       if (!speculative || i + 1 < chunks) {
         solve(ck, true, u);
-        advance(S, u);
+        advance(u, speculative, carried, pairs);
+        if (speculative) carried = pairs;
       }
       if (i + 1 < chunks) __syncthreads();
     }
@@ -391,26 +416,24 @@ struct Decode {
       }
       core().keep_inputs(chunks == 1, sh.inputs);
     }
-    const int hi = chunk_of(extent, segment, chunks - 1).hi;
-    if (!speculative && (chunks > 1 || hi == chunk_rows)) store_state(S);
   }
 
   // Moves the state past a chunk that lies in the ring.
   __device__ void commit(int begin) const {
-    State S;
+    Carried pairs;
     Pairs u;
+    fetch_state();
     const ChunkRead in = chunk({segment, 0, begin, chunk_rows, chunk_rows});
-    load_rows(in, entries_from(begin), [&] { load_state(S); });
+    load_rows(in, entries_from(begin));
     prepare(in.ck);
     __syncthreads();
     solve(in.ck, true, u);
-    advance(S, u);
-    store_state(S);
+    advance(u, false, nullptr, pairs);
   }
 };
 
 template <bool Core>
-__global__ void __launch_bounds__(threads, 2)
+__global__ void __launch_bounds__(threads, blocks_at_once)
     decode_kernel(const __grid_constant__ Call c, const __grid_constant__ Layer layer, const half_t* x,
                   int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
@@ -427,7 +450,8 @@ __global__ void __launch_bounds__(threads, 2)
 }
 
 // A block moves one value head of one slot past the chunk that a commit completes.
-__global__ void __launch_bounds__(threads, 2) commit_kernel(Call c, const int32_t* before, const int32_t* after) {
+__global__ void __launch_bounds__(threads, blocks_at_once)
+    commit_kernel(Call c, const int32_t* before, const int32_t* after) {
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, from = before[segment] / chunk_rows;
   if (from == after[segment] / chunk_rows) return;

@@ -281,17 +281,20 @@ __device__ inline void put_queries(half_t* P, const half_t* queries, const half_
                           [&](int r, int j, float x, float y) { put_query_pair(P, r, j, x, y); });
 }
 
-// T of a team's inverted L, its first `rows` rows: 16 bytes of the image at a time.
-__device__ inline void put_inverse(half_t* T, const float* L, int rows = chunk_rows) {
-  for (int at = threadIdx.x % team; at < rows * chunk_rows / 8; at += team) {
-    const int r = at / 8, column = at % 8 * 8;
-    const auto* from = reinterpret_cast<const float4*>(L + r * t_stride + column);
-    const float4 low = from[0], high = from[1];
-    float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+// Eight numbers of T in bf16, from column `from` of row r of the inverted L.
+__device__ inline uint4 inverse_at(const float* row, int r, int from) {
+  const auto* at = reinterpret_cast<const float4*>(row + from);
+  const float4 low = at[0], high = at[1];
+  float x[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = column + i <= r ? x[i] : 0.0f;
-    *reinterpret_cast<uint4*>(T + place<chunk_rows>(r, column)) = {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]),
-                                                                   pack(x[6], x[7])};
+  for (int i = 0; i < 8; i++) x[i] = from + i <= r ? x[i] : 0.0f;
+  return {pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])};
+}
+// T of a team's inverted L: 16 bytes of the image at a time.
+__device__ inline void put_inverse(half_t* T, const float* L) {
+  for (int at = threadIdx.x % team; at < chunk_rows * chunk_rows / 8; at += team) {
+    const int r = at / 8, column = at % 8 * 8;
+    *reinterpret_cast<uint4*>(T + place<chunk_rows>(r, column)) = inverse_at(L + r * t_stride, r, column);
   }
 }
 
