@@ -2,6 +2,7 @@
 //   bench_gpu train LAYERS TOKENS SEQUENCES [offload]   one training step (full recompute, MTP): gradients and AdamW,
 //                                               with offload on the host
 //   bench_gpu decode LAYERS BATCH CONTEXT DRAFTS [exact]   decode at a context length; DRAFTS 0: one token a step
+//   bench_gpu speculation LAYERS CONTEXT        drafts by batch size, with and without use
 //   bench_gpu streams LAYERS STREAMS PROMPT RESPONSE DRAFTS [LENGTH]   all from the first prompt row to the last token;
 //                                               LENGTH: the accept length to force
 //   bench_gpu prefill LAYERS TOKENS             one prompt
@@ -103,6 +104,56 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts, bool
       "step and sequence)\n",
       exact ? " exactly" : "", layers, batch, context, drafts, n, 1e3 * steps[steps.size() / 2],
       static_cast<double>(tokens) / total, static_cast<double>(tokens) / n / static_cast<double>(batch));
+}
+
+// Tokens a second of `batch` sequences while all of them decode. length: forced tokens a verification; 0: as they come.
+double rate(Model& model, int64_t batch, int64_t context, int64_t drafts, double length) {
+  const int64_t tokens_each = length > 1 ? 480 : 192;
+  Engine engine(model.config, model.weights,
+                {.max_running = batch,
+                 .drafts = drafts,
+                 .max_tokens = context + tokens_each + 8,
+                 .prefill_budget = 8192,
+                 .graph_batches = {batch},
+                 .forced_accept_length = length,
+                 .measure_speculation = drafts > 0},
+                model.threads);
+  std::vector<Request> requests;
+  for (int64_t i = 0; i < batch; i++) {
+    Request r{.samples = 1, .params = {.temperature = 1}, .max_new_tokens = tokens_each, .seed = 7, .group_index = i};
+    for (int64_t p = 0; p < context; p++) {
+      r.prompt.push_back(token(model.config, static_cast<uint32_t>(i), static_cast<uint32_t>(p)));
+    }
+    requests.push_back(std::move(r));
+  }
+  auto last = Clock::now();
+  EngineStats before;
+  double seconds = 0, tokens = 0;
+  int64_t steps = 0;
+  engine.generate(requests, [&](size_t done, int64_t) {
+    const EngineStats now = engine.stats();
+    if (done == 0 && now.prefill_rows == before.prefill_rows && ++steps > 16) {
+      seconds += seconds_since(last);
+      tokens += static_cast<double>(now.emitted - before.emitted);
+    }
+    before = now;
+    last = Clock::now();
+  });
+  return tokens / seconds;
+}
+
+// Whether drafts cost anything where they are of no use, and what they gain where they are: by batch size.
+void speculation(int64_t layers, int64_t context) {
+  Model model(layers);
+  for (const int64_t batch : {1, 2, 4, 8, 16, 32, 64, 128, 256}) {
+    const double none = rate(model, batch, context, 0, 0), free = rate(model, batch, context, 2, 0),
+                 forced = rate(model, batch, context, 2, 2.49);
+    std::printf(
+        "speculation, %ld layers, batch %ld at %ld tokens: none %.0f tok/s; 2 drafts of a random head %.0f (%.3fx); "
+        "2.49 accepted %.0f (%.3fx)\n",
+        layers, batch, context, none, free, free / none, forced, forced / none);
+    std::fflush(stdout);
+  }
 }
 
 void prefill(int64_t layers, int64_t tokens) {
@@ -216,6 +267,8 @@ int main(int argc, char** argv) {
     } else if (argc > 1 && std::strcmp(argv[1], "streams") == 0) {
       streams(number(2, 40), number(3, 200), number(4, 1000), number(5, 2000), number(6, 0),
               argc > 7 ? std::atof(argv[7]) : 0);
+    } else if (argc > 1 && std::strcmp(argv[1], "speculation") == 0) {
+      speculation(number(2, 40), number(3, 512));
     } else if (argc > 1 && std::strcmp(argv[1], "prefill") == 0) {
       prefill(number(2, 40), number(3, 32768));
     } else if (argc > 1 && std::strcmp(argv[1], "mismatch") == 0) {
@@ -225,6 +278,7 @@ int main(int argc, char** argv) {
     } else {
       std::printf(
           "bench_gpu train LAYERS TOKENS SEQUENCES [offload] | decode LAYERS BATCH CONTEXT DRAFTS [exact] | "
+          "speculation LAYERS CONTEXT | "
           "streams LAYERS STREAMS PROMPT RESPONSE DRAFTS [LENGTH] | prefill LAYERS TOKENS | "
           "mismatch LAYERS SAMPLES TOKENS DRAFTS [exact] | offload LAYERS [plain|overlap]\n");
     }

@@ -44,7 +44,7 @@ struct CoreRows {
   const half_t* x;  // before the convolution
   int64_t x_stride;
   Extent extent;
-  int slot, head;
+  int slot, head, key_head;
 
   // The channels that this thread convolves: which of q, k and v, the first number of the head and of the row.
   struct Share {
@@ -52,7 +52,7 @@ struct CoreRows {
   };
   __device__ Share share() const {
     const int i = threadIdx.x % (3 * pieces), part = i / pieces, piece = i % pieces * channels;
-    const int at = part == 2 ? 2 * c.kh + head : part * c.kh + head / c.group;
+    const int at = part == 2 ? 2 * c.kh + head : part * c.kh + key_head;
     return {part, piece, at * head_dim + piece, static_cast<int>(threadIdx.x) / (3 * pieces)};
   }
   __device__ bool convolves() const { return threadIdx.x < convolving; }
@@ -107,14 +107,12 @@ struct CoreRows {
           early.past[i] = from != nullptr ? *reinterpret_cast<const uint4*>(from + own.channel) : uint4{};
         }
         if (r == first) {
-          asm volatile("cp.async.wait_all;" ::: "memory");
+          asm volatile("cp.async.wait_group 1;" ::: "memory");  // the rows of the ring may still be on their way
           inputs[threadIdx.x] = now;
         }
         convolve_row(image + place<head_dim>(r, own.piece), early, now);
       }
     }
-    asm volatile("cp.async.wait_all;" ::: "memory");
-    __syncthreads();
   }
   __device__ static void convolve_row(half_t* to, const Early& early, const uint4& input) {
     constexpr int V = 4;
@@ -136,7 +134,7 @@ struct CoreRows {
   // The window gets the segment's last inputs; those of q and k from the first value head of their key head.
   __device__ void keep_inputs(bool one_chunk, const uint4* inputs) const {
     const Share own = share();
-    if (!convolves() || (own.part != 2 && head % c.group != 0)) return;
+    if (!convolves() || (own.part != 2 && head != key_head * c.group)) return;
     const int first = extent.start, end = extent.end, position = extent.position;
     for (int t = first + own.row; t < end; t += conv_rows) {
       if (t < end - layer.conv.entries) continue;

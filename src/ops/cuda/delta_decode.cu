@@ -46,18 +46,19 @@ struct Decode {
   half_t* o;
   int64_t o_stride;
   Shared& sh;
-  int segment, head, slot;
+  int segment, head, key_head, slot;
   Extent extent;
 
   // Where in the ring a chunk's rows lie: one division for all.
   struct Entries {
     int64_t first;
     int begin, ring;
-    __device__ int64_t at(int r) const { return first + (begin + r < ring ? begin + r : begin + r - ring); }
+    __device__ int in_ring(int r) const { return begin + r < ring ? begin + r : begin + r - ring; }
+    __device__ int64_t at(int r) const { return first + in_ring(r); }
   };
   using Pairs = uint32_t[row_tiles][N][2];  // 64 rows of the warp's columns as right operands
 
-  __device__ CoreRows core() const { return {c, *layer, x, x_stride, extent, slot, head}; }
+  __device__ CoreRows core() const { return {c, *layer, x, x_stride, extent, slot, head, key_head}; }
   __device__ int column() const { return threadIdx.x / warp * own_columns; }
 
   // The numbers of a state that this thread has, pairs (m, h, n) of them, lie at rows m·16 + h·8 and columns n·8 from
@@ -81,37 +82,45 @@ struct Decode {
   // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
   __device__ void load_rows(const ChunkRead& in, const Entries& entries) const {
     const Chunk& ck = in.ck;
+    if constexpr (Core) {
+      core().fetch_early(ck, sh.early());
+      asm volatile("cp.async.commit_group;" ::: "memory");
+    }
+    const int piece = threadIdx.x % pieces * 8, key_step = c.kh * head_dim, right_step = c.vh * head_dim;
+    const half_t *keys = c.keys_of(entries.first, in.key_head) + piece,
+                 *right = c.right_of(entries.first, head) + piece;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < end_of(ck) * pieces; i += threads) {
-      const int r = i / pieces, piece = i % pieces * 8, at = place<head_dim>(r, piece);
+    for (int r = threadIdx.x / pieces; r < end_of(ck); r += threads / pieces) {
+      const int at = place<head_dim>(r, piece);
       if (r < ck.lo) {
-        const int64_t entry = entries.at(r);
-        copy_16(sh.k + at, c.keys_of(entry, in.key_head) + piece);
-        copy_16(sh.r + at, c.right_of(entry, head) + piece);
+        copy_16(sh.k + at, keys + entries.in_ring(r) * key_step);
+        copy_16(sh.r + at, right + entries.in_ring(r) * right_step);
       } else if (r >= ck.hi) {
         *reinterpret_cast<uint4*>(sh.k + at) = uint4{};
         *reinterpret_cast<uint4*>(sh.r + at) = uint4{};
       }
     }
-    if constexpr (Core) core().fetch_early(ck, sh.early());
+    asm volatile("cp.async.commit_group;" ::: "memory");
     if (threadIdx.x / warp == warps - 1) {
-      find_decays(in);
+      find_decays(in, entries);
     } else {
       wait_for_earlier();
+      take_own(in);
     }
-    take_own(in);
     asm volatile("cp.async.wait_all;" ::: "memory");
     __syncthreads();
   }
+  // By all warps but the last, which finds the decays.
   __device__ void take_own(const ChunkRead& in) const {
     const Chunk& ck = in.ck;
     if constexpr (Core) {
       core().convolve(ck, sh.early(), sh.q, sh.k, sh.r, sh.inputs);
+      group_sync<rows_done, threads - warp>();
     } else {
       load_own(ck);
     }
 #pragma unroll 1
-    for (int i = threadIdx.x / warp; i < 2 * (ck.hi - ck.lo); i += warps) {
+    for (int i = threadIdx.x / warp; i < 2 * (ck.hi - ck.lo); i += warps - 1) {
       const int r = ck.lo + i / 2;
       half_t* image = i % 2 == 0 ? sh.q : sh.k;
       const half_t* from =
@@ -120,24 +129,29 @@ struct Decode {
     }
   }
 
-  __device__ void find_decays(const ChunkRead& in) const {
+  __device__ void find_decays(const ChunkRead& in, const Entries& entries) const {
     const auto ready = [] { wait_for_earlier(); };
+    const auto entry = [&](int r) { return entries.at(r); };
     const ChunkRead::Decays to{sh.gamma, sh.beta, sh.e_gamma, sh.to_end};
     if constexpr (Core) {
       const float A_log = layer->A_log[head];
       const half_t bias = layer->dt_bias[head];
-      in.decays(head, to, ready, [&](int64_t t) {
-        return gates_of(A_log, layer->a[t * layer->a_stride + head], layer->b[t * layer->b_stride + head], bias);
-      });
+      in.decays(
+          head, to, ready,
+          [&](int64_t t) {
+            return gates_of(A_log, layer->a[t * layer->a_stride + head], layer->b[t * layer->b_stride + head], bias);
+          },
+          entry);
     } else {
-      in.decays(head, to, ready);
+      in.decays(
+          head, to, ready, [&](int64_t t) { return in.given_gates(t, head); }, entry);
     }
   }
 
   // The values of own rows.
   __device__ void load_own(const Chunk& ck) const {
 #pragma unroll 1
-    for (int i = threadIdx.x; i < (ck.hi - ck.lo) * pieces; i += threads) {
+    for (int i = threadIdx.x; i < (ck.hi - ck.lo) * pieces; i += threads - warp) {
       const int r = ck.lo + i / pieces, piece = i % pieces * 8;
       copy_16(sh.r + place<head_dim>(r, piece),
               x + static_cast<int64_t>(ck.base + r) * x_stride + (2 * c.kh + head) * head_dim + piece);
@@ -147,10 +161,12 @@ struct Decode {
   // The rows up to the end of the last row's tile.
   __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
-  static constexpr int products_done = 3;  // a barrier
+  static constexpr int products_done = 3, rows_done = 4;  // barriers
 
   // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the first own rows by the second.
-  __device__ void prepare(const Chunk& ck) const {
+  // read_ahead() asks for numbers of the state as late as is early enough.
+  template <class F>
+  __device__ void prepare(const Chunk& ck, F read_ahead) const {
     const int w = threadIdx.x / warp, tiles = (ck.hi + 15) / 16;
 #pragma unroll 1
     for (int i = w; i < tiles * (tiles + 1) / 2; i += warps) {
@@ -167,9 +183,11 @@ struct Decode {
     if (team_of() == 0) {
       asm volatile("bar.sync %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
       invert(sh.L, ck.hi);
+      read_ahead();
       put_inverse_in_place(end_of(ck));
     } else {
       asm volatile("bar.arrive %0, %1;" ::"n"(products_done), "n"(threads) : "memory");
+      read_ahead();
       queries_of(ck.lo / 16, tiles);
     }
   }
@@ -190,24 +208,31 @@ struct Decode {
     }
   }
 
-  using Read = float[N][4];
-
-  // by_rows += 16 rows of an image from r0 times the state; with Queries by_q as well, the same of the queries.
-  template <bool Queries>
-  __device__ void through_state(Read& by_rows, Read& by_q, const half_t* rows, int r0, const float2* carried) const {
-    constexpr int at_once = 4;
+  // A part of a state that a thread reads at once: two tiles take 16 registers, four spill others.
+  static constexpr int part_tiles = 2;
+  using Part = float2[part_tiles][2][N];
+  __device__ void read_part(Part& s, int m0, const float2* carried) const {
     const float* first = first_of_state();
 #pragma unroll
-    for (int m0 = 0; m0 < state_tiles; m0 += at_once) {
-      float2 s[at_once][2][N];
+    for (int i = 0; i < part_tiles * 2 * N; i++) {
+      const int m = i / (2 * N), h = i / N % 2, n = i % N;
+      s[m][h][n] = carried == nullptr ? __ldcs(reinterpret_cast<const float2*>(first + place_in_state(m0 + m, h, n)))
+                                      : carried[place_of_pair(m0 + m, h, n)];
+    }
+  }
+
+  using Read = float[N][4];
+
+  // by_rows += 16 rows of an image from r0 times the state; with Queries by_q as well, the same of the queries. With
+  // Ahead `s` has the first part already.
+  template <bool Queries, bool Ahead = false>
+  __device__ void through_state(Read& by_rows, Read& by_q, const half_t* rows, int r0, const float2* carried,
+                                Part& s) const {
 #pragma unroll
-      for (int i = 0; i < at_once * 2 * N; i++) {
-        const int m = i / (2 * N), h = i / N % 2, n = i % N;
-        s[m][h][n] = carried == nullptr ? __ldcs(reinterpret_cast<const float2*>(first + place_in_state(m0 + m, h, n)))
-                                        : carried[place_of_pair(m0 + m, h, n)];
-      }
+    for (int m0 = 0; m0 < state_tiles; m0 += part_tiles) {
+      if (m0 > 0 || !Ahead) read_part(s, m0, carried);
 #pragma unroll
-      for (int m = 0; m < at_once; m++) {
+      for (int m = 0; m < part_tiles; m++) {
         uint32_t k[4], q[4];
         load_a<head_dim>(k, rows, r0, (m0 + m) * 16);
         if constexpr (Queries) load_a<head_dim>(q, sh.q, r0, (m0 + m) * 16);
@@ -223,16 +248,16 @@ struct Decode {
   }
 
   // r of the own rows, into the image and, where they stay, into the ring; and what their queries read of the state.
-  __device__ void right_sides(const Chunk& ck, bool stays, const Entries& entries, Read& by_q,
-                              const float2* carried) const {
+  __device__ void right_sides(const Chunk& ck, bool stays, const Entries& entries, Read& by_q, const float2* carried,
+                              Part& s) const {
     const int first = ck.lo / 16 * 16;
 #pragma unroll 1
     for (int r0 = first; r0 < ck.hi; r0 += 16) {
       Read acc = {};
       if (r0 == first) {
-        through_state<true>(acc, by_q, sh.k, r0, carried);
+        through_state<true, true>(acc, by_q, sh.k, r0, carried, s);
       } else {
-        through_state<false>(acc, acc, sh.k, r0, carried);
+        through_state<false>(acc, acc, sh.k, r0, carried, s);
       }
 #pragma unroll
       for (int h = 0; h < 2; h++) {
@@ -287,7 +312,8 @@ struct Decode {
       if (r0 > first) {
 #pragma unroll
         for (int n = 0; n < N; n++) acc[n][0] = acc[n][1] = acc[n][2] = acc[n][3] = 0;
-        through_state<false>(acc, acc, sh.q, r0, carried);
+        Part s;
+        through_state<false>(acc, acc, sh.q, r0, carried, s);
         __syncthreads();
         if (team_of() == 1) queries_of(r0 / 16, row_tiles);
         __syncthreads();
@@ -359,15 +385,15 @@ struct Decode {
       c.g_of(entries.at(r), head) = sh.gamma[r];
       c.beta_of(entries.at(r), head) = sh.beta[r];
     }
-    if (head % c.group != 0) return;
+    if (head != key_head * c.group) return;
     for (int i = ck.lo * pieces + threadIdx.x; i < ck.hi * pieces; i += threads) {
-      half_t* to = c.keys_of(entries.at(i / pieces), head / c.group) + i % pieces * 8;
+      half_t* to = c.keys_of(entries.at(i / pieces), key_head) + i % pieces * 8;
       *reinterpret_cast<uint4*>(to) =
           *reinterpret_cast<const uint4*>(sh.k + place<head_dim>(i / pieces, i % pieces * 8));
     }
   }
 
-  __device__ ChunkRead chunk(const Chunk& ck) const { return {c, x, x_stride, ck, head / c.group, slot, ck.lo > 0}; }
+  __device__ ChunkRead chunk(const Chunk& ck) const { return {c, x, x_stride, ck, key_head, slot, ck.lo > 0}; }
 
   __device__ Entries entries_from(int begin) const {
     return {static_cast<int64_t>(slot) * c.ring, begin % c.ring, c.ring};
@@ -387,9 +413,10 @@ struct Decode {
       // The blocks of a cluster read the same keys of the ring, and the same inputs of the window, before one of them
       // writes others there. Nothing written is handed over: no fence.
       if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-      prepare(ck);
+      Part part;
+      prepare(ck, [&] { read_part(part, 0, carried); });
       Read by_q = {};  // while the other team is still at T
-      right_sides(ck, stays, entries, by_q, carried);
+      right_sides(ck, stays, entries, by_q, carried, part);
       __syncthreads();
       solve(ck, false, u);
       if constexpr (Core) {
@@ -425,7 +452,7 @@ struct Decode {
     fetch_state();
     const ChunkRead in = chunk({segment, 0, begin, chunk_rows, chunk_rows});
     load_rows(in, entries_from(begin));
-    prepare(in.ck);
+    prepare(in.ck, [] {});
     __syncthreads();
     solve(in.ck, true, u);
     advance(u, false, nullptr, pairs);
@@ -443,9 +470,18 @@ __global__ void __launch_bounds__(threads, blocks_at_once)
   const Extent extent{c.starts[segment], c.starts[segment + 1], c.positions[min(c.starts[segment], c.rows - 1)]};
   const int chunks = chunks_in(extent);
   if (chunks == 0) return wait_for_earlier();
-  Decode<Core>{
-      c,    &layer, x, x_stride, o, o_stride, *reinterpret_cast<Shared*>(memory), segment, static_cast<int>(blockIdx.x),
-      slot, extent}
+  Decode<Core>{c,
+               &layer,
+               x,
+               x_stride,
+               o,
+               o_stride,
+               *reinterpret_cast<Shared*>(memory),
+               segment,
+               static_cast<int>(blockIdx.x),
+               static_cast<int>(blockIdx.x) / c.group,
+               slot,
+               extent}
       .run(chunks, speculative);
 }
 
@@ -464,6 +500,7 @@ __global__ void __launch_bounds__(threads, blocks_at_once)
                 *reinterpret_cast<Shared*>(memory),
                 segment,
                 static_cast<int>(blockIdx.x),
+                static_cast<int>(blockIdx.x) / c.group,
                 c.slots[segment],
                 {}}
       .commit(from * chunk_rows);

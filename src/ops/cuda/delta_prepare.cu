@@ -61,7 +61,9 @@ struct Prepare : ChunkRead {
   __device__ void find_decays(int head) const {
     if (threadIdx.x % team >= warp) return;
     HeadRecord& to = record(head);
-    decays(head, {work().gamma, work().beta, to.e_gamma, to.to_end}, [] {});
+    decays(
+        head, {work().gamma, work().beta, to.e_gamma, to.to_end}, [] {},
+        [&](int64_t t) { return given_gates(t, head); }, [&](int r) { return c.entry(slot, ck.begin + r); });
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int r = threadIdx.x % warp * 2 + i;

@@ -142,24 +142,23 @@ struct ChunkRead {
     double* gamma;
     float *beta, *e_gamma, *to_end;
   };
+  __device__ float2 given_gates(int64_t t, int head) const { return {c.g[t * c.vh + head], c.beta[t * c.vh + head]}; }
   // Of every row, by one warp, two rows a lane: β and γ (zero and that of the last row where there is none), e^γ and
-  // e^{γ_C-γ}. Calls ready() before it asks gates(t) for g and β of row t of the batch.
-  template <class Ready>
-  __device__ void decays(int head, const Decays& to, Ready ready) const {
-    decays(head, to, ready, [&](int64_t t) { return float2{c.g[t * c.vh + head], c.beta[t * c.vh + head]}; });
-  }
-  template <class Ready, class Gates>
-  __device__ void decays(int head, const Decays& to, Ready ready, Gates gates) const {
+  // e^{γ_C-γ}. Calls ready() before it asks gates(t) for g and β of row t of the batch. entry(r): where row r lies in
+  // the ring.
+  template <class Ready, class Gates, class Entry>
+  __device__ void decays(int head, const Decays& to, Ready ready, Gates gates, Entry entry) const {
     const int lane = threadIdx.x % warp;
     double before = 0, kept[2] = {}, g[2];
     float beta[2] = {};
-    if (ringed) before = c.ring_g_at(slot, ck.begin + ck.lo - 1, head);
+    if (ringed) before = c.g_of(entry(ck.lo - 1), head);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const int r = lane * 2 + i;
       if (!ringed || r >= ck.lo) continue;
-      kept[i] = c.ring_g_at(slot, ck.begin + r, head);
-      beta[i] = c.ring_beta_at(slot, ck.begin + r, head);
+      const int64_t at = entry(r);
+      kept[i] = c.g_of(at, head);
+      beta[i] = c.beta_of(at, head);
     }
     ready();
 #pragma unroll
