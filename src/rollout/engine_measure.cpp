@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/rng.h"
 #include "rollout/round.h"
 
 namespace furlong {
@@ -27,7 +28,8 @@ StepCosts of_first_rank(const Mesh& mesh, const StepCosts& mine) {
 
 }  // namespace
 
-// Seconds of a step in which so many sequences decode a few tokens from their start.
+// Seconds of a step in which so many sequences decode a few tokens from their start: tokens of the whole vocabulary,
+// that go to as many experts as those of a rollout.
 double Engine::seconds_of_step(int64_t sequences, bool drafted) {
   const auto job = std::make_shared<Job>();
   job->request = {.prompt = {0}, .params = {.temperature = 1}, .max_new_tokens = INT32_MAX};
@@ -37,6 +39,11 @@ double Engine::seconds_of_step(int64_t sequences, bool drafted) {
     samples.back()->job = job;
     samples.back()->memory = memory_->reserve(2 + 2 * options_.drafts);
   }
+  uint32_t drawn = 0;
+  const auto any = [&] {
+    const auto below = static_cast<uint32_t>(std::min<int64_t>(config_.vocab_size, UINT32_MAX));
+    return static_cast<int32_t>(random_word({.seed = 1}, drawn++) % below);
+  };
   double best = 0;
   // On a device the first steps make room for a recording, and record.
   const int warm = weights_.device() == Device::cpu ? 1 : 3;
@@ -46,9 +53,10 @@ double Engine::seconds_of_step(int64_t sequences, bool drafted) {
     round.drafting = drafted;
     for (const auto& s : samples) {
       s->memory.length = 0;
-      s->out.tokens = {0};
+      s->out.tokens = {any()};
       s->out.log_probs = {0};
-      s->drafts.assign(drafted ? static_cast<size_t>(options_.drafts) : 0, 0);
+      s->drafts.resize(drafted ? static_cast<size_t>(options_.drafts) : 0);
+      for (auto& token : s->drafts) token = any();
       add_decoding(round, *s);
     }
     stream_.synchronize();

@@ -13,6 +13,8 @@ constexpr int threads = core_threads, warps = threads / warp;
 constexpr int own_columns = head_dim / warps, N = own_columns / 8;  // of the state, of a warp
 constexpr int blocks_at_once = 3;                                   // on a multiprocessor
 constexpr int T_stride = 2 * t_stride;                              // in bf16, where L was
+constexpr int few_segments = 8;
+[[maybe_unused]] constexpr int products_done = 3, rows_done = 4;  // barriers of some warps
 constexpr int row_tiles = chunk_rows / 16, state_tiles = head_dim / 16;
 static_assert(threads == 2 * team && team / warp == row_tiles);
 
@@ -37,7 +39,9 @@ static_assert(blocks_at_once * (sizeof(Shared) + 1024) <= 228 * 1024);
 // steps: three blocks of a multiprocessor hide more of it than two, so that the state is not held in registers. It is
 // brought into the second-level cache at the start and read where it is used. Core: x is what comes before the
 // convolution, o what comes out of the norm.
-template <bool Core>
+// Few: where all blocks run at once anyway there are two on a multiprocessor, and the state is in registers before the
+// kernels ahead have ended.
+template <bool Core, bool Few>
 struct Decode {
   const Call& c;
   const Layer* layer;
@@ -80,7 +84,9 @@ struct Decode {
 
   // The chunk's rows, own ones normalised and with v in place of r; zeros up to the end of a tile. What lies in the
   // ring no other kernel of a recorded step writes: it is read before the kernels ahead have ended.
-  __device__ void load_rows(const ChunkRead& in, const Entries& entries) const {
+  // meanwhile() comes behind that.
+  template <class F>
+  __device__ void load_rows(const ChunkRead& in, const Entries& entries, F meanwhile) const {
     const Chunk& ck = in.ck;
     if constexpr (Core) {
       core().fetch_early(ck, sh.early());
@@ -102,8 +108,9 @@ struct Decode {
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
     if (threadIdx.x / warp == warps - 1) {
-      find_decays(in, entries);
+      find_decays(in, entries, meanwhile);
     } else {
+      meanwhile();
       wait_for_earlier();
       take_own(in);
     }
@@ -129,8 +136,12 @@ struct Decode {
     }
   }
 
-  __device__ void find_decays(const ChunkRead& in, const Entries& entries) const {
-    const auto ready = [] { wait_for_earlier(); };
+  template <class F>
+  __device__ void find_decays(const ChunkRead& in, const Entries& entries, F meanwhile) const {
+    const auto ready = [&] {
+      meanwhile();
+      wait_for_earlier();
+    };
     const auto entry = [&](int r) { return entries.at(r); };
     const ChunkRead::Decays to{sh.gamma, sh.beta, sh.e_gamma, sh.to_end};
     if constexpr (Core) {
@@ -161,7 +172,6 @@ struct Decode {
   // The rows up to the end of the last row's tile.
   __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
-  static constexpr int products_done = 3, rows_done = 4;  // barriers
 
   // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the first own rows by the second.
   // read_ahead() asks for numbers of the state as late as is early enough.
@@ -209,7 +219,7 @@ struct Decode {
   }
 
   // A part of a state that a thread reads at once: two tiles take 16 registers, four spill others.
-  static constexpr int part_tiles = 2;
+  static constexpr int part_tiles = Few ? state_tiles : 2;
   using Part = float2[part_tiles][2][N];
   __device__ void read_part(Part& s, int m0, const float2* carried) const {
     const float* first = first_of_state();
@@ -403,18 +413,22 @@ struct Decode {
     Carried pairs;
     const float2* carried = nullptr;
     Pairs u;
-    fetch_state();
+    if constexpr (!Few) fetch_state();
     for (int i = 0; i < chunks; i++) {
       const ChunkRead in = chunk(chunk_of(extent, segment, i));
       const Chunk& ck = in.ck;
       const bool stays = speculative || ck.hi < chunk_rows;
       const Entries entries = entries_from(ck.begin);
-      load_rows(in, entries);
+      Part part;
+      load_rows(in, entries, [&] {
+        if constexpr (Few) read_part(part, 0, carried);
+      });
       // The blocks of a cluster read the same keys of the ring, and the same inputs of the window, before one of them
       // writes others there. Nothing written is handed over: no fence.
       if (i == 0) asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-      Part part;
-      prepare(ck, [&] { read_part(part, 0, carried); });
+      prepare(ck, [&] {
+        if constexpr (!Few) read_part(part, 0, carried);
+      });
       Read by_q = {};  // while the other team is still at T
       right_sides(ck, stays, entries, by_q, carried, part);
       __syncthreads();
@@ -451,7 +465,7 @@ struct Decode {
     Pairs u;
     fetch_state();
     const ChunkRead in = chunk({segment, 0, begin, chunk_rows, chunk_rows});
-    load_rows(in, entries_from(begin));
+    load_rows(in, entries_from(begin), [] {});
     prepare(in.ck, [] {});
     __syncthreads();
     solve(in.ck, true, u);
@@ -459,8 +473,8 @@ struct Decode {
   }
 };
 
-template <bool Core>
-__global__ void __launch_bounds__(threads, blocks_at_once)
+template <bool Core, bool Few>
+__global__ void __launch_bounds__(threads, Few ? 2 : blocks_at_once)
     decode_kernel(const __grid_constant__ Call c, const __grid_constant__ Layer layer, const half_t* x,
                   int64_t x_stride, half_t* o, int64_t o_stride) {
   extern __shared__ __align__(128) char memory[];
@@ -470,18 +484,18 @@ __global__ void __launch_bounds__(threads, blocks_at_once)
   const Extent extent{c.starts[segment], c.starts[segment + 1], c.positions[min(c.starts[segment], c.rows - 1)]};
   const int chunks = chunks_in(extent);
   if (chunks == 0) return wait_for_earlier();
-  Decode<Core>{c,
-               &layer,
-               x,
-               x_stride,
-               o,
-               o_stride,
-               *reinterpret_cast<Shared*>(memory),
-               segment,
-               static_cast<int>(blockIdx.x),
-               static_cast<int>(blockIdx.x) / c.group,
-               slot,
-               extent}
+  Decode<Core, Few>{c,
+                    &layer,
+                    x,
+                    x_stride,
+                    o,
+                    o_stride,
+                    *reinterpret_cast<Shared*>(memory),
+                    segment,
+                    static_cast<int>(blockIdx.x),
+                    static_cast<int>(blockIdx.x) / c.group,
+                    slot,
+                    extent}
       .run(chunks, speculative);
 }
 
@@ -491,18 +505,18 @@ __global__ void __launch_bounds__(threads, blocks_at_once)
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, from = before[segment] / chunk_rows;
   if (from == after[segment] / chunk_rows) return;
-  Decode<false>{c,
-                nullptr,
-                nullptr,
-                0,
-                nullptr,
-                0,
-                *reinterpret_cast<Shared*>(memory),
-                segment,
-                static_cast<int>(blockIdx.x),
-                static_cast<int>(blockIdx.x) / c.group,
-                c.slots[segment],
-                {}}
+  Decode<false, false>{c,
+                       nullptr,
+                       nullptr,
+                       0,
+                       nullptr,
+                       0,
+                       *reinterpret_cast<Shared*>(memory),
+                       segment,
+                       static_cast<int>(blockIdx.x),
+                       static_cast<int>(blockIdx.x) / c.group,
+                       c.slots[segment],
+                       {}}
       .commit(from * chunk_rows);
 }
 
@@ -514,7 +528,8 @@ void allow_memory(Kernel* kernel) {
 
 template <bool Core>
 void launch(Queue& queue, const Call& c, const Layer& layer, const Tensor& o, const Tensor& x) {
-  allow_memory(decode_kernel<Core>);
+  const auto kernel = c.segments <= few_segments ? decode_kernel<Core, true> : decode_kernel<Core, false>;
+  allow_memory(kernel);
   EarlyLaunch early;
   cudaLaunchAttribute& cluster = early.attributes[EarlyLaunch::count];
   cluster.id = cudaLaunchAttributeClusterDimension;
@@ -526,8 +541,8 @@ void launch(Queue& queue, const Call& c, const Layer& layer, const Tensor& o, co
   config.stream = queue.stream;
   config.attrs = queue.recording ? early.attributes : &cluster;  // early only there, as in launch_early
   config.numAttrs = queue.recording ? EarlyLaunch::count + 1 : 1;
-  check(cudaLaunchKernelEx(&config, decode_kernel<Core>, c, layer, data_of<half_t>(x), x.row_stride(),
-                           data_of<half_t>(o), o.row_stride()),
+  check(cudaLaunchKernelEx(&config, kernel, c, layer, data_of<half_t>(x), x.row_stride(), data_of<half_t>(o),
+                           o.row_stride()),
         "launching the delta rule");
 }
 
