@@ -10,7 +10,7 @@ namespace furlong {
 namespace {
 
 // Verifications that the estimate remembers, about; and what it begins with, that drafts are tried at all.
-constexpr double remembered = 4096, supposed = 32, supposed_rate = 0.9;
+constexpr double remembered = 4096, supposed = 8, supposed_rate = 0.9;
 // Of so many steps without drafts a few try them: they cost less than one in a hundred.
 constexpr int64_t tried_every = 1024, tried_for = 4;
 
