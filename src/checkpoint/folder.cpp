@@ -36,6 +36,17 @@ void TemporaryFolder::commit() {
   path_.clear();
 }
 
+void remove_left_folders(const std::string& final_path) {
+  const fs::path whole = without_trailing_slash(final_path);
+  const std::string begin = whole.filename().string() + ".tmp-";
+  std::vector<fs::path> left;
+  std::error_code code;
+  for (const auto& entry : fs::directory_iterator(parent_folder(whole), code)) {
+    if (entry.path().filename().string().starts_with(begin)) left.push_back(entry.path());
+  }
+  for (const auto& path : left) fs::remove_all(path, code);
+}
+
 void replace_folder(const std::string& path, const std::string& final_path) {
   sync_directory(path);
   std::error_code code;

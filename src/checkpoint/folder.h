@@ -20,6 +20,10 @@ class TemporaryFolder {
   std::string final_path_, path_;
 };
 
+// Removes the folders that a TemporaryFolder of this path has left where the process ended before it. Only for those
+// who know that nobody else is writing there.
+void remove_left_folders(const std::string& final_path);
+
 // Makes a folder durable under another name of the same file system; a folder that has the name already is exchanged
 // and then removed. Throws Error(Exit::resources).
 void replace_folder(const std::string& path, const std::string& final_path);

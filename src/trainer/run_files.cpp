@@ -4,15 +4,20 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <array>
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <filesystem>
 
+#include "base/ending.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/text.h"
 #include "checkpoint/dist_folder.h"
+#include "checkpoint/folder.h"
 #include "checkpoint/hf.h"
 #include "checkpoint/resume.h"
 #include "ops/ops.h"
@@ -54,6 +59,7 @@ std::string to_json(const RunState& s) {
                {"weight_version", s.weight_version},
                {"skipped_steps", s.skipped_steps},
                {"skipped_in_a_row", s.skipped_in_a_row},
+               {"exported", s.exported},
                {"isa", ops::isa_name()},
                {"cursor",
                 {{"prompts", s.cursor.prompts},
@@ -89,6 +95,7 @@ RunState from_json(const std::string& text, const std::string& where) {
     s.weight_version = json.at("weight_version");
     s.skipped_steps = json.at("skipped_steps");
     s.skipped_in_a_row = json.at("skipped_in_a_row");
+    s.exported = json.value("exported", true);
     const Json& c = json.at("cursor");
     s.cursor = {c.at("prompts"), c.at("epoch"), c.at("offset"), c.at("group_index"), c.at("index")};
     if (json.contains("critic")) {
@@ -126,6 +133,23 @@ std::vector<NamedWeights> named_sets(const Session& session, TrainStep& step, co
   return sets;
 }
 
+// Who holds a lock is written into its file, for those who come second.
+void take_lock(int fd, const std::string& directory) {
+  std::array<char, 300> text{};
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    const ssize_t n = pread(fd, text.data(), text.size() - 1, 0);
+    std::string holder(text.data(), n > 0 ? static_cast<size_t>(n) : 0);
+    holder = printable(holder.substr(0, holder.find('\n')));
+    fail(Exit::usage,
+         "another process is using the run directory {}{}; wait for it, end it, or choose another --run-dir", directory,
+         holder.empty() ? "" : fmt::format(" ({})", holder));
+  }
+  gethostname(text.data(), text.size() - 1);
+  const std::string own = fmt::format("process {} on {}\n", getpid(), text.data());
+  // Only a message would lack it.
+  [[maybe_unused]] const bool written = ftruncate(fd, 0) == 0 && pwrite(fd, own.data(), own.size(), 0) > 0;
+}
+
 bool inside(const std::string& path, const std::string& directory) {
   const auto relative =
       std::filesystem::weakly_canonical(path).lexically_relative(std::filesystem::weakly_canonical(directory));
@@ -155,10 +179,7 @@ RunFiles::RunFiles(const Settings& settings, Command command, int rank)
   const std::string lock = directory_ + "/.lock";
   lock_ = open(lock.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
   if (lock_ < 0) fail(Exit::resources, "cannot write in the run directory {}: {}", directory_, std::strerror(errno));
-  if (flock(lock_, LOCK_EX | LOCK_NB) != 0) {
-    fail(Exit::usage, "another process is using the run directory {}; wait for it or choose another --run-dir",
-         directory_);
-  }
+  take_lock(lock_, directory_);
   log::open_file(directory_ + "/log.txt");
   write_file_atomic(directory_ + "/config.toml", fmt::format("# {} settings; instruction set {}\n{}", name_of(command),
                                                              ops::isa_name(), to_toml(settings, command)));
@@ -197,10 +218,63 @@ std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step, cons
   return state;
 }
 
-void RunFiles::save(const Session& session, TrainStep& step, const RunState& state,
+bool RunFiles::save(const Session& session, TrainStep& step, const RunState& state, bool again_later,
                     const std::vector<NamedWeights>& more) {
-  save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step, more), to_json(state), {},
-                  *session.mesh);
+  constexpr int most_failures = 3;
+  try {
+    save_checkpoint(settings_.save, state.next_rollout - 1, named_sets(session, step, more), to_json(state),
+                    {.keep = static_cast<int>(settings_.keep_checkpoints)}, *session.mesh);
+    failures_ = 0;
+    return true;
+  } catch (const Error& error) {
+    failures_++;
+    if (error.code() != Exit::resources || !again_later) throw;
+    if (failures_ >= most_failures) {
+      fail(Exit::resources, "{} saves in a row have failed; earlier checkpoints are as they were. The last: {}",
+           failures_, error.what());
+    }
+    if (writes()) {
+      log::warn(
+          "the checkpoint after rollout {} could not be saved; the run goes on and tries again after {} ({} of {} "
+          "failures). "
+          "{}",
+          state.next_rollout, settings_.save_interval ? "--save-interval" : "the last rollout", failures_,
+          most_failures, error.what());
+    }
+    return false;
+  }
+}
+
+bool RunFiles::commit(const Session& session, TrainStep& step, RunState& state, bool last, bool exports,
+                      const std::vector<NamedWeights>& more) {
+  std::exception_ptr failed;
+  if (exports && settings_.save_hf != nowhere) {
+    try {
+      const std::string folder = export_hf(session, step, state.next_rollout - 1);
+      if (writes()) log::info("Hugging Face checkpoint: {}", folder);
+    } catch (const Error& error) {
+      if (error.code() != Exit::resources) throw;
+      failed = std::current_exception();
+    }
+  }
+  state.exported = !failed;
+  const bool saved = settings_.save != nowhere && save(session, step, state, !last, more);
+  if (failed) std::rethrow_exception(failed);
+  return saved;
+}
+
+int agreed_signal(Group& ranks) {
+  if (ranks.size() == 1) return ending_signal();
+  for (const auto& of_rank : ranks.gather_bytes(std::to_string(ending_signal()))) {
+    if (of_rank != "0") return std::stoi(of_rank);
+  }
+  return 0;
+}
+
+void end_by_signal(int signal, const std::string& kept) {
+  const bool interrupted = signal == SIGINT;
+  fail(interrupted ? exit_interrupted : exit_terminated,
+       "{}: the run has ended; {}. The same command goes on from there.", interrupted ? "SIGINT" : "SIGTERM", kept);
 }
 
 std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t rollout_id) {
@@ -209,6 +283,7 @@ std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t
       .source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
   if (settings_.save_hf_dtype == "bf16") options.dtype = HfDtype::bf16;
   if (settings_.save_hf_dtype == "fp32") options.dtype = HfDtype::f32;
+  if (writes()) remove_left_folders(options.output_dir);
   save_hf(options, step.optimizer().masters(), *session.mesh);
   return options.output_dir;
 }

@@ -33,12 +33,14 @@ struct RunState {
   struct Learner {
     int64_t optimizer_steps = 0, skipped = 0, skipped_in_a_row = 0;
   };
-  Learner critic = {};  // zeros without one
+  Learner critic = {};   // zeros without one
+  bool exported = true;  // false: the last rollout's weights have still to be exported
 };
 
 class RunFiles {
  public:
-  // Makes the run directory, takes its lock (a second process is refused with Exit::usage), opens log.txt and writes
+  // Makes the run directory, takes its lock (a second process is refused with Exit::usage, naming the first), opens
+  // log.txt and writes
   // config.toml. Of several ranks the first does so, and the others write nothing there but what they add to
   // checkpoints. In a dry run nobody writes.
   RunFiles(const Settings& settings, Command command, int rank = 0);
@@ -50,7 +52,14 @@ class RunFiles {
   // nullopt for a fresh start. Throws Error(Exit::input) when --load names a folder without checkpoints.
   // `more`: what the checkpoint holds beside the policy and its optimizer.
   std::optional<RunState> resume(Session&, TrainStep&, const std::vector<NamedWeights>& more = {});
-  void save(const Session&, TrainStep&, const RunState&, const std::vector<NamedWeights>& more = {});
+  // False where the disk failed and there will be another time: earlier checkpoints stand, and a warning says so.
+  // Throws Error(Exit::resources) at the third failure in a row, or when there is no other time.
+  bool save(const Session&, TrainStep&, const RunState&, bool again_later = false,
+            const std::vector<NamedWeights>& more = {});
+  // What is to be kept after a step: the export where one is due, then the checkpoint. A run that is cut off in between
+  // does the step again, and one whose checkpoint says so has exported. Whether the checkpoint is there.
+  bool commit(const Session&, TrainStep&, RunState&, bool last, bool exports,
+              const std::vector<NamedWeights>& more = {});
   // Exports the Hugging Face checkpoint; {rollout_id} in --save-hf is replaced. Returns its folder.
   std::string export_hf(const Session&, TrainStep&, int64_t rollout_id);
   void write_plan(const std::string& text);
@@ -60,6 +69,17 @@ class RunFiles {
   std::string directory_;
   int rank_;
   int lock_ = -1;
+  int failures_ = 0;  // saves in a row
+};
+
+// Ends the run where a signal has asked for it: throws Error(exit_interrupted or exit_terminated). Nothing without a
+// signal. `kept`: what was committed, for the message.
+[[noreturn]] void end_by_signal(int signal, const std::string& kept);
+// The signal that some rank has had, the same on all; 0: none.
+int agreed_signal(Group&);
+// Thrown from within work that can be dropped.
+struct Interrupted {
+  int signal = 0;
 };
 
 // "{rollout_id}" replaced.

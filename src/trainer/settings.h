@@ -37,6 +37,7 @@ struct Settings {
   std::string
       save;  // folder of training checkpoints (validate: run_dir/checkpoints); init, convert: the new checkpoint
   std::optional<int64_t> save_interval;  // rollouts
+  int64_t keep_checkpoints = 2;          // newest training checkpoints
   std::string save_hf;                   // folder of the exported checkpoint; {rollout_id} is replaced
   std::string save_hf_dtype = "source";  // source | bf16 | fp32
   bool random_init = false;              // weights at random from hf_checkpoint's config.json

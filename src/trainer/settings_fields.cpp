@@ -34,6 +34,12 @@ void add_checkpoint(Table& t) {
               "save a training checkpoint every N rollouts, and after the last")
               .unit("rollouts")
               .from(1),
+          row("keep_checkpoints", &Settings::keep_checkpoints, T | S,
+              "keep the newest N training checkpoints; an older one is removed once a newer one has been read back "
+              "and verified")
+              .from(2)
+              .to(1000)
+              .differs("not in miles, which keeps all"),
           row("save_hf", &Settings::save_hf, T | S,
               "where to write the trained weights in the Hugging Face layout; {rollout_id} stands for the number; "
               "none: "

@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 
+#include "base/ending.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "monitor/metrics.h"
@@ -94,7 +95,8 @@ void supervised(const Settings& s, World& world, bool) {
     state = *resumed;
     cursor.restore(state.cursor);
   }
-  if (state.next_rollout >= steps) {
+  const bool to_export = state.next_rollout == steps && !state.exported && s.save_hf != nowhere;
+  if (state.next_rollout >= steps && !to_export) {
     fail(Exit::usage,
          "the run in {} has already done {} of {} steps; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, steps);
@@ -113,7 +115,9 @@ void supervised(const Settings& s, World& world, bool) {
     if (s.use_wandb) log::info("--use-wandb: nothing is sent; when you like: {}", wandb_command(s));
   }
   DeviceMemoryWatch watch(session.device, memory.plan);
-  for (int64_t id = state.next_rollout; id < steps; id++) {
+  const int64_t first = state.next_rollout;
+  const EndingSignals signals;
+  for (int64_t id = first; id < steps; id++) {
     const auto start = Clock::now();
     std::vector<const Trajectory*> picked;
     int64_t tokens = 0;
@@ -140,16 +144,19 @@ void supervised(const Settings& s, World& world, bool) {
                 short_number(static_cast<double>(tokens) / seconds), 100 * line.limit_share.value_or(0),
                 short_duration(*line.eta_seconds));
     }
-    if ((s.save_interval && (id + 1) % *s.save_interval == 0) || id + 1 == steps) {
+    const bool last = id + 1 == steps;
+    const int signal = last ? 0 : agreed_signal(session.mesh->world());
+    if ((s.save_interval && (id + 1) % *s.save_interval == 0) || last || signal != 0) {
       if (metrics) metrics->sync();
-      if (s.save != nowhere) files.save(session, step, state);
+      files.commit(session, step, state, last || signal != 0, last);
     }
+    if (signal == 0) continue;
+    end_by_signal(signal, s.save == nowhere ? "nothing was to be kept"
+                                            : fmt::format("{} of {} steps are in {}", id + 1, steps, s.save));
   }
-  const std::string folder = s.save_hf == nowhere ? "" : files.export_hf(session, step, steps - 1);
+  if (first == steps) files.commit(session, step, state, true, true);  // all but the export was done
   const std::string used = watch.summary();
-  if (!files.writes()) return;
-  if (!used.empty()) log::info("{}", used);
-  if (!folder.empty()) log::info("Hugging Face checkpoint: {}", folder);
+  if (files.writes() && !used.empty()) log::info("{}", used);
 }
 
 }  // namespace furlong

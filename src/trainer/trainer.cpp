@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "base/ending.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
@@ -203,6 +204,7 @@ struct Run : Inputs {
   std::optional<StepReport> report;
   DeviceMemoryWatch watch;
   Faults faults;
+  int64_t committed = 0;  // rollouts in the newest checkpoint
 
   Run(const Settings& s, World& w, bool is_terminal, const Faults& f)
       : Inputs(s, w),
@@ -230,6 +232,8 @@ struct Run : Inputs {
   bool has_thread_beside() const { return session.device == Device::cuda && world.size() == 1; }
   Metrics evaluation();
   void one(int64_t rollout_id);
+  void commit(int64_t id);
+  [[noreturn]] void stop(int signal);
 };
 
 void Run::prepare() {
@@ -255,7 +259,8 @@ void Run::prepare() {
     if (cursor) cursor->restore(state.cursor);
     check_buffer(state.buffer, settings, session);
   }
-  if (state.next_rollout >= rollouts) {
+  const bool to_export = state.next_rollout == rollouts && !state.exported && settings.save_hf != nowhere;
+  if (state.next_rollout >= rollouts && !to_export) {
     fail(Exit::usage,
          "the run in {} has already done {} of {} rollouts; raise --num-rollout to go on, or choose another --run-dir",
          files.directory(), state.next_rollout, rollouts);
@@ -334,6 +339,8 @@ Metrics Run::generate(int64_t rollout_id, std::vector<Trajectory>& trajectories,
       [&](size_t done, int64_t) {
         bar.update(std::min(samples, static_cast<int64_t>(done)));
         if (beside != nullptr) beside->tick();
+        // Alone, and without training beside it, what is sampled can be dropped; otherwise the step is ended first.
+        if (beside == nullptr && world.size() == 1 && ending_signal() != 0) throw Interrupted{ending_signal()};
       },
       early);
   bar.clear();
@@ -563,6 +570,28 @@ void train(const Settings& settings, bool terminal, const Faults& faults) {
   train(settings, *solo_world(), terminal, faults);
 }
 
+void Run::commit(int64_t id) {
+  world.phase("saving");
+  if (metrics) metrics->sync();
+  const bool last = id + 1 == rollouts, numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
+  if (files.commit(session, step, state, last, last || numbered_export, kept_besides())) committed = state.next_rollout;
+}
+
+// Ends the run at a signal, with what it has done committed.
+void Run::stop(int signal) {
+  const bool keeps = settings.save != nowhere && !settings.debug_rollout_only;
+  if (keeps && state.next_rollout > committed) {
+    world.phase("saving");
+    if (metrics) metrics->sync();
+    files.save(session, step, state, false, kept_besides());
+    committed = state.next_rollout;
+  }
+  end_by_signal(signal, !keeps ? "nothing was to be kept"
+                        : committed == 0
+                            ? "no rollout was complete"
+                            : fmt::format("{} of {} rollouts are in {}", committed, rollouts, settings.save));
+}
+
 void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
   if (settings.dry_run) {
     const Inputs inputs(settings, world);
@@ -571,19 +600,23 @@ void train(const Settings& settings, World& world, bool terminal, const Faults& 
   }
   Run run(settings, world, terminal, faults);
   run.prepare();
-  for (int64_t id = run.state.next_rollout; id < run.rollouts; id++) {
-    run.one(id);
-    const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
-    if (settings.debug_rollout_only || !(due || id + 1 == run.rollouts)) continue;
-    world.phase("saving");
-    if (run.metrics) run.metrics->sync();
-    if (settings.save != nowhere) run.files.save(run.session, run.step, run.state, run.kept_besides());
-    const bool numbered_export = settings.save_hf.find("{rollout_id}") != std::string::npos;
-    if (settings.save_hf != nowhere && (numbered_export || id + 1 == run.rollouts)) {
-      const std::string folder = run.files.export_hf(run.session, run.step, id);
-      if (run.files.writes()) log::info("Hugging Face checkpoint: {}", folder);
+  const int64_t first = run.state.next_rollout;
+  const EndingSignals signals;
+  run.committed = first;
+  for (int64_t id = first; id < run.rollouts; id++) {
+    const RunState before = run.state;
+    try {
+      run.one(id);
+    } catch (const Interrupted& interrupted) {
+      run.state = before;  // the weights are still those
+      run.stop(interrupted.signal);
     }
+    const bool due = settings.save_interval && (id + 1) % *settings.save_interval == 0;
+    if (!settings.debug_rollout_only && (due || id + 1 == run.rollouts)) run.commit(id);
+    if (id + 1 == run.rollouts) break;
+    if (const int signal = agreed_signal(run.session.mesh->world()); signal != 0) run.stop(signal);
   }
+  if (first == run.rollouts) run.commit(first - 1);  // all but the export was done
   if (run.metrics) run.metrics->sync();
   if (const std::string text = run.watch.summary(); !text.empty() && run.files.writes()) log::info("{}", text);
 }
