@@ -31,6 +31,7 @@ class Encoder {
     while (done < text.size() && !full()) {
       const TokenSearch::Match match = tokens.find(text, done);
       if (match.begin > done) between(text.substr(done, match.begin - done));
+      if (full()) return;
       if (match.id >= 0) ids_.push_back(match.id);
       done = match.end;
     }
