@@ -283,7 +283,10 @@ std::string RunFiles::export_hf(const Session& session, TrainStep& step, int64_t
       .source_dir = session.directory, .output_dir = numbered(pattern, rollout_id), .config_text = {}};
   if (settings_.save_hf_dtype == "bf16") options.dtype = HfDtype::bf16;
   if (settings_.save_hf_dtype == "fp32") options.dtype = HfDtype::f32;
-  if (writes()) remove_left_folders(options.output_dir);
+  if (writes()) {
+    remove_left_folders(options.output_dir);
+    remove_left_folders(options.output_dir + "/new");  // of an export that was to replace one
+  }
   save_hf(options, step.optimizer().masters(), *session.mesh);
   return options.output_dir;
 }

@@ -23,6 +23,7 @@
 #include "trainer/replay.h"
 #include "trainer/rollout_files.h"
 #include "trainer/run_files.h"
+#include "trainer/step_figures.h"
 #include "trainer/tail.h"
 #include "trainer/targets.h"
 #include "trainer/time_plan.h"
@@ -34,25 +35,10 @@ using Clock = std::chrono::steady_clock;
 
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-double find(const Metrics& metrics, const std::string& name, double otherwise = std::nan("")) {
-  for (const auto& [key, value] : metrics) {
-    if (key == name) return value;
-  }
-  return otherwise;
-}
-
 std::vector<const Trajectory*> pointers_to(std::span<const Trajectory> trajectories) {
   std::vector<const Trajectory*> pointers;
   for (const auto& t : trajectories) pointers.push_back(&t);
   return pointers;
-}
-
-// Versions of the weights that sampled a rollout, and how many updates they are behind those that learn from it.
-Metrics staleness(std::span<const Trajectory> trajectories, int64_t version) {
-  std::vector<double> versions;
-  for (const auto& t : trajectories) versions.push_back(static_cast<double>(t.weight_version));
-  const double mean = mean_of(versions);
-  return {{"rollout/weight_version", mean}, {"rollout/weight_version_lag", static_cast<double>(version) - mean}};
 }
 
 // What a run reads before it loads any weights, and the memory it will take.
@@ -301,8 +287,8 @@ Metrics Run::evaluation() {
   Metrics m = evaluate(session, settings, *engine, eval_sets, *judge, environment.get());
   std::string line = "evaluation";
   for (const auto& set : eval_sets) {
-    line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.spec.name, find(m, "eval/" + set.spec.name),
-                        find(m, "eval/" + set.spec.name + "-truncated_ratio"));
+    line += fmt::format("  {} {:.4f} (truncated {:.3f})", set.spec.name, figure_of(m, "eval/" + set.spec.name),
+                        figure_of(m, "eval/" + set.spec.name + "-truncated_ratio"));
   }
   if (files.writes()) log::info("{}", line);
   m.emplace_back("perf/eval_time", seconds_since(start));
@@ -417,22 +403,6 @@ void stop_if_lost(const TrainStep& step, const Settings& s, const char* rate) {
        stop_after_skipped, s.save, rate);
 }
 
-// Several optimizer steps of one rollout report the mean of their figures, but, where these say how far the trainer is
-// off the sampler by the weights as they are (`by_weights`), those: after the first step the weights are others.
-void append_means(Metrics& out, const std::vector<Metrics>& results, bool by_weights) {
-  if (results.empty()) return;
-  for (const auto& [name, first] : results.front()) {
-    if (by_weights && name.starts_with("train/train_rollout_")) {
-      out.emplace_back(name, first);
-      continue;
-    }
-    double sum = 0;
-    for (const auto& result : results) sum += find(result, name, first);
-    out.emplace_back(
-        name, name.ends_with("skipped_steps") ? find(results.back(), name) : sum / static_cast<double>(results.size()));
-  }
-}
-
 void Run::critic_steps(const std::vector<const Trajectory*>& all, const std::vector<TokenTargets>& targets,
                        size_t per_step, Metrics& out) {
   std::vector<Metrics> results;
@@ -496,7 +466,7 @@ Metrics Run::learn(int64_t rollout_id, std::vector<Trajectory>& trajectories, Ta
     results = optimizer_steps(rollout_id, trajectories, out);
   }
   // The first step's weights are those that sampled.
-  const double difference = results.empty() ? 0 : find(results.front(), "train/train_rollout_logprob_abs_diff", 0);
+  const double difference = results.empty() ? 0 : figure_of(results.front(), "train/train_rollout_logprob_abs_diff", 0);
   if (settings.true_on_policy && difference != 0) {
     fail(Exit::numerics,
          "--true-on-policy: rollout {}: the trainer's log-probs differ from the sampler's by {} on average. This is a "

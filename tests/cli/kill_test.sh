@@ -70,9 +70,10 @@ compare() {
   without_times "$1" >got
   cmp wanted got || fail "metrics differ after kills: $(diff wanted got)"
   left=$(find "$1" -name '*tmp*')
-  [ -z "$left" ] || fail "left behind: $left"
+  [ -z "$left" ] || [ $code = 2 ] || fail "left behind: $left"
 }
 
+# When the last kill came after the last commit, nothing was there to tidy up after it.
 done=0 runs=0
 while [ $done -lt "$kills" ]; do
   runs=$((runs + 1))
