@@ -108,7 +108,7 @@ works grade --custom-rm-command 'sed -u "s/.*\"id\":\([0-9]*\),.*/{\"id\":\1,\"r
 works grade --custom-rm-command 'exit 3' --input rows.jsonl --output graded.jsonl
 grep -q '"reward":null.*exit status 3' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
 refused 2 'needs --rm-url' grade --rm-type remote_rm --input rows.jsonl
-refused 2 'needs deepscaler, dapo, math' grade --rm-type deepscalar --input rows.jsonl
+refused 2 'The rules are deepscaler' grade --rm-type deepscalar --input rows.jsonl
 
 # --- score and generate
 printf '%s\n' '{"tokens":[1,2,3]}' '{"text":"How much is 2 + 2?"}' '{"tokens":[7]}' >input
@@ -394,7 +394,7 @@ got=0
 "$furlong" inspect --plan --config "$recipe" --gpus 8 --gpu-memory-gib 50 >out 2>err || got=$?
 [ "$got" = 4 ] || fail "exit code $got of a plan that does not fit"
 has 'what would fit:'
-has '8 GPUs with --context-parallel-size 2'
+has '8 GPUs with --tensor-model-parallel-size 2'
 has 'GPU memory: '
 refused 2 '256 experts cannot be split by expert parallel size 6' inspect --plan --config "$recipe" --gpus 6 \
   --expert-model-parallel-size 6
