@@ -38,10 +38,9 @@ struct TokenAdvantages {
 //   reinforce_plus_plus_baseline  r - kl_coef k
 //   reinforce_plus_plus           sum over u >= t of gamma^(u-t) times the token reward: -kl_coef k, and r at the last
 //                                 masked-in token
-//   ppo                           generalised advantage estimation (Schulman et al. 2016) of the same token rewards
-//   over
-//                                 the masked-in tokens alone, the value after the last one 0; returns: advantage +
-//                                 value
+//   ppo                           generalised advantage estimation (Schulman et al. 2016) of the same token rewards,
+//                                 over the masked-in tokens alone; the value after the last one is 0. returns:
+//                                 advantage + value
 // An unscored sample has advantage 0 everywhere (under ppo its returns are its values) and no part in the whitening,
 // (a - mean) / sqrt(variance (n-1) + 1e-8).
 TokenAdvantages token_advantages(std::span<const Trajectory> trajectories, const AdvantageOptions& options,

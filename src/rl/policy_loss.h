@@ -33,8 +33,8 @@ struct TokenInputs {
   double advantage = 0;
   std::optional<double> sampled_log_prob = {};    // of the sampler, for the importance weight
   std::optional<double> sequence_log_ratio = {};  // of the token's sample, in place of its own
-  bool dropped =
-      false;  // its sample has moved too far from the old policy, and the advantage is negative: no policy loss
+  // Its sample has moved too far from the old policy, and the advantage is negative: no policy loss.
+  bool dropped = false;
 };
 
 struct TokenLoss {

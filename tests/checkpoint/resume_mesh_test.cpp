@@ -11,6 +11,7 @@
 #include "layouts.h"
 #include "parallel/threads.h"
 #include "scratch.h"
+#include "smallest_config.h"
 
 namespace furlong::resume_on_ranks {
 namespace {
@@ -309,18 +310,7 @@ TEST_F(ResumeOnRanks, ALostRankEndsTheSave) {
 
 // tests/data/checkpoint_v1 was written by the version before this one, by one rank: seeds 7, 107 and 207.
 TEST(ResumeVersion1, IsReadOnAnyLayout) {
-  ModelConfig c;
-  c.vocab_size = 5;
-  c.hidden_size = 4;
-  c.num_layers = 2;
-  c.full_attention = {false, true};
-  c.num_heads = c.num_kv_heads = 1;
-  c.head_dim = c.rotary_dim = 2;
-  c.linear_num_key_heads = c.linear_num_value_heads = 1;
-  c.linear_key_head_dim = c.linear_value_head_dim = 2;
-  c.num_experts = c.experts_per_token = 2;
-  c.moe_intermediate_size = c.shared_intermediate_size = 2;
-  c.mtp_num_layers = 1;
+  const ModelConfig c = smallest_config();
   Weights whole(c, DType::bf16), whole_masters(c, DType::f32), whole_moments(c, DType::f32, Device::cpu, true);
   init_weights(whole, c, 7, 1);
   init_weights(whole_masters, c, 107, 1);

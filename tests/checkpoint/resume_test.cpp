@@ -3,30 +3,15 @@
 #include "base/rng.h"
 #include "checkpoint/init.h"
 #include "scratch.h"
+#include "smallest_config.h"
 
 namespace furlong {
 namespace {
 
-ModelConfig small_config() {
-  ModelConfig c;
-  c.vocab_size = 5;
-  c.hidden_size = 4;
-  c.num_layers = 2;
-  c.full_attention = {false, true};
-  c.num_heads = c.num_kv_heads = 1;
-  c.head_dim = c.rotary_dim = 2;
-  c.linear_num_key_heads = c.linear_num_value_heads = 1;
-  c.linear_key_head_dim = c.linear_value_head_dim = 2;
-  c.num_experts = c.experts_per_token = 2;
-  c.moe_intermediate_size = c.shared_intermediate_size = 2;
-  c.mtp_num_layers = 1;
-  return c;
-}
-
 class Resume : public ::testing::Test {
  protected:
   Resume()
-      : config(small_config()),
+      : config(smallest_config()),
         weights(config, DType::bf16),
         masters(config, DType::f32),
         moments(config, DType::f32, Device::cpu, true) {}

@@ -5,6 +5,7 @@
 #include <random>
 #include <vector>
 
+#include "../checkpoint/smallest_config.h"
 #include "../trainer/fixture.h"
 #include "checkpoint/init.h"
 #include "checkpoint/resume.h"
@@ -12,22 +13,6 @@
 
 namespace furlong {
 namespace {
-
-ModelConfig least_config() {
-  ModelConfig c;
-  c.vocab_size = 5;
-  c.hidden_size = 4;
-  c.num_layers = 2;
-  c.full_attention = {false, true};
-  c.num_heads = c.num_kv_heads = 1;
-  c.head_dim = c.rotary_dim = 2;
-  c.linear_num_key_heads = c.linear_num_value_heads = 1;
-  c.linear_key_head_dim = c.linear_value_head_dim = 2;
-  c.num_experts = c.experts_per_token = 2;
-  c.moe_intermediate_size = c.shared_intermediate_size = 2;
-  c.mtp_num_layers = 1;
-  return c;
-}
 
 std::vector<std::string> names_in(const std::string& folder) {
   std::vector<std::string> names;
@@ -77,7 +62,7 @@ class FailingDisk : public ::testing::Test {
     fs::copy(from, place, fs::copy_options::recursive);
   }
 
-  const ModelConfig config = least_config();
+  const ModelConfig config = smallest_config();
   Weights weights{config, DType::bf16}, moments{config, DType::f32};
   Folder folder;
   const std::string place = folder / "c";
