@@ -18,8 +18,6 @@ std::string browsing_conflict(const Settings& settings);
 void set_schedule(LrSchedule& schedule, const Settings& settings, int64_t iterations);
 // Of `furlong train` with so many rollouts.
 int64_t optimizer_steps(const Settings& settings, int64_t rollouts);
-// What the settings of the algorithm have against each other, added to `complaints`; fills what follows from them.
-void algorithm_conflicts(Settings& settings, Texts& complaints);
 PromptOptions prompt_options(const Settings& settings);
 
 // Whether a reference model is worth its memory: only where a coefficient or an observation needs it.

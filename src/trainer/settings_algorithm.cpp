@@ -3,6 +3,7 @@
 #include "rl/advantages.h"
 #include "trainer/options.h"
 #include "trainer/settings_row.h"
+#include "trainer/settings_rules.h"
 
 namespace furlong {
 namespace {
@@ -10,10 +11,9 @@ namespace {
 // The last part of a dotted or colon-separated Python path.
 std::string last_name(const std::string& path) { return path.substr(path.find_last_of(".:") + 1); }
 
-// With the complaints so far.
-class AlgorithmRules {
+class AlgorithmRules : public SettingsRules {
  public:
-  AlgorithmRules(Settings& settings, Texts& complaints) : s_(settings), complaints_(complaints) {}
+  using SettingsRules::SettingsRules;
 
   void run() {
     groups_of_one();
@@ -26,15 +26,11 @@ class AlgorithmRules {
   }
 
  private:
-  template <class... Args>
-  void complain(fmt::format_string<Args...> format, Args&&... args) {
-    complaints_.push_back(fmt::format(format, std::forward<Args>(args)...));
-  }
-  bool is(const char* estimator) const { return s_.advantage_estimator == estimator; }
-  bool divides() const { return is("grpo") || is("gspo"); }
+  bool estimates(const char* estimator) const { return s_.advantage_estimator == estimator; }
+  bool divides() const { return estimates("grpo") || estimates("gspo"); }
 
   void groups_of_one() {
-    const bool by_group = divides() || is("reinforce_plus_plus_baseline");
+    const bool by_group = divides() || estimates("reinforce_plus_plus_baseline");
     if (by_group && s_.n_samples_per_prompt == 1 && !s_.disable_rewards_normalization && !s_.debug_rollout_only) {
       complain(
           "--n-samples-per-prompt 1: a group of one always has advantage 0; use 2 or more, or "
@@ -47,21 +43,21 @@ class AlgorithmRules {
       complain("--disable-grpo-std-normalization has no meaning with --advantage-estimator {}: it never divides",
                s_.advantage_estimator);
     }
-    if (is("reinforce_plus_plus") || is("reinforce_plus_plus_baseline")) {
+    if (estimates("reinforce_plus_plus") || estimates("reinforce_plus_plus_baseline")) {
       if (!s_.normalize_advantages)
         complain("--advantage-estimator {} needs --normalize-advantages", s_.advantage_estimator);
     }
-    if (s_.gamma != 1 && !is("reinforce_plus_plus") && !is("ppo")) {
+    if (s_.gamma != 1 && !estimates("reinforce_plus_plus") && !estimates("ppo")) {
       complain("--gamma {} has no meaning with --advantage-estimator {}; leave it out", s_.gamma,
                s_.advantage_estimator);
     }
-    if (s_.lambd != 1 && !is("ppo")) {
+    if (s_.lambd != 1 && !estimates("ppo")) {
       complain("--lambd {} needs --advantage-estimator ppo", s_.lambd);
     }
   }
 
   void critic() {
-    if (is("ppo")) {
+    if (estimates("ppo")) {
       if (s_.disable_rewards_normalization)
         complain(
             "--disable-rewards-normalization has no meaning with --advantage-estimator ppo: rewards are taken raw");
@@ -80,7 +76,7 @@ class AlgorithmRules {
   // Groups that are learnt from before the rollout is complete.
   void tail() {
     if (!s_.train_during_tail) return;
-    if (is("ppo"))
+    if (estimates("ppo"))
       complain("--train-during-tail with --advantage-estimator ppo: the critic learns from whole rollouts");
     if (s_.normalize_advantages)
       complain("--train-during-tail with --normalize-advantages: whitening needs the whole rollout");
@@ -93,7 +89,7 @@ class AlgorithmRules {
     } else if (s_.kl_coef != 0 && divides()) {
       complain("--kl-coef {}: it changes nothing under {}; use --use-kl-loss --kl-loss-coef {}", s_.kl_coef,
                s_.advantage_estimator, s_.kl_coef);
-    } else if (s_.kl_coef != 0 && is("ppo")) {
+    } else if (s_.kl_coef != 0 && estimates("ppo")) {
       complain(
           "--kl-coef {} with --advantage-estimator ppo: the critic would learn returns without it; use "
           "--use-kl-loss --kl-loss-coef {}",
@@ -148,14 +144,13 @@ class AlgorithmRules {
     if (!s_.use_opsm && s_.opsm_delta != Settings().opsm_delta)
       complain("--opsm-delta {} needs --use-opsm", s_.opsm_delta);
   }
-
-  Settings& s_;
-  Texts& complaints_;
 };
 
 }  // namespace
 
-void algorithm_conflicts(Settings& settings, Texts& complaints) { AlgorithmRules(settings, complaints).run(); }
+void algorithm_conflicts(Settings& settings, Texts& complaints) {
+  AlgorithmRules(settings, Command::train, complaints).run();
+}
 
 namespace setting {
 

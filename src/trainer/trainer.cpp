@@ -4,29 +4,23 @@
 #include <chrono>
 #include <cmath>
 #include <cstdio>
-#include <filesystem>
-#include <limits>
 
 #include "base/ending.h"
 #include "base/error.h"
 #include "base/file.h"
 #include "base/log.h"
-#include "checkpoint/hf.h"
 #include "data/rollout_stats.h"
 #include "monitor/metrics.h"
 #include "monitor/progress.h"
 #include "trainer/collect.h"
 #include "trainer/critic.h"
-#include "trainer/evaluation.h"
-#include "trainer/memory_plan.h"
 #include "trainer/options.h"
 #include "trainer/replay.h"
 #include "trainer/rollout_files.h"
-#include "trainer/run_files.h"
+#include "trainer/run_inputs.h"
 #include "trainer/step_figures.h"
 #include "trainer/tail.h"
 #include "trainer/targets.h"
-#include "trainer/time_plan.h"
 
 namespace furlong {
 namespace {
@@ -41,137 +35,7 @@ std::vector<const Trajectory*> pointers_to(std::span<const Trajectory> trajector
   return pointers;
 }
 
-// What a run reads before it loads any weights, and the memory it will take.
-struct Inputs {
-  const Settings& settings;
-  World& world;
-  RunFiles files;
-  Session session;
-  std::optional<PreparedPrompts> prompts;
-  std::optional<PromptCursor> cursor;
-  std::vector<EvalSet> eval_sets;
-  std::unique_ptr<Judge> judge;
-  std::unique_ptr<CallPool> environment;
-  Workload work;
-  int64_t rollouts = 0;
-  CheckedPlan memory;
-  Share block;  // used by rollout and training in turn, or a part by each
-
-  // Training's part.
-  Share training_memory() const {
-    const uint64_t at = memory.plan.training_at;
-    return at == 0 ? block : block.part(at, block.bytes() - at);
-  }
-
-  // Loads the weights at its end, unless this is a dry run.
-  Inputs(const Settings& s, World& w)
-      : settings(s), world(w), files(s, Command::train, w.rank()), session(open_session(s, w)) {
-    join_mesh(session, s, world);
-    const int64_t data = session.mesh->place().data_size, samples = s.global_batch_size.value_or(data);
-    if (files.writes() && samples < data) {
-      log::warn("--global-batch-size {} on {} data parallel ranks: {} of them have nothing to compute in a step",
-                samples, data, data - samples);
-    }
-    work.ranks = world.size();
-    work.trains = true;
-    work.rolls = !s.debug_train_only;
-    if (work.rolls) {
-      read_prompts();
-    } else {
-      read_lengths();
-    }
-    rollouts = s.num_rollout ? *s.num_rollout
-                             : s.num_epoch.value_or(1) * (prompts ? prompts->set.size() / *s.rollout_batch_size : 1);
-    memory = require_memory(session, s, work);
-    if (s.dry_run) return;
-    world.phase("loading the weights");
-    load_weights(session, s);
-    block = Share::block(memory.plan.block, session.device);
-  }
-  void read_prompts();
-  void read_lengths();
-  // A step of this run, its responses as long as they may be.
-  TimeInputs longest_step() const;
-  // Memory, passes and time of the run from rollout `first` on. `measured`: seconds of a step so far.
-  std::string plan_text(int64_t first, std::optional<double> measured = std::nullopt) const;
-};
-
-TimeInputs Inputs::longest_step() const {
-  const int64_t prompt = std::max<int64_t>(1, prompts ? prompts->longest : work.shortest);
-  return time_inputs(settings, memory.inputs, memory.plan.sequences, prompt,
-                     std::max<int64_t>(1, work.longest - prompt));
-}
-
-std::string Inputs::plan_text(int64_t first, std::optional<double> measured) const {
-  const TimeInputs step = longest_step();
-  EvaluationTime evaluation;
-  for (const EvalSet& set : eval_sets) {
-    TimeInputs t = step;
-    t.trains = false;
-    t.passes = 0;
-    t.prompts = set.prompts.set.size();
-    t.sequences = t.prompts * set.spec.samples;
-    t.prompt = set.prompts.longest;
-    t.response = set.limits.max_response;
-    evaluation.sets.push_back(t);
-  }
-  if (!eval_sets.empty() && !settings.debug_rollout_only) {
-    const int64_t interval = *settings.eval_interval;
-    evaluation.count = rollouts / interval - first / interval + (rollouts % interval != 0) +
-                       (first == 0 && !settings.skip_eval_before_train);
-  }
-  return memory.table + "\n" + passes_text(settings) + "\n" + time_table(step) +
-         time_estimate(step, rollouts - first, measured, evaluation);
-}
-
-void Inputs::read_prompts() {
-  const Settings& s = settings;
-  if (s.train_during_tail && world.size() > 1) {
-    fail(Exit::usage, "--train-during-tail on {} ranks: their rollouts end together, in rounds; leave it out",
-         world.size());
-  }
-  if (s.async_rollout && world.size() > 1 && !(s.custom_generate_command.empty() && s.custom_generate_url.empty())) {
-    fail(Exit::usage,
-         "--async-rollout with conversations (--custom-generate-command, -url) on {} ranks, whose turns differ; leave "
-         "one out",
-         world.size());
-  }
-  if (s.partial_rollout && world.size() > 1) {
-    fail(Exit::usage, "--partial-rollout on {} ranks: groups under way go on on one rank alone; leave it out",
-         world.size());
-  }
-  if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the prompts to learn from");
-  const std::string reward_logs = files.directory() + "/reward";
-  const bool commands = !s.custom_rm_command.empty() || !s.custom_generate_command.empty();
-  if (commands && !s.dry_run) make_directories(reward_logs);
-  judge = std::make_unique<Judge>(judge_options(s, reward_logs));
-  environment = make_environment(s, session, reward_logs);
-  const SamplingLimits limits = rollout_limits(session, s);
-  prompts = prepare_prompts(session, prompt_options(s), s.rollout_max_prompt_len.value_or(0), limits.max_context);
-  for (int64_t i = 0; i < prompts->set.size(); i++) judge->check(prompts->set[i].metadata, prompts->set.where(i));
-  cursor.emplace(prompts->set.size(), s.rollout_shuffle, s.rollout_seed);
-  if (s.eval_interval) eval_sets = load_eval_sets(session, s, *judge);
-  work.longest = std::min(limits.max_context, prompts->longest + limits.max_response);
-  work.shortest = limits.max_context;
-  for (const auto& tokens : prompts->tokens) work.shortest = std::min(work.shortest, std::ssize(tokens) + 1);
-  work.requests = s.over_sampling_batch_size.value_or(*s.rollout_batch_size) * s.n_samples_per_prompt;
-  const EvalWork evaluated = work_of(eval_sets);
-  work.longest = std::max(work.longest, evaluated.longest);
-  work.requests = std::max(work.requests, evaluated.requests);
-}
-
-// Of the first trajectory file; later ones may be longer, and the trainer makes room for them then.
-void Inputs::read_lengths() {
-  const std::string path = numbered(settings.load_debug_rollout_data, 0);
-  if (!std::filesystem::exists(path)) return;
-  work.shortest = std::numeric_limits<int32_t>::max();
-  for (const auto& t : read_trajectories(path)) {
-    work.longest = std::max(work.longest, std::ssize(t.tokens));
-    work.shortest = std::min(work.shortest, std::ssize(t.tokens));
-  }
-}
-
-TrainOptions options_with(const Inputs& in, const Faults& faults) {
+TrainOptions options_with(const RunInputs& in, const Faults& faults) {
   TrainOptions options = train_options(in.settings, in.session.config);
   set_schedule(options.optim.schedule, in.settings, optimizer_steps(in.settings, in.rollouts));
   options.before_update = faults.before_update;
@@ -179,7 +43,7 @@ TrainOptions options_with(const Inputs& in, const Faults& faults) {
 }
 
 // Everything a run keeps between its steps.
-struct Run : Inputs {
+struct Run : RunInputs {
   bool terminal;
   TrainStep step;
   std::unique_ptr<Engine> engine;
@@ -193,7 +57,7 @@ struct Run : Inputs {
   int64_t committed = 0;  // rollouts in the newest checkpoint
 
   Run(const Settings& s, World& w, bool is_terminal, const Faults& f)
-      : Inputs(s, w),
+      : RunInputs(s, w),
         terminal(is_terminal && files.writes()),
         step(session.config, session.weights, *session.threads, options_with(*this, f), training_memory(),
              *session.mesh),
@@ -534,12 +398,6 @@ void Run::one(int64_t rollout_id) {
   log::info("{}", format_step_line(report->line(rollout_id, row)));
 }
 
-}  // namespace
-
-void train(const Settings& settings, bool terminal, const Faults& faults) {
-  train(settings, *solo_world(), terminal, faults);
-}
-
 void Run::commit(int64_t id) {
   world.phase("saving");
   if (metrics) metrics->sync();
@@ -562,9 +420,15 @@ void Run::stop(int signal) {
                             : fmt::format("{} of {} rollouts are in {}", committed, rollouts, settings.save));
 }
 
+}  // namespace
+
+void train(const Settings& settings, bool terminal, const Faults& faults) {
+  train(settings, *solo_world(), terminal, faults);
+}
+
 void train(const Settings& settings, World& world, bool terminal, const Faults& faults) {
   if (settings.dry_run) {
-    const Inputs inputs(settings, world);
+    const RunInputs inputs(settings, world);
     if (world.rank() == 0) std::fputs(inputs.plan_text(0).c_str(), stdout);
     return;
   }
