@@ -64,7 +64,7 @@ wc -l "$out"/data/*.jsonl | sed '$d'
 say "a tiny Qwen3.5-MoE with random weights"
 "$furlong" init --preset tiny --seed "$seed" --save "$out/start"
 
-common="--device $device --chat-template qwen3.5 --input-key prompt --label-key label --rm-type deepscaler --rollout-max-response-len 32"
+common="--device $device --dtype fp32 --chat-template qwen3.5 --input-key prompt --label-key label --rm-type deepscaler --rollout-max-response-len 32"
 # Prints the share of a set that the model answers, likeliest tokens taken: accuracy CHECKPOINT FILE
 accuracy() {
   # shellcheck disable=SC2086

@@ -137,7 +137,7 @@ PlanInputs plan_inputs(const Settings& s, const ModelConfig& config, const Workl
   PlanInputs in;
   in.model = config;
   in.layout = layout_of(s, work.ranks);
-  in.dtype = parse_dtype(s.dtype);
+  in.dtype = compute_dtype(s);
   in.cuda = parse_device(s.device) == Device::cuda;
   in.gpus_a_host = std::min<int64_t>(in.layout.gpus, 8);
   in.trains = work.trains;

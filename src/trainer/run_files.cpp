@@ -150,6 +150,10 @@ void take_lock(int fd, const std::string& directory) {
   [[maybe_unused]] const bool written = ftruncate(fd, 0) == 0 && pwrite(fd, own.data(), own.size(), 0) > 0;
 }
 
+bool same_place(const std::string& a, const std::string& b) {
+  return std::filesystem::weakly_canonical(a) == std::filesystem::weakly_canonical(b);
+}
+
 bool inside(const std::string& path, const std::string& directory) {
   const auto relative =
       std::filesystem::weakly_canonical(path).lexically_relative(std::filesystem::weakly_canonical(directory));
@@ -190,24 +194,33 @@ RunFiles::~RunFiles() {
 }
 
 std::optional<RunState> RunFiles::resume(Session& session, TrainStep& step, const std::vector<NamedWeights>& more) {
-  const bool weights_alone = loads_weights_alone(settings_);
-  const std::string directory = settings_.load.empty() || weights_alone ? settings_.save : settings_.load;
-  if (directory == nowhere) return std::nullopt;
-  std::optional<LoadedCheckpoint> found;
-  // The first rank has looked for all: folders may appear on one host before they do on another.
-  const bool there = !from_first(session.mesh->world(), std::filesystem::exists(directory) ? "there" : "").empty();
-  if (there) found = load_latest(directory, named_sets(session, step, more), {}, *session.mesh);
-  if (!found) {
-    const bool own = settings_.load.empty() || weights_alone || settings_.load == settings_.save ||
-                     inside(settings_.load, directory_);
-    if (!own) {
+  const std::string &own = settings_.save, &other = settings_.load;
+  const bool from_other = !other.empty() && !loads_weights_alone(settings_) && !same_place(other, own);
+  const auto newest_of = [&](const std::string& directory) -> std::optional<LoadedCheckpoint> {
+    if (directory == nowhere) return std::nullopt;
+    // The first rank has looked for all: folders may appear on one host before they do on another.
+    const bool there = !from_first(session.mesh->world(), std::filesystem::exists(directory) ? "there" : "").empty();
+    if (!there) return std::nullopt;
+    return load_latest(directory, named_sets(session, step, more), {}, *session.mesh);
+  };
+  std::optional<LoadedCheckpoint> found = newest_of(own);
+  if (from_other && found && writes()) {
+    log::info(
+        "--load {} was for the start: this run has checkpoints of its own and goes on from the newest. To start from "
+        "--load again, choose another --run-dir",
+        other);
+  }
+  if (from_other && !found) {
+    found = newest_of(other);
+    if (!found && !inside(other, directory_)) {
       fail(Exit::input,
            "--load {}: there is no training checkpoint in that folder. Check the path, or leave --load out to start "
-           "from "
-           "--hf-checkpoint.",
-           settings_.load);
+           "from --hf-checkpoint.",
+           other);
     }
-    log::info("no checkpoint in {} yet: a fresh start", directory);
+  }
+  if (!found) {
+    if (own != nowhere) log::info("no checkpoint in {} yet: a fresh start", own);
     return std::nullopt;
   }
   const RunState state = from_json(found->state, found->path + "/state.json");

@@ -48,9 +48,9 @@ class RunFiles {
 
   const std::string& directory() const { return directory_; }
   bool writes() const { return rank_ == 0; }
-  // Fills session and optimizer from the newest checkpoint of --load (default: the run's own) and returns its state;
-  // nullopt for a fresh start. Throws Error(Exit::input) when --load names a folder without checkpoints.
-  // `more`: what the checkpoint holds beside the policy and its optimizer.
+  // Fills session and optimizer from the run's own newest checkpoint, else from the newest of --load, and returns its
+  // state; nullopt for a fresh start. Throws Error(Exit::input) when the run has none and --load names a folder
+  // without. `more`: what the checkpoint holds beside the policy and its optimizer.
   std::optional<RunState> resume(Session&, TrainStep&, const std::vector<NamedWeights>& more = {});
   // False where the disk failed and there will be another time: earlier checkpoints stand, and a warning says so.
   // Throws Error(Exit::resources) at the third failure in a row, or when there is no other time.

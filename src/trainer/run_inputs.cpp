@@ -16,8 +16,8 @@ RunInputs::RunInputs(const Settings& s, World& w)
   join_mesh(session, s, world);
   const int64_t data = session.mesh->place().data_size, samples = s.global_batch_size.value_or(data);
   if (files.writes() && samples < data) {
-    log::warn("--global-batch-size {} on {} data parallel ranks: {} of them have nothing to compute in a step",
-              samples, data, data - samples);
+    log::warn("--global-batch-size {} on {} data parallel ranks: {} of them have nothing to compute in a step", samples,
+              data, data - samples);
   }
   work.ranks = world.size();
   work.trains = true;

@@ -56,6 +56,11 @@ DType parse_dtype(const std::string& name) {
   fail(Exit::usage, "--dtype {}: fp32 or bf16 wanted", name);
 }
 
+DType compute_dtype(const Settings& s) {
+  if (s.dtype == "auto") return parse_device(s.device) == Device::cuda ? DType::bf16 : DType::f32;
+  return parse_dtype(s.dtype);
+}
+
 Device parse_device(const std::string& name) {
   if (name == "cpu") return Device::cpu;
   if (name == "cuda") return Device::cuda;
@@ -164,17 +169,17 @@ void load_weights(Session& session, const Settings& settings) {
     fail(Exit::usage, "--random-init and the weights of --load {} exclude each other", settings.load);
   }
   if (settings.random_init) {
-    session.weights = Weights(session.config, parse_dtype(settings.dtype),
+    session.weights = Weights(session.config, compute_dtype(settings),
                               Placement{.device = session.device, .rank = session.mesh->place()});
     Stream stream(*session.threads, session.device);
     init_weights(session.weights, session.config, static_cast<uint64_t>(settings.seed), default_initializer_range,
                  session.threads.get(), session.device == Device::cuda ? &stream : nullptr);
     stream.synchronize();
   } else {
-    // Only train and sft have a folder to save to, and resume from it or from --load.
+    // Only train and sft have a folder to save to, and resume from it, or from --load the first time.
     const bool resumes = !settings.save.empty() && !alone;
     const std::string& path = settings.load.empty() || resumes ? session.directory : settings.load;
-    session.weights = read_weights(session, path, parse_dtype(settings.dtype), "--load");
+    session.weights = read_weights(session, path, compute_dtype(settings), "--load");
   }
 }
 

@@ -33,6 +33,8 @@ struct Session {
 ParallelSizes parallel_sizes(const Settings& settings);
 Dispatcher parse_dispatcher(const std::string& name);
 DType parse_dtype(const std::string& name);
+// Of --dtype, auto by --device.
+DType compute_dtype(const Settings& settings);
 Device parse_device(const std::string& name);
 
 // Opens the device of this rank and reads the checkpoint that --hf-checkpoint names, but for its weights. Throws

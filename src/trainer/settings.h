@@ -44,7 +44,7 @@ struct Settings {
 
   // Device and run
   std::string device = "cpu";  // cpu | cuda
-  std::string dtype = "fp32";  // fp32 | bf16
+  std::string dtype = "auto";  // fp32 | bf16; validate: bf16 on cuda, fp32 on cpu
   int64_t seed = 1234;
   int64_t threads = 0;  // 0: one per core
   std::string run_dir;  // validate: runs/<command>

@@ -20,12 +20,12 @@ void add_checkpoint(Table& t) {
               .unit("folder")
               .differs("read only when a KL coefficient (or --observe-kl) needs a reference"),
           row("load", &Settings::load, model_commands | V | X,
-              "training checkpoints to resume from, or a Hugging Face or torch_dist checkpoint whose weights are used "
-              "in "
-              "place of --hf-checkpoint's. convert: the torch_dist checkpoint to read")
+              "training checkpoints to start from, until the run has some of its own; or a Hugging Face or torch_dist "
+              "checkpoint whose weights are used in place of --hf-checkpoint's. convert: the torch_dist checkpoint to "
+              "read")
               .unit("folder")
               .differs("a folder that does not exist is an error, unless it equals --save or lies in the run "
-                       "directory; miles starts afresh silently"),
+                       "directory; miles starts afresh silently. Of another run: miles starts from it every time"),
           row("save", &Settings::save, T | S | I | V,
               "where training checkpoints go; default: checkpoints in the run directory; none: nowhere. init, "
               "convert: the folder to write")
@@ -68,8 +68,9 @@ void add_run(Table& t) {
               .choices({"cpu", "cuda"})
               .differs("not in miles"),
           row("dtype", &Settings::dtype, model_commands | I,
-              "compute and weights: fp32, or bf16 with fp32 accumulation and masters. init: of the weights")
-              .choices({"fp32", "bf16"})
+              "compute and weights: fp32, or bf16 with fp32 accumulation and masters; auto: bf16 with --device cuda, "
+              "else fp32. init: of the weights")
+              .choices({"auto", "fp32", "bf16"})
               .differs("not in miles, which is bf16 throughout"),
           row("threads", &Settings::threads, all, "CPU threads; 0: one per core. Results do not depend on it")
               .from(0)

@@ -23,6 +23,7 @@ class Validator : public SettingsRules {
   using SettingsRules::SettingsRules;
 
   void run() {
+    if (s_.dtype == "auto") s_.dtype = s_.device == "cuda" ? "bf16" : "fp32";
     if (is(Command::inspect)) {
       inspect();
       return;

@@ -94,6 +94,7 @@ TEST_F(CudaFault, InMidStepLeavesTheLastCheckpoint) {
   Settings s;
   s.hf_checkpoint = folder / "model";
   s.device = "cuda";
+  s.dtype = "fp32";
   s.load_debug_rollout_data = folder / "samples.jsonl";
   s.num_rollout = 3;
   s.rollout_batch_size = 1;
@@ -129,6 +130,7 @@ TEST_F(CudaFault, TooLittleMemoryIsSaidBeforeLoading) {
   Settings s;
   s.hf_checkpoint = folder / "model";
   s.device = "cuda";
+  s.dtype = "fp32";
   s.load_debug_rollout_data = folder / "samples.jsonl";
   s.num_rollout = s.rollout_batch_size = 1;
   s.n_samples_per_prompt = 4;

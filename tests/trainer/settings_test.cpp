@@ -9,6 +9,7 @@
 #include "base/file.h"
 #include "base/text.h"
 #include "reward/scorer.h"
+#include "trainer/session.h"
 
 namespace furlong {
 namespace {
@@ -426,7 +427,7 @@ INSTANTIATE_TEST_SUITE_P(
             "Branches",
             [](Settings& s) { s.rollout_speculative_algorithm = "EAGLE", s.rollout_speculative_eagle_topk = 2; },
             "--rollout-speculative-eagle-topk 2: not in this build; use 1"},
-        ConflictCase{"ExactGpu", [](Settings& s) { s.true_on_policy = true, s.device = "cuda"; },
+        ConflictCase{"ExactGpu", [](Settings& s) { s.true_on_policy = true, s.device = "cuda", s.dtype = "fp32"; },
                      "--true-on-policy: on a GPU"},
         ConflictCase{"ExactParts", [](Settings& s) { s.true_on_policy = true, s.tensor_model_parallel_size = 2; },
                      "join the vocabulary's parts in different orders"},
@@ -438,6 +439,21 @@ INSTANTIATE_TEST_SUITE_P(
                      [](Settings& s) { s.use_precision_aware_optimizer = true, s.main_params_dtype = "bf16"; },
                      "--main-params-dtype bf16 with --dtype fp32"}),
     [](const auto& info) { return info.param.name; });
+
+// The dtype that a GPU is made for is its default; what is given stays, and so does what was filled in.
+TEST(SettingsDefaults, DtypeFollowsTheDevice) {
+  for (const std::string device : {"cpu", "cuda"}) {
+    Settings s = good();
+    s.device = device;
+    EXPECT_EQ(compute_dtype(s), device == "cuda" ? DType::bf16 : DType::f32);
+    validate(s, Command::train);
+    EXPECT_EQ(s.dtype, device == "cuda" ? "bf16" : "fp32");
+    EXPECT_EQ(compute_dtype(s), device == "cuda" ? DType::bf16 : DType::f32);
+    s.dtype = device == "cuda" ? "fp32" : "bf16";
+    validate(s, Command::train);
+    EXPECT_EQ(compute_dtype(s), device == "cuda" ? DType::f32 : DType::bf16);
+  }
+}
 
 TEST(SettingsConflicts, ComeAllAtOnceAsOneError) {
   Settings s = good();

@@ -88,6 +88,28 @@ TEST(Resume, FromTheCheckpointsOfAnotherRun) {
   EXPECT_EQ(metrics_of(folder / "second").size(), 1u);
 }
 
+TEST(Resume, OwnCheckpointsComeBeforeThoseOfAnotherRun) {
+  const Folder folder;
+  run(small_run(folder / "first", 1));
+  Settings whole = small_run(folder / "whole", 3);
+  run(whole);
+  Settings second = small_run(folder / "second", 2);
+  second.load = folder / "first/checkpoints";
+  run(second);
+  second.num_rollout = 3;
+  log::set_level(log::Level::info);  // for the file
+  run(second);                       // the first rollout of this start is the third of the run
+  EXPECT_EQ(metrics_of(folder / "second").size(), 2u);
+  EXPECT_TRUE(same_files(folder / "whole/hf", folder / "second/hf"));
+  log::set_level(log::Level::error);
+  EXPECT_NE(read_file(folder / "second/log.txt").find("was for the start"), std::string::npos);
+  // The other run may even be gone.
+  fs::remove_all(folder / "first");
+  second.num_rollout = 4;
+  run(second);
+  EXPECT_EQ(metrics_of(folder / "second").size(), 3u);
+}
+
 TEST(Resume, Bf16WithMasters) {
   const Folder folder;
   Settings straight = small_run(folder / "straight", 3);
