@@ -33,10 +33,14 @@ double remote_ranks(const ModelConfig& c, const PlanLayout& l) {
   return (n - 1) * (1 - untouched);
 }
 
-double train_flops(const TimeInputs& in, const ModelCost& m, double length) {
+// Of a token, forward and backward without a head.
+double trunk_flops(const TimeInputs& in, const ModelCost& m, double length) {
   const double core = m.attention_flops * length / 2, layers = m.linear_flops + m.delta_flops;
-  double flops = 3 * layers + 3.5 * core + 3 * m.head_flops;
-  if (in.recompute) flops += layers + core;
+  return 3 * layers + 3.5 * core + (in.recompute ? layers + core : 0);
+}
+
+double train_flops(const TimeInputs& in, const ModelCost& m, double length) {
+  double flops = trunk_flops(in, m, length) + 3 * m.head_flops;
   if (in.mtp) {
     // The MTP layer forward and backward; its head gives no gradient to the head's weights.
     const double k = static_cast<double>(in.model.experts_per_token);
@@ -149,12 +153,20 @@ std::vector<PhaseTime> step_times(const TimeInputs& in) {
     out.push_back({"log-prob pass", tokens * m.forward(length) / gpus / in.machine.flops + 2 * exchange});
   }
   if (!in.trains) return out;
+  // A critic's head has one output.
+  const double values = tokens * (m.forward(length) - m.head_flops) / gpus / in.machine.flops;
+  if (in.critic) out.push_back({"critic: values", values + 2 * exchange});
   const RankSize rank = size_of_rank(in.model, in.layout, in.dtype);
   const double numbers = static_cast<double>(rank.dense + rank.experts);
   const double packs = std::ceil(tokens / gpus / static_cast<double>(std::max<int64_t>(1, in.micro_tokens)));
   // Every micro-batch reads the weights in each pass and adds to the gradients in fp32.
   const double moved = packs * numbers * ((in.recompute ? 3 : 2) * weight + 8);
   const double flops = tokens * train_flops(in, m, length) / gpus;
+  if (in.critic) {
+    const double own = tokens * trunk_flops(in, m, length) / gpus;
+    out.push_back({"critic: forward and backward",
+                   std::max(own / in.machine.flops, moved / in.machine.memory) + (in.recompute ? 6 : 4) * exchange});
+  }
   out.push_back({"training: forward and backward", std::max(flops / in.machine.flops, moved / in.machine.memory)});
   if (exchange > 0) out.push_back({"training: expert exchange", (in.recompute ? 6 : 4) * exchange});
   // Optimizer state is spread over the ranks that hold the same weights.
@@ -165,6 +177,7 @@ std::vector<PhaseTime> step_times(const TimeInputs& in) {
     const double on_a_host = std::min(gpus, 8.0);
     update = std::max(state * 4 / in.machine.host_link, on_a_host * state * adam_bytes / in.machine.host_memory);
   }
+  if (in.critic) out.push_back({"critic: AdamW", static_cast<double>(in.steps) * update});
   out.push_back({in.offload ? "AdamW on the host" : "AdamW", static_cast<double>(in.steps) * update});
   return out;
 }

@@ -56,9 +56,10 @@ struct TimeInputs {
   int64_t prompt = 0, response = 0;  // tokens of each
   int64_t prompts = 0;               // distinct ones: they are read in once
   int64_t drafts = 0;
-  double accept = 0;   // tokens that a verification yields; 0: accept_length(drafts)
-  int64_t passes = 0;  // log-prob passes besides training
-  int64_t steps = 1;   // optimizer steps
+  double accept = 0;    // tokens that a verification yields; 0: accept_length(drafts)
+  int64_t passes = 0;   // log-prob passes besides training
+  bool critic = false;  // PPO's: a pass for its values, and its own training
+  int64_t steps = 1;    // optimizer steps
   int64_t micro_tokens = 8192;
   bool rolls = true, trains = true, mtp = false, recompute = false, offload = false;
 };

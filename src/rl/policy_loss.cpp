@@ -81,7 +81,8 @@ TokenLoss token_loss(const TokenInputs& token, const PolicyLossOptions& options)
     flows = false;
   }
   if (flows) loss.d_log_ratio = plain;
-  double weight = token.dropped ? 0 : 1;
+  double weight = token.dropped || token.rejected ? 0 : token.scale;
+  if (token.rejected) loss.clipped = 0;
   if (options.importance != Importance::none && token.sampled_log_prob) {
     loss.importance = std::exp(token.old_log_prob.value_or(token.log_prob) - *token.sampled_log_prob);
     const double bounded = importance_weight(loss.importance, options);
@@ -91,7 +92,7 @@ TokenLoss token_loss(const TokenInputs& token, const PolicyLossOptions& options)
   loss.policy *= weight;
   loss.d_log_ratio *= weight;
   loss.d_log_prob = loss.d_log_ratio;
-  if (token.ref_log_prob) {
+  if (token.ref_log_prob && !token.rejected) {
     const Value kl = kl_loss(token, options);
     loss.kl = kl.value;
     loss.d_kl = kl.derivative;

@@ -24,6 +24,9 @@ struct PolicyLossOptions {
   Importance importance = Importance::none;
   double importance_low = 0, importance_high = 2;
   std::optional<double> opsm_delta;  // off-policy sequence masking: see TokenInputs::dropped
+  // Dr. GRPO: a sample's policy loss is divided by this number of tokens, not by its own; 0: by its own.
+  double divisor = 0;
+  bool corrected = false;  // weights and rejections come with each token (rl/mismatch.h)
 };
 
 struct TokenInputs {
@@ -35,10 +38,12 @@ struct TokenInputs {
   std::optional<double> sequence_log_ratio = {};  // of the token's sample, in place of its own
   // Its sample has moved too far from the old policy, and the advantage is negative: no policy loss.
   bool dropped = false;
+  double scale = 1;       // of the policy loss, beside the importance weight
+  bool rejected = false;  // no loss of any kind
 };
 
 struct TokenLoss {
-  double policy = 0;   // clipped surrogate, weighed
+  double policy = 0;   // clipped surrogate, weighed and scaled
   double clipped = 0;  // 1 when the clipped term decided
   double kl = 0;       // to the reference; 0 without one
   double log_ratio = 0;

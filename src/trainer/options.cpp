@@ -11,7 +11,7 @@ namespace furlong {
 namespace {
 
 Importance importance_of(const Settings& s) {
-  if (!s.use_tis) return Importance::none;
+  if (!s.use_tis || corrects_mismatch(s)) return Importance::none;
   return s.custom_tis_function_path == "icepop_function" ? Importance::icepop : Importance::clip;
 }
 
@@ -30,7 +30,9 @@ TrainOptions train_options(const Settings& s, const ModelConfig& config) {
             .importance = importance_of(s),
             .importance_low = s.tis_clip_low,
             .importance_high = s.tis_clip,
-            .opsm_delta = s.use_opsm ? std::optional<double>(s.opsm_delta) : std::nullopt};
+            .opsm_delta = s.use_opsm ? std::optional<double>(s.opsm_delta) : std::nullopt,
+            .divisor = s.pg_loss_divisor.value_or(0),
+            .corrected = corrects_mismatch(s)};
   o.pack = {.dynamic = s.use_dynamic_batch_size,
             .max_tokens = s.max_tokens_per_gpu.value_or(0) * s.context_parallel_size,
             .micro_batch_size = s.micro_batch_size,
@@ -121,6 +123,32 @@ void set_schedule(LrSchedule& schedule, const Settings& s, int64_t iterations) {
   if (s.lr_warmup_fraction) schedule.warmup_steps = *s.lr_warmup_fraction * static_cast<double>(schedule.decay_steps);
 }
 
+bool corrects_mismatch(const Settings& s) { return s.use_tis && s.custom_tis_function_path == mismatch_correction; }
+
+MismatchOptions mismatch_options(const Settings& s) {
+  MismatchOptions o{.level = parse_ratio_level(s.tis_level),
+                    .mode = parse_weight_mode(s.tis_mode),
+                    .high = s.tis_upper_bound.value_or(2),
+                    .normalise = s.tis_batch_normalize,
+                    .rejects = s.use_rs,
+                    .reject_level = parse_ratio_level(s.rs_level),
+                    .veto = s.rs_veto_threshold,
+                    .per_token = s.calculate_per_token_loss};
+  o.low = s.tis_lower_bound.value_or(1 / o.high);
+  o.reject_low = s.rs_lower_bound.value_or(o.low);
+  o.reject_high = s.rs_upper_bound.value_or(o.high);
+  return o;
+}
+
+bool scores_old(const Settings& s) {
+  if (s.debug_rollout_only || s.skip_actor_forward_only) return false;
+  if (s.get_mismatch_metrics || corrects_mismatch(s)) return true;
+  const bool several = s.num_steps_per_rollout.value_or(1) > 1;
+  return (several || s.async_rollout || s.kl_coef != 0) && !s.use_rollout_logprobs;
+}
+
+bool scores_reference(const Settings& s) { return needs_reference(s) && (s.kl_loss_coef != 0 || s.kl_coef != 0); }
+
 PromptOptions prompt_options(const Settings& s) {
   return {.path = s.prompt_data,
           .input_key = s.input_key,
@@ -139,15 +167,14 @@ std::string passes_text(const Settings& s) {
   if (s.debug_rollout_only) return "passes: rollout only\n";
   std::string text = "passes of a step: ";
   text += s.debug_train_only ? "read trajectories" : "rollout";
-  const int64_t samples = s.rollout_batch_size.value_or(0) * s.n_samples_per_prompt;
-  const bool one_step = !s.global_batch_size || *s.global_batch_size >= samples;
-  const bool on_policy = one_step && !s.async_rollout;
-  const bool scores = (!on_policy || s.kl_coef != 0) && !s.use_rollout_logprobs;
+  const bool on_policy = s.num_steps_per_rollout.value_or(1) == 1 && !s.async_rollout;
+  const bool scores = scores_old(s);
   if (scores) text += ", old log-probs";
   if (needs_reference(s))
-    text += s.kl_loss_coef != 0 || s.kl_coef != 0
-                ? ", reference log-probs"
-                : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
+    text += scores_reference(s) ? ", reference log-probs"
+                                : fmt::format(", reference log-probs every {} rollouts", s.observe_kl);
+  const bool critic = s.advantage_estimator == "ppo";
+  if (critic) text += ", the critic's values, its forward and backward";
   text += ", forward and backward";
   if (s.use_rollout_routing_replay) text += " with the rollout's routes";
   if (s.enable_mtp_training) text += ", MTP forward and backward";

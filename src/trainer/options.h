@@ -3,6 +3,7 @@
 #include <string>
 
 #include "data/trajectory.h"
+#include "rl/mismatch.h"
 #include "trainer/session.h"
 #include "trainer/train_step.h"
 
@@ -18,6 +19,15 @@ std::string browsing_conflict(const Settings& settings);
 void set_schedule(LrSchedule& schedule, const Settings& settings, int64_t iterations);
 // Of `furlong train` with so many rollouts.
 int64_t optimizer_steps(const Settings& settings, int64_t rollouts);
+// The names that --custom-tis-function-path and --custom-pg-loss-reducer-function-path may have.
+inline constexpr const char* mismatch_correction = "compute_mis_weights";
+inline constexpr const char* constant_denominator = "get_pg_loss_reducer";
+// Whether sampled tokens are weighed and rejected by compute_mis_weights.
+bool corrects_mismatch(const Settings& settings);
+MismatchOptions mismatch_options(const Settings& settings);
+// Whether a step begins with a pass of the trained weights over its rollout, and with one of the reference.
+bool scores_old(const Settings& settings);
+bool scores_reference(const Settings& settings);
 PromptOptions prompt_options(const Settings& settings);
 
 // Whether a reference model is worth its memory: only where a coefficient or an observation needs it.

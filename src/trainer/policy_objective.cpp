@@ -57,6 +57,9 @@ TokenInputs PolicyObjective::inputs(size_t i, double log_prob) const {
   if (target.ref_log_probs) in.ref_log_prob = (*target.ref_log_probs)[offset];
   if (!t.rollout_log_probs.empty()) in.sampled_log_prob = t.rollout_log_probs[offset];
   if (options_.sequence_ratio) in.sequence_log_ratio = sample.log_ratio;
+  if (!target.weights.empty()) in.scale = target.weights[offset];
+  if (options_.divisor > 0) in.scale *= static_cast<double>(sample.tokens) / options_.divisor;
+  in.rejected = !target.kept.empty() && target.kept[offset] == 0;
   in.dropped = options_.opsm_delta && in.advantage < 0 && -sample.log_ratio > *options_.opsm_delta;
   return in;
 }

@@ -17,6 +17,10 @@ struct TokenTargets {
   // The old ones are the sampler's own, which say nothing of how far the trainer's are off.
   bool old_is_sampler = false;
   std::vector<double> returns = {}, old_values = {};  // of a critic's step
+  // What a correction for the sampler's probabilities says: weights of the policy loss (empty: 1 throughout), and which
+  // tokens have any loss (empty: all).
+  std::vector<double> weights = {};
+  std::vector<uint8_t> kept = {};
 };
 
 class PolicyObjective {
@@ -34,6 +38,10 @@ class PolicyObjective {
   TokenInputs inputs(size_t row, double log_prob) const;
   // Derivative of the step's loss by the row's log-prob; `loss` is that of inputs(row, ...).
   double derivative(size_t row, const TokenLoss& loss) const;
+  // The same by the entropy at the row.
+  double entropy_derivative(size_t row, const TokenInputs& in) const {
+    return in.rejected ? 0 : -rows_[row].weight * options_.entropy_coef;
+  }
 
  private:
   struct Sample {

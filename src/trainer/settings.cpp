@@ -41,6 +41,7 @@ constexpr NotHere not_here[] = {
     {"max_weight_staleness", "use --async-rollout: rollouts are one update behind, never more"},
     {"update_weights_interval", "the trainer's weights are the rollout's: there is nothing to update"},
     {"update_weight", "the trainer's weights are the rollout's: there is nothing to transfer"},
+    {"custom_config_path", "its keys are settings here: --tis-level, --tis-mode, --use-rs, ... or those of a recipe"},
     {"custom_", "Python hooks have no meaning in this program"},
     {"rollout_function_path", "Python hooks have no meaning in this program"},
     {"chat_template_path", "give the file with --chat-template"},

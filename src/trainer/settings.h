@@ -166,6 +166,8 @@ struct Settings {
   bool use_rollout_logprobs = false;
   bool skip_actor_forward_only = false;
   bool calculate_per_token_loss = false;
+  std::optional<double> pg_loss_divisor;             // tokens
+  std::string custom_pg_loss_reducer_function_path;  // validate: get_pg_loss_reducer, whatever path names it
   bool normalize_advantages = false;
   double gamma = 1;
   double lambd = 1;
@@ -177,7 +179,18 @@ struct Settings {
   bool use_tis = false;
   double tis_clip = 2;
   double tis_clip_low = 0;
-  std::string custom_tis_function_path;  // validate: vanilla_tis_function | icepop_function, whatever path names it
+  // validate: vanilla_tis_function | icepop_function | compute_mis_weights, whatever path names it
+  std::string custom_tis_function_path;
+  std::string tis_level = "token";    // token | sequence | geometric; this to rs_veto_threshold: compute_mis_weights
+  std::string tis_mode = "truncate";  // truncate | clip | mask
+  std::optional<double> tis_lower_bound;  // validate: 1 / tis_upper_bound
+  std::optional<double> tis_upper_bound;  // validate: 2
+  bool tis_batch_normalize = false;
+  bool use_rs = false;
+  std::string rs_level = "token";                        // as tis_level
+  std::optional<double> rs_lower_bound, rs_upper_bound;  // validate: those of tis
+  std::optional<double> rs_veto_threshold;
+  bool get_mismatch_metrics = false;
   bool use_opsm = false;
   double opsm_delta = 1e-4;
   std::optional<int64_t> ref_update_interval;  // rollouts

@@ -22,6 +22,7 @@ class AlgorithmRules : public SettingsRules {
     divergence();
     log_probs();
     importance();
+    denominator();
     if (!s_.eps_clip_high) s_.eps_clip_high = s_.eps_clip;
   }
 
@@ -107,6 +108,65 @@ class AlgorithmRules : public SettingsRules {
     }
   }
 
+  // The options of compute_mis_weights.
+  void correction() {
+    if (s_.skip_actor_forward_only && (needs_correction() || s_.get_mismatch_metrics)) {
+      complain("--skip-actor-forward-only with {}: that pass is what the sampler is compared with; leave it out",
+               s_.get_mismatch_metrics ? "--get-mismatch-metrics" : "compute_mis_weights");
+    }
+    if (s_.train_during_tail && (needs_correction() || s_.get_mismatch_metrics)) {
+      complain("--train-during-tail with {}: the sampler is compared with over whole rollouts; leave one out",
+               s_.get_mismatch_metrics ? "--get-mismatch-metrics" : "compute_mis_weights");
+    }
+    if (!needs_correction()) {
+      for (const char* name : {"tis_level", "tis_mode", "tis_lower_bound", "tis_upper_bound", "tis_batch_normalize",
+                               "use_rs", "rs_level", "rs_lower_bound", "rs_upper_bound", "rs_veto_threshold"}) {
+        const Field* field = find_field(name, Command::train);
+        if (format_value(s_, *field) == format_value(Settings(), *field)) continue;
+        complain("{} needs --use-tis --custom-tis-function-path compute_mis_weights", field->flag());
+      }
+      return;
+    }
+    if (!s_.tis_upper_bound) s_.tis_upper_bound = std::max(2.0, s_.tis_lower_bound.value_or(0));
+    if (!s_.tis_lower_bound) s_.tis_lower_bound = 1 / *s_.tis_upper_bound;
+    bounds("tis", *s_.tis_lower_bound, *s_.tis_upper_bound);
+    if (s_.tis_batch_normalize && s_.tis_level == "geometric") {
+      complain("--tis-batch-normalize with --tis-level geometric: it divides by the mean of tokens or of sequences");
+    }
+    if (s_.use_rs) {
+      if (!s_.rs_lower_bound) s_.rs_lower_bound = s_.tis_lower_bound;
+      if (!s_.rs_upper_bound) s_.rs_upper_bound = s_.tis_upper_bound;
+      bounds("rs", *s_.rs_lower_bound, *s_.rs_upper_bound);
+    } else if (s_.rs_level != "token" || s_.rs_lower_bound || s_.rs_upper_bound || s_.rs_veto_threshold) {
+      complain("--rs-level, --rs-lower-bound, --rs-upper-bound and --rs-veto-threshold need --use-rs");
+    }
+  }
+  bool needs_correction() const {
+    return s_.use_tis && last_name(s_.custom_tis_function_path).starts_with(mismatch_correction);
+  }
+  void bounds(const char* of, double low, double high) {
+    if (low >= high) complain("--{}-lower-bound {} is not below --{}-upper-bound {}", of, low, of, high);
+  }
+
+  // The constant denominator of Dr. GRPO.
+  void denominator() {
+    auto& function = s_.custom_pg_loss_reducer_function_path;
+    if (!function.empty()) {
+      if (last_name(function) != constant_denominator) {
+        complain(
+            "--custom-pg-loss-reducer-function-path {}: the function there is, is {} (with any path before it), whose "
+            "number is --pg-loss-divisor",
+            printable(function), constant_denominator);
+      }
+      function = constant_denominator;
+      if (!s_.pg_loss_divisor) s_.pg_loss_divisor = 1000;
+    }
+    if (s_.pg_loss_divisor && s_.calculate_per_token_loss) {
+      complain("--pg-loss-divisor {} with --calculate-per-token-loss: both are denominators; leave one out",
+               *s_.pg_loss_divisor);
+    }
+  }
+
   void log_probs() {
     if (s_.skip_actor_forward_only && s_.use_rollout_logprobs) {
       complain(
@@ -122,6 +182,7 @@ class AlgorithmRules : public SettingsRules {
   }
 
   void importance() {
+    correction();
     if (s_.use_tis && s_.use_rollout_logprobs) {
       complain("--use-tis and --use-rollout-logprobs exclude each other: the ratio to the sampler is in the loss then");
     }
@@ -132,14 +193,21 @@ class AlgorithmRules : public SettingsRules {
       complain("--tis-clip, --tis-clip-low and --custom-tis-function-path need --use-tis");
     }
     if (!function.empty()) {
-      const std::string name = last_name(function);
-      if (name != "vanilla_tis_function" && name != "icepop_function") {
+      std::string name = last_name(function);
+      if (name.starts_with(mismatch_correction)) name = mismatch_correction;  // ..._with_cp, ..._fsdp
+      if (name != "vanilla_tis_function" && name != "icepop_function" && name != mismatch_correction) {
         complain(
-            "--custom-tis-function-path {}: the functions there are, are vanilla_tis_function and icepop_function "
-            "(with any path before them)",
+            "--custom-tis-function-path {}: the functions there are, are vanilla_tis_function, icepop_function and "
+            "compute_mis_weights (with any path before them)",
             printable(function));
       }
       function = name;
+    }
+    if (corrects_mismatch(s_) && (s_.tis_clip != Settings().tis_clip || s_.tis_clip_low != 0)) {
+      complain(
+          "--tis-clip and --tis-clip-low have no meaning with compute_mis_weights; its bounds are --tis-lower-bound "
+          "and "
+          "--tis-upper-bound");
     }
     if (!s_.use_opsm && s_.opsm_delta != Settings().opsm_delta)
       complain("--opsm-delta {} needs --use-opsm", s_.opsm_delta);
@@ -197,6 +265,16 @@ void add_algorithm(Table& t) {
               .differs("with one step a rollout it is always so: the two are the same numbers"),
           row("calculate_per_token_loss", &Settings::calculate_per_token_loss, T | S,
               "mean over all tokens of a step, not over samples of their token means"),
+          row("pg_loss_divisor", &Settings::pg_loss_divisor, T,
+              "divide a sample's policy loss by this number, not by its own tokens (Dr. GRPO: the longest response)")
+              .unit("tokens")
+              .above(0)
+              .to(1e9)
+              .differs("a constant in the source of examples/experimental/DrGRPO"),
+          row("custom_pg_loss_reducer_function_path", &Settings::custom_pg_loss_reducer_function_path, T,
+              "get_pg_loss_reducer: --pg-loss-divisor 1000 where none is given")
+              .unit("name")
+              .differs("this name alone, with any path before it"),
           row("normalize_advantages", &Settings::normalize_advantages, T,
               "whiten advantages over all trained tokens of a rollout; the two reinforce_plus_plus need it"),
           row("gamma", &Settings::gamma, T, "discount of a later token's reward (reinforce_plus_plus, ppo)")
@@ -223,9 +301,40 @@ void add_algorithm(Table& t) {
           row("tis_clip", &Settings::tis_clip, T, "upper bound of that weight").from(0).to(1e6),
           row("tis_clip_low", &Settings::tis_clip_low, T, "lower bound of that weight").from(0).to(1e6),
           row("custom_tis_function_path", &Settings::custom_tis_function_path, T,
-              "vanilla_tis_function: clamp the weight to its bounds; icepop_function: 0 outside of them")
+              "vanilla_tis_function: clamp the weight to its bounds; icepop_function: 0 outside of them; "
+              "compute_mis_weights: by --tis-level, --tis-mode and --use-rs")
               .unit("name")
-              .differs("one of these two names, with any path before it"),
+              .differs("one of these three names, with any path before it"),
+          row("tis_level", &Settings::tis_level, T,
+              "compute_mis_weights: of which log-ratio a token's weight is the exponential: its own, the sum over its "
+              "response (sequence) or the mean (geometric)")
+              .choices({"token", "sequence", "geometric"})
+              .differs("this and the next nine are keys of a file (--custom-config-path)"),
+          row("tis_mode", &Settings::tis_mode, T,
+              "truncate: cut at the upper bound; clip: at both; mask: no loss outside of them")
+              .choices({"truncate", "clip", "mask"}),
+          row("tis_lower_bound", &Settings::tis_lower_bound, T, "of the weight; default: 1 / --tis-upper-bound")
+              .from(0)
+              .to(1e6),
+          row("tis_upper_bound", &Settings::tis_upper_bound, T, "of the weight; default: 2")
+              .above(0)
+              .to(1e6)
+              .differs("needed"),
+          row("tis_batch_normalize", &Settings::tis_batch_normalize, T,
+              "divide the weights by their mean over the optimizer step: of tokens, or of sequences")
+              .differs("over a micro-batch"),
+          row("use_rs", &Settings::use_rs, T, "reject tokens, or responses, whose weight is out of bounds: no loss"),
+          row("rs_level", &Settings::rs_level, T, "of the weight that rejects")
+              .choices({"token", "sequence", "geometric"}),
+          row("rs_lower_bound", &Settings::rs_lower_bound, T, "of it; default: --tis-lower-bound").from(0).to(1e6),
+          row("rs_upper_bound", &Settings::rs_upper_bound, T, "of it; default: --tis-upper-bound").above(0).to(1e6),
+          row("rs_veto_threshold", &Settings::rs_veto_threshold, T,
+              "reject a response whole that has a token with a ratio below this")
+              .above(0)
+              .to(1),
+          row("get_mismatch_metrics", &Settings::get_mismatch_metrics, T,
+              "report train/mis_...: how far trainer and sampler are apart, without any correction; costs the pass for "
+              "old log-probs"),
           row("use_opsm", &Settings::use_opsm, T,
               "no policy loss where the advantage is negative and the sample has moved away from the old policy"),
           row("opsm_delta", &Settings::opsm_delta, T, "how far: its mean of old - new log-probs").from(0).to(1e6),

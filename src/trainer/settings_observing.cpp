@@ -30,7 +30,7 @@ void add_observing(Table& t) {
               .to(1e6)
               .differs("not in miles"),
           row("use_wandb", &Settings::use_wandb, T | S,
-              "say the command that brings the run's TensorBoard events to Weights & Biases")
+              "say the command that brings the run's metrics.jsonl to Weights & Biases")
               .differs("nothing is sent: the program talks to no service"),
           row("wandb_project", &Settings::wandb_project, T | S, "project in that command"),
           row("wandb_team", &Settings::wandb_team, T | S, "entity in that command"),

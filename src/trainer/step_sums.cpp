@@ -49,12 +49,14 @@ void StepSums::scale(double by_policy, double by_mtp) {
 
 void StepSums::add_policy(size_t sample, double token_weight, const TokenInputs& in, const TokenLoss& loss,
                           double token_entropy) {
-  policy += token_weight * loss.policy;
-  clipped += token_weight * loss.clipped;
-  kl += token_weight * loss.kl;
   has_reference |= in.ref_log_prob.has_value();
-  entropy += token_weight * token_entropy;
-  ppo_kl -= token_weight * loss.log_ratio;
+  if (!in.rejected) {
+    policy += token_weight * loss.policy;
+    clipped += token_weight * loss.clipped;
+    kl += token_weight * loss.kl;
+    entropy += token_weight * token_entropy;
+    ppo_kl -= token_weight * loss.log_ratio;
+  }
   ratio += token_weight * std::exp(loss.log_ratio);
   if (ratios.size() <= sample) ratios.resize(sample + 1);
   ratios[sample].tokens++;
@@ -103,8 +105,8 @@ void StepSums::policy_metrics(Metrics& m, const PolicyLossOptions& loss, bool wi
   m.emplace_back("train/ess_ratio", effective_samples(samples, per_token));
   if (has_reference) m.emplace_back("train/kl_loss", kl);
   if (with_entropy) m.emplace_back("train/entropy_loss", entropy);
+  if (loss.importance != Importance::none || loss.corrected) m.emplace_back("train/ois", ratio);
   if (loss.importance != Importance::none) {
-    m.emplace_back("train/ois", ratio);
     m.emplace_back("train/tis", importance);
     m.emplace_back("train/tis_abs", importance_abs);
     m.emplace_back("train/tis_clipfrac", importance_clipped);

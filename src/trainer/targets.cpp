@@ -5,6 +5,10 @@
 #include <cmath>
 
 #include "base/check.h"
+#include "base/error.h"
+#include "rl/mismatch.h"
+#include "trainer/options.h"
+#include "trainer/step_figures.h"
 
 namespace furlong {
 namespace {
@@ -52,6 +56,44 @@ double mean_of(std::span<const Trajectory> trajectories, const TokenNumbers& num
   return sum / static_cast<double>(std::max<size_t>(1, trajectories.size()));
 }
 
+// By how much the sampler's log-probs are off those of `trainer`, over each optimizer step's samples, and what the
+// settings do about it.
+void correct(const Settings& s, std::span<const Trajectory> trajectories, const Scores& trainer,
+             std::vector<TokenTargets>& targets, Metrics& out) {
+  std::vector<SampledLogProbs> all;
+  for (size_t i = 0; i < trajectories.size(); i++) {
+    const Trajectory& t = trajectories[i];
+    if (t.rollout_log_probs.size() != t.loss_mask.size()) {
+      fail(Exit::input,
+           "sample {} of the rollout has no rollout_log_probs, which {} compares with; sample anew, or leave it out",
+           t.index, s.get_mismatch_metrics ? "--get-mismatch-metrics" : "--use-tis");
+    }
+    all.push_back({trainer[i], t.rollout_log_probs, t.loss_mask});
+  }
+  const auto per_step = static_cast<size_t>(s.global_batch_size.value_or(std::ssize(all)));
+  std::vector<Metrics> steps;
+  for (size_t from = 0; from == 0 || from + per_step <= all.size(); from += per_step) {
+    const auto step = std::span(all).subspan(from, std::min(per_step, all.size() - from));
+    Metrics figures = mismatch_figures(step, s.calculate_per_token_loss);
+    if (corrects_mismatch(s)) {
+      auto corrections = mismatch_corrections(step, mismatch_options(s), figures);
+      for (size_t i = 0; i < step.size(); i++) {
+        targets[from + i].weights = std::move(corrections[i].weights);
+        targets[from + i].kept = std::move(corrections[i].kept);
+      }
+    }
+    for (auto& figure : figures) figure.first = "train/" + figure.first;
+    steps.push_back(std::move(figures));
+  }
+  append_means(out, steps, false);
+}
+
+Scores old_log_probs_of(const std::vector<TokenTargets>& targets) {
+  Scores scores;
+  for (const TokenTargets& t : targets) scores.push_back(*t.old_log_probs);
+  return scores;
+}
+
 }  // namespace
 
 AdvantageOptions advantage_options(const Settings& s) {
@@ -73,9 +115,14 @@ std::vector<TokenTargets> token_targets(const Settings& s, std::span<const Traje
     if (s.use_rollout_logprobs) targets[i].old_log_probs = trajectories[i].rollout_log_probs;
     targets[i].old_is_sampler = s.use_rollout_logprobs;
   }
-  if ((several || s.kl_coef != 0) && !s.skip_actor_forward_only)
+  const bool compares = s.get_mismatch_metrics || corrects_mismatch(s);
+  if ((several || s.kl_coef != 0 || compares) && !s.skip_actor_forward_only)
     fill(targets, &TokenTargets::old_log_probs, passes.old_log_probs, "perf/log_probs_time", out);
   if (reference) fill(targets, &TokenTargets::ref_log_probs, passes.ref_log_probs, "perf/ref_log_probs_time", out);
+  if (compares) {
+    // The sampler's own log-probs say nothing against themselves.
+    correct(s, trajectories, s.use_rollout_logprobs ? passes.old_log_probs() : old_log_probs_of(targets), targets, out);
+  }
   TokenNumbers kl, values;
   if (s.kl_coef != 0) {
     kl = divergence(targets, parse_kl_type(s.kl_loss_type));

@@ -77,7 +77,8 @@ TimeInputs time_inputs(const Settings& s, const PlanInputs& in, int64_t running,
   t.steps = s.num_steps_per_rollout.value_or(1);
   t.rolls = !s.debug_train_only;
   t.trains = !s.debug_rollout_only;
-  if (t.trains) t.passes = (t.steps > 1 && !s.use_rollout_logprobs) + (needs_reference(s) && s.kl_loss_coef != 0);
+  if (t.trains) t.passes = scores_old(s) + scores_reference(s);
+  t.critic = in.critic;
   t.micro_tokens = in.micro_tokens;
   t.mtp = in.mtp;
   t.recompute = in.recompute;
@@ -151,7 +152,11 @@ Metrics StepReport::metrics(std::span<const Trajectory* const> trajectories, con
   const double old_scores = figure_or(row, "perf/log_probs_time", 0);
   const double reference_scores = figure_or(row, "perf/ref_log_probs_time", 0);
   const double trained = figure_or(row, "perf/actor_train_time", 0);
-  const double updates = trained - old_scores - reference_scores;
+  // The latter two are means over the optimizer steps.
+  const double critic = figure_or(row, "perf/values_time", 0) +
+                        static_cast<double>(planned_.steps) * (figure_or(row, "perf/critic_gradients_time", 0) +
+                                                               figure_or(row, "perf/critic_optimizer_time", 0));
+  const double updates = trained - old_scores - reference_scores - critic;
   const auto add_rate = [&](const char* name, double flops, double seconds) {
     if (seconds > 0) out.emplace_back(name, flops / seconds / gpus / 1e12);
   };
@@ -205,10 +210,11 @@ StepLine StepReport::line(int64_t rollout_id, const Metrics& row) {
 }
 
 std::string wandb_command(const Settings& s) {
-  std::string command = "wandb sync";
-  if (!s.wandb_project.empty()) command += " --project " + quoted_word(s.wandb_project);
-  if (!s.wandb_team.empty()) command += " --entity " + quoted_word(s.wandb_team);
-  return command + " " + quoted_word(s.run_dir + "/tensorboard");
+  const std::string script =
+      "import json, sys, wandb; run = wandb.init(project=sys.argv[2] or None, entity=sys.argv[3] or None); "
+      "[run.log(row, step=row.pop(\"step\")) for row in map(json.loads, open(sys.argv[1]))]; run.finish()";
+  return fmt::format("python3 -c '{}' {} {} {}", script, quoted_word(s.run_dir + "/metrics.jsonl"),
+                     quoted_word(s.wandb_project), quoted_word(s.wandb_team));
 }
 
 }  // namespace furlong

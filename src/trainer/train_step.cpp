@@ -183,7 +183,7 @@ void MicroBatch::policy_loss(Exec& exec, Flight& f, const Samples& samples, Weig
           sums.rollout_weight += row.weight;
         }
         return HeadGradient{.d_log_prob = objective.derivative(i, loss),
-                            .d_entropy = -row.weight * options_.loss.entropy_coef};
+                            .d_entropy = objective.entropy_derivative(i, in)};
       },
       f.d_output, grads.lm_head);
 }

@@ -235,7 +235,11 @@ std::vector<TokenTargets> Run::targets_of(std::span<const Trajectory> trajectori
   const auto all = pointers_to(trajectories);
   Passes passes{.old_log_probs = [&] { return step.score(session.weights, all); },
                 .ref_log_probs = [&] { return step.score(*reference, all); }};
-  if (critic) passes.values = critic->values(all);
+  if (critic) {
+    const auto start = Clock::now();
+    passes.values = critic->values(all);
+    out.emplace_back("perf/values_time", seconds_since(start));
+  }
   return token_targets(settings, trajectories, passes, several, look_at_reference && reference, out);
 }
 

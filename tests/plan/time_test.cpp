@@ -108,6 +108,30 @@ TEST(Time, MeasuredAcceptanceAndHalves) {
   EXPECT_EQ(machine_cpu(DType::f32, 8).flops, 4 * machine_cpu(DType::f32).flops);
 }
 
+// A critic is a second model of the policy's size: all that training takes but for the head, and a pass for its values.
+TEST(Time, ACriticHasItsOwnPasses) {
+  TimeInputs in{.model = qwen35(), .machine = machine_h100(), .sequences = 8, .prompt = 24, .response = 1000};
+  const auto alone = step_times(in);
+  in.critic = true;
+  in.steps = 2;
+  const auto both = step_times(in);
+  EXPECT_EQ(both.size(), alone.size() + 3);
+  const ModelCost m = model_cost(in.model, in.dtype);
+  const double tokens = 8 * 1024, rate = in.machine.flops;
+  const double values = find(both, "critic: values"), training = find(both, "critic: forward and backward");
+  expect_close(values, tokens * (m.forward(1024) - m.head_flops) / rate);
+  EXPECT_EQ(find(both, "training: forward and backward"), find(alone, "training: forward and backward"));
+  // The policy's head and its backward are not there.
+  expect_close(find(both, "training: forward and backward") - training, 3 * tokens * m.head_flops / rate);
+  EXPECT_EQ(find(both, "critic: AdamW"), 2 * find(alone, "AdamW"));
+  in.layout = {.expert = 8, .gpus = 8};
+  TimeInputs policy = in;
+  policy.critic = false;
+  const double exchange = find(step_times(policy), "training: expert exchange");
+  const double share = 1.0 / 8;
+  EXPECT_NEAR(find(step_times(in), "critic: values"), share * values + exchange / 2, 1e-9);
+}
+
 TEST(Time, SmallerPacksReadTheWeightsMoreOften) {
   TimeInputs in{.model = qwen35(), .machine = machine_h100(), .sequences = 8, .prompt = 24, .response = 1000};
   const double large = find(step_times(in), "training: forward and backward");

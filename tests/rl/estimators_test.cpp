@@ -6,6 +6,7 @@
 #include "base/json.h"
 #include "golden.h"
 #include "rl/advantages.h"
+#include "rl/mismatch.h"
 #include "trainer/policy_objective.h"
 #include "trainer/step_sums.h"
 
@@ -106,6 +107,26 @@ TEST(Estimators, HaveTheirNames) {
   }
 }
 
+bool corrected(const Json& o) { return o["function"] == "compute_mis_weights_with_cp"; }
+
+MismatchOptions correction_options(const Json& o) {
+  const auto bound = [&](const char* name, double otherwise) {
+    return o[name].is_null() ? otherwise : o[name].get<double>();
+  };
+  MismatchOptions m{.level = parse_ratio_level(o["tis_level"]),
+                    .mode = parse_weight_mode(o["tis_mode"]),
+                    .high = o["tis_upper_bound"],
+                    .normalise = o["tis_batch_normalize"],
+                    .rejects = o["use_rs"],
+                    .reject_level = parse_ratio_level(o["rs_level"]),
+                    .per_token = o["calculate_per_token_loss"]};
+  m.low = bound("tis_lower_bound", 1 / m.high);
+  m.reject_low = bound("rs_lower_bound", m.low);
+  m.reject_high = bound("rs_upper_bound", m.high);
+  if (!o["rs_veto_threshold"].is_null()) m.veto = o["rs_veto_threshold"].get<double>();
+  return m;
+}
+
 PolicyLossOptions loss_options(const Json& o) {
   PolicyLossOptions options{.eps_clip = o["eps_clip"],
                             .eps_clip_high = o["eps_clip_high"],
@@ -115,9 +136,12 @@ PolicyLossOptions loss_options(const Json& o) {
                             .entropy_coef = o["entropy_coef"],
                             .sequence_ratio = o["advantage_estimator"] == "gspo",
                             .importance_low = o["tis_clip_low"],
-                            .importance_high = o["tis_clip"]};
+                            .importance_high = o["tis_clip"],
+                            .divisor = o["divisor"],
+                            .corrected = corrected(o) && o["use_tis"].get<bool>()};
   if (!o["eps_clip_c"].is_null()) options.eps_clip_c = o["eps_clip_c"].get<double>();
-  if (o["use_tis"].get<bool>()) options.importance = o["icepop"].get<bool>() ? Importance::icepop : Importance::clip;
+  if (o["use_tis"].get<bool>() && !corrected(o))
+    options.importance = o["function"] == "icepop_function" ? Importance::icepop : Importance::clip;
   if (o["use_opsm"].get<bool>()) options.opsm_delta = o["opsm_delta"].get<double>();
   return options;
 }
@@ -150,6 +174,24 @@ struct Samples {
   }
 };
 
+// The corrections of the case go to the targets, its figures to `metrics`.
+void add_corrections(Samples& samples, const Json& o, Metrics& metrics) {
+  std::vector<SampledLogProbs> sampled;
+  for (size_t i = 0; i < samples.targets.size(); i++) {
+    const Trajectory& t = samples.trajectories[i];
+    sampled.push_back({*samples.targets[i].old_log_probs, t.rollout_log_probs, t.loss_mask});
+  }
+  Figures figures = mismatch_figures(sampled, o["calculate_per_token_loss"]);
+  if (o["use_tis"].get<bool>()) {
+    auto corrections = mismatch_corrections(sampled, correction_options(o), figures);
+    for (size_t i = 0; i < samples.targets.size(); i++) {
+      samples.targets[i].weights = std::move(corrections[i].weights);
+      samples.targets[i].kept = std::move(corrections[i].kept);
+    }
+  }
+  for (const auto& [name, value] : figures) metrics.emplace_back("train/" + name, value);
+}
+
 double at(const Json& numbers, const LossRow& row) {
   return numbers[static_cast<size_t>(row.sample)][static_cast<size_t>(row.offset)];
 }
@@ -165,7 +207,9 @@ TEST(PolicyObjective, IsTheReferences) {
     const Json& o = c["options"];
     const SCOPED_TRACE(o.dump());
     const PolicyLossOptions options = loss_options(o);
-    const Samples samples(golden, o);
+    Samples samples(golden, o);
+    Metrics corrections;
+    if (corrected(o)) add_corrections(samples, o, corrections);
     const bool per_token = o["calculate_per_token_loss"];
     StepSums sums;
     Rows d_log_prob = samples.zeros(), d_entropy = samples.zeros();
@@ -181,7 +225,7 @@ TEST(PolicyObjective, IsTheReferences) {
         const TokenLoss loss = token_loss(in, options);
         mine.add_policy(static_cast<size_t>(row.sample), row.weight, in, loss, at(golden["entropy"], row));
         at(d_log_prob, row) = objective.derivative(i, loss);
-        at(d_entropy, row) = -row.weight * options.entropy_coef;
+        at(d_entropy, row) = objective.entropy_derivative(i, in);
       }
       sums.add(StepSums::of_message(mine.message()));
     }
@@ -190,6 +234,7 @@ TEST(PolicyObjective, IsTheReferences) {
     Metrics metrics = {
         {"train/loss", sums.policy + options.kl_loss_coef * sums.kl - options.entropy_coef * sums.entropy}};
     sums.policy_metrics(metrics, options, options.entropy_coef != 0, std::ssize(samples.pointers), per_token);
+    metrics.insert(metrics.end(), corrections.begin(), corrections.end());
     for (const auto& [name, value] : metrics) {
       const std::string key = name.substr(name.find('/') + 1);
       // The reference counts tokens that the mask leaves out among those that it drops.
@@ -207,6 +252,20 @@ TEST(PolicyObjective, IsTheReferences) {
   for (const char* key : {"loss", "pg_loss", "pg_clipfrac", "ppo_kl", "ess_ratio", "kl_loss", "entropy_loss", "ois",
                           "tis", "tis_abs", "tis_clipfrac"}) {
     EXPECT_GT(seen[key], 1u) << key;
+  }
+  // Every figure of the reference's corrections is there, and each kind of them moves something.
+  for (const Json& c : golden["cases"]) {
+    for (const auto& [key, value] : c["metrics"].items()) {
+      if (key.starts_with("mis_")) {
+        EXPECT_GT(seen[key], 0u) << key;
+      }
+    }
+  }
+  for (const char* key : {"mis_tis_truncate_fraction", "mis_tis_clip_fraction_low", "mis_tis_mask_fraction_high",
+                          "mis_rs_mask_fraction_low", "mis_rs_catastrophic_seq_fraction"}) {
+    bool moves = false;
+    for (const Json& c : golden["cases"]) moves |= c["metrics"].value(key, 0.0) > 0;
+    EXPECT_TRUE(moves) << key;
   }
 }
 

@@ -82,6 +82,28 @@ std::vector<EstimatorCase> estimator_cases() {
          s.global_batch_size = 8;
        },
        {"train/tis", "train/opsm_clipfrac"}},
+      {"dr_grpo",
+       [](Settings& s) {
+         s.disable_grpo_std_normalization = true;
+         s.custom_pg_loss_reducer_function_path = "examples.experimental.DrGRPO.custom_reducer:get_pg_loss_reducer";
+         s.pg_loss_divisor = 14;
+       },
+       {}},
+      {"masked_importance",
+       [](Settings& s) {
+         s.use_tis = s.use_rs = s.tis_batch_normalize = true;
+         s.custom_tis_function_path = "examples.infra_features.mis.compute_mis_weights_with_cp";
+         s.tis_mode = "mask";
+         s.tis_upper_bound = 1.5;
+         s.rs_level = "geometric";
+         s.rs_veto_threshold = 1e-4;
+         s.global_batch_size = 8;
+       },
+       {"train/ois", "train/mis_k3_kl", "train/mis_tis_mask_fraction_high", "train/mis_rs_mask_fraction_low",
+        "train/mis_batch_norm_factor"}},
+      {"mismatch_alone",
+       [](Settings& s) { s.get_mismatch_metrics = s.use_rollout_logprobs = true; },
+       {"train/mis_training_ppl", "train/mis_rollout_ppl", "train/mis_chi2_seq"}},
       {"moving_reference",
        [](Settings& s) {
          s.use_kl_loss = s.use_unbiased_kl = true;
@@ -131,6 +153,38 @@ TEST(EstimatorsOnPolicy, GspoIsGrpo) {
   const auto a = metrics_of(folder / "grpo"), b = metrics_of(folder / "gspo");
   EXPECT_NEAR(figure(b, 0, "train/grad_norm") / figure(a, 0, "train/grad_norm"), 1, 1e-5);
   EXPECT_EQ(figure(b, 0, "train/pg_loss"), figure(a, 0, "train/pg_loss"));
+}
+
+// The sampler is the trainer here, so that nothing is bounded or rejected: the same step as without corrections.
+TEST(EstimatorsOnPolicy, CorrectionsLeaveAnExactSamplerAlone) {
+  const Folder folder;
+  Settings plain = small_run(folder / "plain", 1), corrected = small_run(folder / "corrected", 1);
+  corrected.use_tis = corrected.use_rs = true;
+  corrected.custom_tis_function_path = "compute_mis_weights";
+  corrected.tis_level = corrected.rs_level = "sequence";
+  run(plain);
+  run(corrected);
+  EXPECT_TRUE(same_files(folder / "plain/hf", folder / "corrected/hf"));
+  const auto rows = metrics_of(folder / "corrected");
+  EXPECT_EQ(figure(rows, 0, "train/mis_k3_kl"), 0);
+  EXPECT_EQ(figure(rows, 0, "train/mis_is_ratio_mean_final"), 1);
+}
+
+// Responses of one length: the constant of Dr. GRPO is a factor of the gradient.
+TEST(EstimatorsOnPolicy, AConstantDenominatorScalesTheGradient) {
+  const Folder folder;
+  Settings plain = small_run(folder / "plain", 1);
+  plain.enable_mtp_training = false;
+  plain.rm_type = "random";
+  plain.rollout_max_response_len = 3;  // shorter than any answer
+  Settings constant = plain;
+  constant.run_dir = folder / "constant";
+  constant.pg_loss_divisor = 12;
+  run(plain);
+  run(constant);
+  const auto a = metrics_of(folder / "plain"), b = metrics_of(folder / "constant");
+  EXPECT_NEAR(4 * figure(b, 0, "train/grad_norm") / figure(a, 0, "train/grad_norm"), 1, 1e-6);
+  EXPECT_NEAR(4 * figure(b, 0, "train/pg_loss"), figure(a, 0, "train/pg_loss"), 1e-12);
 }
 
 // While the critic alone is trained the policy stays as it was, and the critic comes closer to the returns.

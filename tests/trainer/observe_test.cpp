@@ -192,6 +192,18 @@ TEST(TimePlan, FiguresOfAStep) {
   EXPECT_DOUBLE_EQ(row.at("perf/ref_log_probs_tflops"), 2 * flops.forward / 2 / 2 / 1e12);
   EXPECT_DOUBLE_EQ(row.at("perf/actor_train_tflops"), 2 * flops.training / 4 / 2 / 1e12);
   EXPECT_DOUBLE_EQ(row.at("perf/actor_train_mfu"), 1e12 * row.at("perf/actor_train_tflops") / 989.4e12);
+  // What a critic takes is none of the policy's.
+  for (const auto& [name, value] : report.metrics(two, {{"perf/rollout_time", 3.0},
+                                                        {"perf/actor_train_time", 15.0},
+                                                        {"perf/log_probs_time", 1.0},
+                                                        {"perf/ref_log_probs_time", 2.0},
+                                                        {"perf/values_time", 1.0},
+                                                        {"perf/critic_gradients_time", 6.0},
+                                                        {"perf/critic_optimizer_time", 1.0}})) {
+    if (name == "perf/actor_train_tflops") {
+      EXPECT_DOUBLE_EQ(value, row.at(name));
+    }
+  }
   t.passes = 2;
   double least = 0;
   for (const auto& phase : step_times(t)) least += phase.seconds;
@@ -236,13 +248,41 @@ TEST(TimePlan, EstimateSaysWhatItRestsOn) {
   EXPECT_NE(one, time_estimate(t, 1, 3.0, {.count = 2, .sets = {set, set}}));
 }
 
+// The passes that a step makes, as passes_text tells them.
+TEST(TimePlan, CountsThePassesOfAStep) {
+  const auto planned = [](void (*set)(Settings&)) {
+    Settings s = small_run("run", 2);
+    set(s);
+    validate(s, Command::train);
+    const PlanInputs in = plan_inputs(s, read_model_config(tiny_folder), {.trains = true, .rolls = true}, {});
+    return time_inputs(s, in, 1, 8, 8);
+  };
+  EXPECT_EQ(planned([](Settings&) {}).passes, 0);
+  EXPECT_EQ(planned([](Settings& s) { s.num_steps_per_rollout = 2; }).passes, 1);
+  EXPECT_EQ(planned([](Settings& s) { s.num_steps_per_rollout = 2, s.use_rollout_logprobs = true; }).passes, 0);
+  EXPECT_EQ(planned([](Settings& s) { s.use_kl_loss = true, s.kl_loss_coef = 0.1; }).passes, 1);
+  EXPECT_EQ(planned([](Settings& s) {
+              s.advantage_estimator = "reinforce_plus_plus", s.normalize_advantages = true, s.kl_coef = 0.1;
+            }).passes,
+            2);
+  EXPECT_EQ(planned([](Settings& s) { s.async_rollout = true; }).passes, 1);
+  EXPECT_EQ(planned([](Settings& s) { s.get_mismatch_metrics = true; }).passes, 1);
+  EXPECT_FALSE(planned([](Settings&) {}).critic);
+  EXPECT_TRUE(planned([](Settings& s) { s.advantage_estimator = "ppo"; }).critic);
+}
+
 TEST(TimePlan, WandbCommand) {
   Settings s;
   s.run_dir = "runs/it's";
-  EXPECT_EQ(wandb_command(s), "wandb sync 'runs/it'\\''s/tensorboard'");
+  const auto ends = [&](const std::string& words) {
+    const std::string command = wandb_command(s);
+    EXPECT_TRUE(command.starts_with("python3 -c 'import json, sys, wandb; ")) << command;
+    EXPECT_TRUE(command.ends_with("; run.finish()' " + words)) << command;
+  };
+  ends("'runs/it'\\''s/metrics.jsonl' '' ''");
   s.wandb_project = "p; rm x";
   s.wandb_team = "team";
-  EXPECT_EQ(wandb_command(s), "wandb sync --project 'p; rm x' --entity team 'runs/it'\\''s/tensorboard'");
+  ends("'runs/it'\\''s/metrics.jsonl' 'p; rm x' team");
 }
 
 // ---- honest figures ----

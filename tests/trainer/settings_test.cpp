@@ -287,9 +287,9 @@ INSTANTIATE_TEST_SUITE_P(
         ConflictCase{"TisFunction",
                      [](Settings& s) {
                        s.use_tis = true;
-                       s.custom_tis_function_path = "mis.py:compute_mis_weights";
+                       s.custom_tis_function_path = "mis.py:my_weights";
                      },
-                     "the functions there are, are vanilla_tis_function and icepop_function"},
+                     "the functions there are, are vanilla_tis_function, icepop_function and compute_mis_weights"},
         ConflictCase{"TisAlone", [](Settings& s) { s.custom_tis_function_path = "icepop_function"; },
                      "need --use-tis"},
         ConflictCase{"KlPenaltyPass",

@@ -51,10 +51,13 @@ torch.set_default_dtype(torch.float64)
 from miles.backends.training_utils import loss as loss_module  # noqa: E402
 from miles.backends.training_utils.loss_hub import losses, math_utils  # noqa: E402
 from miles.backends.training_utils.parallel import ParallelState, set_parallel_state  # noqa: E402
+from examples.experimental.DrGRPO import custom_reducer  # noqa: E402
 from miles.ray.rollout.train_data_conversion import _post_process_rewards  # noqa: E402
 from miles.utils.ft_utils.process_group_utils import GroupInfo  # noqa: E402
 
 HERE = Path(__file__).parent
+DIVISOR = custom_reducer.DIVISOR = 7.5
+custom_reducer.mpu.get_context_parallel_world_size.return_value = 1
 dist.init_process_group("gloo", init_method="tcp://127.0.0.1:29511", rank=0, world_size=1)
 alone = GroupInfo(rank=0, size=1, group=dist.group.WORLD)
 set_parallel_state(
@@ -100,6 +103,8 @@ def arguments(**over):
         use_opsm=False, opsm_delta=1e-4, get_mismatch_metrics=False, use_tis=False, tis_clip=2.0, tis_clip_low=0.0,
         custom_tis_function_path=None, custom_pg_loss_reducer_function_path=None, use_kl_loss=False,
         kl_loss_coef=0.0, use_unbiased_kl=False, calculate_per_token_loss=False, value_clip=0.2, allgather_cp=False,
+        tis_level="token", tis_mode="truncate", tis_lower_bound=None, tis_upper_bound=2.0, tis_batch_normalize=False,
+        use_rs=False, rs_level="token", rs_lower_bound=None, rs_upper_bound=None, rs_veto_threshold=None,
     )
     vars(args).update(over)
     return args
@@ -174,6 +179,11 @@ def loss_cases():
     kl = {"use_kl_loss": True, "kl_loss_coef": 0.3}
     icepop = {"use_tis": True, "custom_tis_function_path":
               "miles.backends.training_utils.loss_hub.corrections.icepop_function"}
+    helper = {"custom_tis_function_path":
+              "examples.infra_features.train_infer_mismatch_helper.mis.compute_mis_weights_with_cp"}
+    mis = {"use_tis": True, **helper}
+    dr_grpo = {"custom_pg_loss_reducer_function_path":
+               "examples.experimental.DrGRPO.custom_reducer.get_pg_loss_reducer"}
     for over in [
         {},
         {"eps_clip_c": 1.1},
@@ -196,6 +206,22 @@ def loss_cases():
         {"on_policy": True, "use_tis": True, "tis_clip": 1.2, "tis_clip_low": 0.8},
         {"on_policy": True, "advantage_estimator": "gspo", "uneven": True, "use_tis": True},
         {"on_policy": True, "advantage_estimator": "gspo", "uneven": True, "use_opsm": True},
+        {**helper, "get_mismatch_metrics": True},
+        {**helper, "get_mismatch_metrics": True, "calculate_per_token_loss": True},
+        {**mis, "tis_upper_bound": 1.2},
+        {**mis, "tis_mode": "clip", "tis_lower_bound": 0.9, "tis_upper_bound": 1.2, "tis_batch_normalize": True},
+        {**mis, "tis_mode": "mask", "tis_upper_bound": 1.3, "entropy_coef": 0.02, **kl},
+        {**mis, "tis_level": "sequence", "tis_upper_bound": 1.5, "tis_batch_normalize": True, "use_rs": True,
+         "rs_level": "geometric", "rs_lower_bound": 0.8, "rs_upper_bound": 1.25},
+        {**mis, "tis_level": "geometric", "tis_mode": "clip", "tis_lower_bound": 0.9, "tis_upper_bound": 1.1,
+         "use_rs": True, "rs_level": "sequence", "rs_lower_bound": 0.25, "rs_upper_bound": 4.0},
+        {**mis, "tis_upper_bound": 1.4, "tis_batch_normalize": True, "use_rs": True, "rs_veto_threshold": 0.8,
+         "calculate_per_token_loss": True, **kl, "kl_loss_type": "k3", "entropy_coef": 0.02},
+        {**mis, "advantage_estimator": "gspo", "uneven": True, "use_rs": True, "rs_lower_bound": 0.7,
+         "rs_upper_bound": 1.4, "use_opsm": True, "opsm_delta": 0.0},
+        {**dr_grpo, "grpo_std_normalization": False, "entropy_coef": 0.02, **kl},
+        {**dr_grpo, **mis, "uneven": True, "use_rs": True, "rs_veto_threshold": 0.75},
+        {**dr_grpo, "advantage_estimator": "gspo", "uneven": True, "use_tis": True, "tis_clip": 1.2},
     ]:
         over = dict(over)
         is_uneven, on_policy = over.pop("uneven", False), over.pop("on_policy", False)
@@ -208,6 +234,7 @@ def loss_cases():
             "advantages": uneven if is_uneven else advantages, "rollout_log_probs": sampled, "ref_log_probs": ref,
             "log_probs": None if on_policy else old, "response_lengths": LENGTHS,
             "total_lengths": [n + 3 for n in LENGTHS], "loss_masks": masks, "unconcat_tokens": None,
+            "rollout_mask_sums": [m.sum() for m in masks],
         }
         if on_policy:
             del batch["log_probs"]
@@ -221,8 +248,11 @@ def loss_cases():
             "options": {k: getattr(args, k) for k in (
                 "advantage_estimator", "eps_clip", "eps_clip_high", "eps_clip_c", "entropy_coef", "use_opsm",
                 "opsm_delta", "use_tis", "tis_clip", "tis_clip_low", "use_kl_loss", "kl_loss_coef", "kl_loss_type",
-                "use_unbiased_kl", "calculate_per_token_loss")}
-            | {"icepop": args.custom_tis_function_path is not None, "uneven": is_uneven, "on_policy": on_policy},
+                "use_unbiased_kl", "calculate_per_token_loss", "get_mismatch_metrics", "tis_level", "tis_mode",
+                "tis_lower_bound", "tis_upper_bound", "tis_batch_normalize", "use_rs", "rs_level", "rs_lower_bound",
+                "rs_upper_bound", "rs_veto_threshold")}
+            | {"function": (args.custom_tis_function_path or "").split(".")[-1], "uneven": is_uneven,
+               "on_policy": on_policy, "divisor": DIVISOR if args.custom_pg_loss_reducer_function_path else 0},
             "metrics": {k: float(v) / parts for k, v in report.items()},
             "d_log_prob": numbers(zeros(leaves)),
             "d_entropy": numbers(zeros(entropies)),
