@@ -1,7 +1,10 @@
 #include "data/prompts.h"
 
+#include <fmt/ranges.h>
+
 #include "base/check.h"
 #include "base/error.h"
+#include "base/log.h"
 #include "data/json_row.h"
 #include "data/jsonl.h"
 
@@ -81,22 +84,49 @@ std::string read_metadata(const JsonRow& row, const std::string& key, const std:
   return metadata.dump();
 }
 
+Prompt read_prompt(const JsonlReader& reader, const PromptOptions& options) {
+  const JsonRow row(reader.text(), reader.name(), reader.line());
+  Prompt prompt;
+  prompt.row = reader.row();
+  prompt.line = reader.line();
+  read_input(row, options, prompt);
+  if (!options.label_key.empty()) prompt.label = row.label(options.label_key);
+  prompt.tools = read_tools(row, options.tool_key);
+  prompt.metadata = read_metadata(row, options.metadata_key, prompt.tools);
+  return prompt;
+}
+
 }  // namespace
 
-PromptSet::PromptSet(const PromptOptions& options) {
+void BadRows::add(const Error& error) {
+  if (!skip_ || error.code() != Exit::input) throw error;
+  constexpr size_t named = 10;
+  if (first_.size() < named) first_.emplace_back(error.what());
+  count_++;
+}
+
+void BadRows::report(const std::string& path, int64_t good) const {
+  if (count_ == 0) return;
+  constexpr int64_t per_bad_row = 100;
+  const int64_t rows = good + count_;
+  const std::string text = fmt::format("{}: {} of {} rows {} bad", path, count_, rows, count_ == 1 ? "is" : "are");
+  const std::string list = fmt::format("{}:\n  {}", first_.size() < static_cast<size_t>(count_) ? "; the first" : "",
+                                       fmt::join(first_, "\n  "));
+  if (count_ * per_bad_row > rows) fail(Exit::input, "{}, more than the 1 % that is skipped{}", text, list);
+  log::warn("{} and left out{}", text, list);
+}
+
+PromptSet::PromptSet(const PromptOptions& options) : bad_(options.skip_bad) {
   JsonlReader reader(options.path);
   name_ = reader.name();
   while (reader.next()) {
-    const JsonRow row(reader.text(), reader.name(), reader.line());
-    Prompt prompt;
-    prompt.row = reader.row();
-    prompt.line = reader.line();
-    read_input(row, options, prompt);
-    if (!options.label_key.empty()) prompt.label = row.label(options.label_key);
-    prompt.tools = read_tools(row, options.tool_key);
-    prompt.metadata = read_metadata(row, options.metadata_key, prompt.tools);
-    prompts_.push_back(std::move(prompt));
+    try {
+      prompts_.push_back(read_prompt(reader, options));
+    } catch (const Error& error) {
+      bad_.add(error);
+    }
   }
+  if (prompts_.empty() && bad_.count() > 0) bad_.report(name_, 0);
   if (prompts_.empty()) {
     fail(Exit::input, "{}: no prompts{}", options.path,
          options.path == name_ ? "; the file has no rows" : "; no rows, or none within the slice");

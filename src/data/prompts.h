@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "data/label.h"
 
 namespace furlong {
@@ -34,13 +35,32 @@ struct PromptOptions {
   std::string metadata_key = "metadata";
   std::string tool_key = "tools";
   bool apply_chat_template = false;  // a bare string becomes one user message
+  bool skip_bad = false;             // bad rows are left out, up to 1 % of all
+};
+
+// Rows that are left out because something is wrong with them.
+class BadRows {
+ public:
+  explicit BadRows(bool skip) : skip_(skip) {}
+  // Takes the error of one row; throws it on where rows are not to be skipped, or where it is none of the input's.
+  void add(const Error& error);
+  int64_t count() const { return count_; }
+  // When all rows have been looked at, of which `good` are left: warns of the bad ones, with the first ten errors, or
+  // throws Error(Exit::input) with them if they are more than 1 % of all.
+  void report(const std::string& path, int64_t good) const;
+
+ private:
+  bool skip_;
+  int64_t count_ = 0;
+  std::vector<std::string> first_;
 };
 
 class PromptSet {
  public:
   // Reads and checks every row. Throws Error(Exit::input) with file:line and the key: bad JSON, a missing key (and the
-  // keys that exist), a wrong type, an empty prompt, no rows at all. The label and input keys must be in every row;
-  // metadata (an object) and tools (a list, or a JSON string of one) may be absent or null.
+  // keys that exist), a wrong type, an empty prompt, no rows at all; with skip_bad such rows are left out, and the
+  // caller reports bad() when it has looked at the rows too. The label and input keys must be in every row; metadata
+  // (an object) and tools (a list, or a JSON string of one) may be absent or null.
   explicit PromptSet(const PromptOptions& options);
 
   int64_t size() const { return static_cast<int64_t>(prompts_.size()); }
@@ -48,6 +68,7 @@ class PromptSet {
   std::span<const Prompt> prompts() const { return prompts_; }
   // The file and line of a prompt, for later errors about it.
   std::string where(int64_t i) const;
+  BadRows& bad() { return bad_; }
   // Keeps the prompts whose entry is not 0, in order; returns how many went. kept has size() entries.
   int64_t keep(std::span<const uint8_t> kept);
   // Puts the members of this JSON object into every prompt's metadata, in place of those of the same name.
@@ -56,6 +77,7 @@ class PromptSet {
  private:
   std::string name_;
   std::vector<Prompt> prompts_;
+  BadRows bad_;
 };
 
 // The permutation of 0..n-1 that CPython 3 makes with random.seed(seed); random.shuffle(list(range(n))): MT19937

@@ -155,7 +155,8 @@ PromptOptions prompt_options(const Settings& s) {
           .label_key = s.label_key,
           .metadata_key = s.metadata_key,
           .tool_key = s.tool_key,
-          .apply_chat_template = s.apply_chat_template};
+          .apply_chat_template = s.apply_chat_template,
+          .skip_bad = s.data_on_error == "skip"};
 }
 
 bool needs_reference(const Settings& s) {

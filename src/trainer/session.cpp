@@ -243,24 +243,31 @@ PreparedPrompts prepare_prompts(const Session& session, const PromptOptions& opt
   PreparedPrompts prepared{.set = PromptSet(options), .tokens = {}, .rendered = options.apply_chat_template};
   std::vector<uint8_t> kept;
   std::vector<std::vector<int32_t>> tokens;
+  const int64_t bad_rows = prepared.set.bad().count();
   for (int64_t i = 0; i < prepared.set.size(); i++) {
-    const Prompt& prompt = prepared.set[i];
-    auto ids = encode_prompt(session, prompt, prepared.set.where(i));
-    if (ids.empty()) fail(Exit::input, "{}: the prompt has no tokens", prepared.set.where(i));
-    const auto length = static_cast<int64_t>(ids.size());
-    kept.push_back(max_prompt_len > 0 && length > max_prompt_len ? 0 : 1);
-    if (kept.back() == 0) continue;
-    if (length >= context) {
-      fail(Exit::input,
-           "{}: the prompt has {} tokens, which leaves no room for a response in a context of {}. Drop such prompts "
-           "with "
-           "--rollout-max-prompt-len N, or shorten them.",
-           prepared.set.where(i), length, context);
+    try {
+      auto ids = encode_prompt(session, prepared.set[i], prepared.set.where(i));
+      if (ids.empty()) fail(Exit::input, "{}: the prompt has no tokens", prepared.set.where(i));
+      const auto length = static_cast<int64_t>(ids.size());
+      kept.push_back(max_prompt_len > 0 && length > max_prompt_len ? 0 : 1);
+      if (kept.back() == 0) continue;
+      if (length >= context) {
+        fail(Exit::input,
+             "{}: the prompt has {} tokens, which leaves no room for a response in a context of {}. Drop such prompts "
+             "with --rollout-max-prompt-len N, or shorten them.",
+             prepared.set.where(i), length, context);
+      }
+      prepared.longest = std::max(prepared.longest, length);
+      tokens.push_back(std::move(ids));
+    } catch (const Error& error) {
+      prepared.set.bad().add(error);
+      kept.resize(static_cast<size_t>(i) + 1);
+      kept.back() = 0;
     }
-    prepared.longest = std::max(prepared.longest, length);
-    tokens.push_back(std::move(ids));
   }
-  const int64_t dropped = prepared.set.keep(kept);
+  const int64_t unfit = prepared.set.bad().count() - bad_rows;
+  prepared.set.bad().report(options.path, prepared.set.size() - unfit);
+  const int64_t dropped = prepared.set.keep(kept) - unfit;
   if (dropped > 0) log::info("{}: {} prompts of more than {} tokens left out", options.path, dropped, max_prompt_len);
   if (tokens.empty()) {
     fail(Exit::input, "{}: every prompt is longer than --rollout-max-prompt-len {}", options.path, max_prompt_len);

@@ -41,6 +41,7 @@ struct Settings {
   std::string save_hf;                   // folder of the exported checkpoint; {rollout_id} is replaced
   std::string save_hf_dtype = "source";  // source | bf16 | fp32
   bool random_init = false;              // weights at random from hf_checkpoint's config.json
+  std::optional<double> max_text_loss;   // nats a token; none: half of ln(vocab_size); 0: not looked at
 
   // Device and run
   std::string device = "cpu";  // cpu | cuda
@@ -50,7 +51,8 @@ struct Settings {
   std::string run_dir;  // validate: runs/<command>
 
   // Prompts
-  std::string prompt_data;  // file, or file@[a:b]
+  std::string prompt_data;              // file, or file@[a:b]
+  std::string data_on_error = "error";  // error | skip
   std::string input_key = "input";
   std::string label_key;
   std::string metadata_key = "metadata";

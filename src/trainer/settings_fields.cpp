@@ -53,6 +53,12 @@ void add_checkpoint(Table& t) {
           row("random_init", &Settings::random_init, T | S,
               "start from random weights in the shape of --hf-checkpoint's config.json")
               .differs("not in miles"),
+          row("max_text_loss", &Settings::max_text_loss, T,
+              "the most that a plain English text may cost the weights before the first rollout, else they are refused "
+              "as garbled. Default: half of ln(vocabulary), below 32768 tokens with a warning alone; 0: not looked at")
+              .unit("nats a token")
+              .from(0)
+              .differs("not in miles"),
       });
 }
 
@@ -116,6 +122,12 @@ void add_prompts(Table& t) {
               .unit("file")
               .differs(
                   "a malformed line is an error with file:line:column; miles prints and skips it. Parquet is not read"),
+          row("data_on_error", &Settings::data_on_error, T | S,
+              "what becomes of bad rows of --prompt-data. error: the first one ends the program; skip: they are left "
+              "out, counted and the first ten named, up to 1 % of the rows; more is an error. Seen before the first "
+              "step")
+              .choices({"error", "skip"})
+              .differs("not in miles, which skips them, however many"),
           row("input_key", &Settings::input_key, T | S | E, "key of a row's prompt: a text or a list of messages"),
           row("label_key", &Settings::label_key, T | E, "key of a row's right answer"),
           row("metadata_key", &Settings::metadata_key, T | E,

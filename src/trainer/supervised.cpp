@@ -20,44 +20,55 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// Conversations as trajectories: the response begins at the first token to learn.
+// A conversation as a trajectory: the response begins at the first token to learn.
+Trajectory tokenize_one(const Session& session, const PromptSet& set, int64_t i) {
+  if (!set[i].is_chat())
+    fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
+  std::vector<Message> messages;
+  for (const auto& m : set[i].messages) messages.push_back(message_of(m));
+  ChatValues values = session.chat_values;
+  if (!set[i].tools.empty()) values.tools = set[i].tools;
+  TokenizedChat chat;
+  try {
+    chat = tokenize_conversation(*session.tokenizer, *session.chat, messages, values);
+  } catch (const Error& e) {
+    fail(e.code(), "{}: {}", set.where(i), e.what());
+  }
+  const auto first = std::find(chat.loss_mask.begin(), chat.loss_mask.end(), 1) - chat.loss_mask.begin();
+  if (first == static_cast<int64_t>(chat.ids.size()))
+    fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));
+  Trajectory t;
+  t.response_length = static_cast<int32_t>(static_cast<int64_t>(chat.ids.size()) - first);
+  t.loss_mask.assign(chat.loss_mask.begin() + first, chat.loss_mask.end());
+  t.tokens = std::move(chat.ids);
+  t.group_index = t.index = i;
+  return t;
+}
+
 std::vector<Trajectory> tokenize_all(const Session& session, const Settings& s) {
   if (!session.tokenizer) fail(Exit::input, "{} has no tokenizer.json, which conversations need", session.directory);
   if (!session.chat) fail(Exit::usage, "{}", session.chat_error);
   if (s.prompt_data.empty()) fail(Exit::usage, "--prompt-data FILE is needed: the conversations to learn");
-  const PromptSet set(prompt_options(s));
+  PromptSet set(prompt_options(s));
   const int64_t limit =
       std::min(session.config.max_position_embeddings > 0 ? session.config.max_position_embeddings : INT32_MAX,
                s.rollout_max_context_len.value_or(INT32_MAX));
   std::vector<Trajectory> all;
   int64_t too_long = 0;
+  const int64_t bad_rows = set.bad().count();
   for (int64_t i = 0; i < set.size(); i++) {
-    if (!set[i].is_chat())
-      fail(Exit::input, "{}: a conversation (a list of messages) is wanted, this is a text", set.where(i));
-    std::vector<Message> messages;
-    for (const auto& m : set[i].messages) messages.push_back(message_of(m));
-    ChatValues values = session.chat_values;
-    if (!set[i].tools.empty()) values.tools = set[i].tools;
-    TokenizedChat chat;
     try {
-      chat = tokenize_conversation(*session.tokenizer, *session.chat, messages, values);
-    } catch (const Error& e) {
-      fail(e.code(), "{}: {}", set.where(i), e.what());
+      Trajectory t = tokenize_one(session, set, i);
+      if (std::ssize(t.tokens) > limit) {
+        too_long++;
+      } else {
+        all.push_back(std::move(t));
+      }
+    } catch (const Error& error) {
+      set.bad().add(error);
     }
-    const auto first = std::find(chat.loss_mask.begin(), chat.loss_mask.end(), 1) - chat.loss_mask.begin();
-    if (first == static_cast<int64_t>(chat.ids.size()))
-      fail(Exit::input, "{}: no assistant turn to learn from", set.where(i));
-    if (static_cast<int64_t>(chat.ids.size()) > limit) {
-      too_long++;
-      continue;
-    }
-    Trajectory t;
-    t.tokens = chat.ids;
-    t.response_length = static_cast<int32_t>(static_cast<int64_t>(chat.ids.size()) - first);
-    t.loss_mask.assign(chat.loss_mask.begin() + first, chat.loss_mask.end());
-    t.group_index = t.index = i;
-    all.push_back(std::move(t));
   }
+  set.bad().report(s.prompt_data, set.size() - (set.bad().count() - bad_rows));
   if (too_long > 0) log::warn("{}: {} conversations of more than {} tokens left out", s.prompt_data, too_long, limit);
   if (all.empty()) fail(Exit::input, "{}: no conversation fits {} tokens", s.prompt_data, limit);
   return all;

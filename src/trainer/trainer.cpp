@@ -12,6 +12,7 @@
 #include "data/rollout_stats.h"
 #include "monitor/metrics.h"
 #include "monitor/progress.h"
+#include "trainer/coherence.h"
 #include "trainer/collect.h"
 #include "trainer/critic.h"
 #include "trainer/options.h"
@@ -120,6 +121,7 @@ void Run::prepare() {
                                               files.directory() + "/tensorboard");
   }
   print_plan();
+  if (work.rolls && state.next_rollout == 0) check_text_loss(session, s, step, work.longest);
 }
 
 // What a checkpoint holds beside the policy and its optimizer.

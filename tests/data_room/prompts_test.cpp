@@ -67,6 +67,32 @@ TEST(Prompts, ChatTemplateTurnsTextIntoAUserMessage) {
   EXPECT_EQ(set[0].text, "");
 }
 
+TEST(Prompts, SkipsBadRowsUpToOneInAHundred) {
+  const Scratch scratch;
+  std::string rows;
+  for (int i = 1; i <= 298; i++) rows += fmt::format("{{\"input\":\"row {}\"}}\n", i);
+  const std::string bad = "{\"input\":\n", lacking = "{\"text\":\"x\"}\n";
+  const auto open = [&](const std::string& content, bool skip) {
+    PromptSet set({.path = scratch.file("p.jsonl", content), .skip_bad = skip});
+    set.bad().report("p.jsonl", set.size());
+    return set;
+  };
+  const PromptSet set = open(bad + rows + lacking, true);
+  EXPECT_EQ(set.size(), 298);
+  EXPECT_EQ(set[0].text, "row 1");
+  EXPECT_EQ(set[297].line, 299);
+  expect_contains(error_of(Exit::input, [&] { open(bad + rows + lacking, false); }), "p.jsonl:1:");
+
+  std::string many;
+  for (int i = 0; i < 12; i++) many += lacking;
+  const std::string message = error_of(Exit::input, [&] { open(rows + many, true); });
+  expect_contains(message, "12 of 310 rows are bad, more than the 1 % that is skipped; the first:");
+  expect_contains(message, "p.jsonl:299: no key \"input\"");
+  expect_contains(message, "p.jsonl:308:");
+  EXPECT_EQ(message.find("p.jsonl:309:"), message.npos) << message;
+  expect_contains(error_of(Exit::input, [&] { open(bad, true); }), "1 of 1 rows is bad");
+}
+
 TEST(Prompts, RefusesBadRows) {
   const struct {
     const char* row;
