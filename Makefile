@@ -1,4 +1,4 @@
 # Habit's way to ./run.
-.PHONY: demo test build bench format lint
-demo test build bench format lint:
+.PHONY: demo test build bench fuzz format lint
+demo test build bench fuzz format lint:
 	./run $@ $(ARGS)

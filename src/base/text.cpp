@@ -78,10 +78,13 @@ std::vector<std::string> nearest_names(std::string_view name, const std::vector<
   std::vector<std::pair<size_t, std::string>> found;
   for (const auto& candidate : candidates) {
     const std::string known = with_underscores(candidate);
+    const bool part = contains_words(known, wanted) || contains_words(wanted, known);
+    const size_t longer = std::max(known.size(), wanted.size()), shorter = std::min(known.size(), wanted.size());
+    if (longer - shorter > reach && !part) continue;  // they are at least as far apart
     const size_t distance = edit_distance(wanted, known);
     if (distance <= reach) {
       found.emplace_back(distance, candidate);
-    } else if (contains_words(known, wanted) || contains_words(wanted, known)) {
+    } else if (part) {
       found.emplace_back(reach + distance, candidate);
     }
   }

@@ -82,8 +82,11 @@ TensorEntry read_entry(const std::string& name, const Json& value, std::span<con
   entry.bytes = data.subspan(range.begin, range.end - range.begin);
   const int bits = bits_of_file_dtype(entry.dtype);
   uint64_t total = 0;
-  if (bits != 0 && (__builtin_mul_overflow(numel, static_cast<uint64_t>(bits), &total) || total % 8 != 0 ||
-                    total / 8 != entry.bytes.size())) {
+  // Of a dtype that is not known here, a number takes a bit at least.
+  const bool fits = bits == 0 ? numel / 8 <= entry.bytes.size()
+                              : !__builtin_mul_overflow(numel, static_cast<uint64_t>(bits), &total) && total % 8 == 0 &&
+                                    total / 8 == entry.bytes.size();
+  if (!fits) {
     fail(Exit::input, "{}: tensor {}: {} needs a number of bytes other than the {} it has", where, shown,
          entry.describe(), entry.bytes.size());
   }

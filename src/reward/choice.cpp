@@ -60,9 +60,9 @@ const OrderedJson* member(const OrderedJson& object, const char* key) {
 }
 
 // One of a pattern's pieces at the head of what is left of a text.
-class Reader {
+class PatternReader {
  public:
-  Reader(std::string_view text, size_t at) : text_(text), at_(at) {}
+  PatternReader(std::string_view text, size_t at) : text_(text), at_(at) {}
   bool word(std::string_view lower_case) {
     if (text_.size() < at_ + lower_case.size()) return false;
     for (size_t i = 0; i < lower_case.size(); i++) {
@@ -74,7 +74,7 @@ class Reader {
   bool one_of(std::initializer_list<std::string_view> words) {
     return std::any_of(words.begin(), words.end(), [&](std::string_view w) { return word(w); });
   }
-  Reader& spaces() {
+  PatternReader& spaces() {
     while (at_ < text_.size()) {
       const CodePoint c = code_point(text_, at_);
       if (!is_space(c.value)) break;
@@ -93,9 +93,9 @@ class Reader {
 };
 
 // "is", ":" or neither, then a letter.
-std::optional<char> letter_after(Reader reader) {
+std::optional<char> letter_after(PatternReader reader) {
   reader.spaces();
-  Reader with = reader;
+  PatternReader with = reader;
   if (with.one_of({"is", ":"})) {
     if (const auto letter = with.spaces().letter()) return letter;
   }
@@ -103,12 +103,12 @@ std::optional<char> letter_after(Reader reader) {
 }
 
 std::optional<char> announced(std::string_view text, size_t at) {
-  Reader reader(text, at);
+  PatternReader reader(text, at);
   return reader.one_of({"answer", "option", "choice"}) ? letter_after(reader) : std::nullopt;
 }
 
 std::optional<char> declared_correct(std::string_view text, size_t at) {
-  Reader reader(text, at);
+  PatternReader reader(text, at);
   const auto letter = reader.letter();
   if (!letter || !reader.spaces().word("is")) return std::nullopt;
   reader.spaces().word("the");
@@ -116,7 +116,7 @@ std::optional<char> declared_correct(std::string_view text, size_t at) {
 }
 
 std::optional<char> announced_finally(std::string_view text, size_t at) {
-  Reader reader(text, at);
+  PatternReader reader(text, at);
   if (!reader.word("final") || !reader.spaces().one_of({"answer", "option"})) return std::nullopt;
   return letter_after(reader);
 }

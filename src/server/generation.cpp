@@ -82,7 +82,6 @@ void check_call(const ServedModel& model, GenerationCall& call) {
 Generation::Generation(EngineLoop& loop, const ServedModel& model, const GenerationCall& call, HttpReply& reply,
                        int64_t sequence, double stuck_seconds)
     : loop_(loop),
-      model_(model),
       call_(call),
       reply_(reply),
       stuck_seconds_(stuck_seconds),

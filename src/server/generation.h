@@ -97,7 +97,6 @@ class Generation {
   SampleNews piece_of(Drawn drawn);
 
   EngineLoop& loop_;
-  const ServedModel& model_;
   const GenerationCall& call_;
   HttpReply& reply_;
   double stuck_seconds_;

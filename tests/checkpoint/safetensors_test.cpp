@@ -97,6 +97,7 @@ TEST(Safetensors, RefusesBadHeaders) {
       {one(R"({"dtype":"I8","shape":[4294967296,4294967296,1],"data_offsets":[0,8]})"), "overflows"},
       {one(R"({"dtype":"F64","shape":[2147483648,1073741824],"data_offsets":[0,8]})"), "number of bytes"},
       {one(R"({"dtype":"I8","shape":[7],"data_offsets":[0,8]})"), "number of bytes"},
+      {one(R"({"dtype":"X9","shape":[2147483648,3,2147483648],"data_offsets":[0,8]})"), "number of bytes"},
       {one(R"({"dtype":"F32","shape":[8],"data_offsets":[0,8]})"), "number of bytes"},
       {one(R"({"dtype":"F4","shape":[15],"data_offsets":[0,8]})"), "number of bytes"},
       {one(R"({"dtype":"I8","shape":[],"data_offsets":[0,8]})"), "number of bytes"},

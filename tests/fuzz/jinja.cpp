@@ -1,13 +1,11 @@
-// Fuzz target of chat templates: the input is a template, rendered over a fixed conversation with small limits. Every
-// input must end in a text or in an Error of the user's.
 #include <string>
 
 #include "base/error.h"
+#include "targets.h"
 #include "tokenizer/jinja.h"
 
+namespace furlong::fuzz {
 namespace {
-
-using namespace furlong;
 
 constexpr const char* variables = R"({"messages": [{"role": "system", "content": " Be brief. "},
   {"role": "user", "content": "Hi é"}, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nYes",
@@ -17,12 +15,13 @@ constexpr const char* variables = R"({"messages": [{"role": "system", "content":
 
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+// The input is a template, rendered over a fixed conversation with small limits.
+void render_template(Bytes bytes) {
   try {
     const JinjaLimits limits{.steps = 20'000, .output_bytes = 1 << 16};
-    (void)JinjaTemplate::parse({reinterpret_cast<const char*>(data), size}, "fuzz", limits)
-        .render(variables, "fuzz", 0);
+    (void)JinjaTemplate::parse(text_of(bytes), "fuzz", limits).render(variables, "fuzz", 0);
   } catch (const Error&) {
   }
-  return 0;
 }
+
+}  // namespace furlong::fuzz

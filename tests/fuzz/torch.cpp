@@ -1,9 +1,4 @@
-// Fuzz target of the readers of PyTorch's formats: the first byte picks pickle, zip, tensor archive, index, or a whole
-// torch_dist folder. Every input must end in a value or in an Error of the user's.
-#include <unistd.h>
-
-#include <cstdlib>
-#include <fstream>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -14,23 +9,19 @@
 #include "checkpoint/safetensors.h"
 #include "checkpoint/torch_archive.h"
 #include "checkpoint/zip.h"
+#include "targets.h"
 
+namespace furlong::fuzz {
 namespace {
 
-using namespace furlong;
-
-void put(const std::string& path, std::span<const uint8_t> bytes) {
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(bytes.data()), std::ssize(bytes));
-}
+Bytes bytes_of(std::string_view text) { return {reinterpret_cast<const uint8_t*>(text.data()), text.size()}; }
 
 // A folder in memory, with the tag that every good one has.
 const std::string& folder() {
-  static const std::string& path = *[] {  // never destroyed: the exit handler reads it
-    char name[] = "/dev/shm/furlong-fuzz-XXXXXX";
-    if (mkdtemp(name) == nullptr) std::abort();
-    std::ofstream(std::string(name) + "/" + dist_tag_name) << R"({"sharded_backend": "torch_dist"})";
-    std::atexit([] { std::system(("rm -rf " + folder()).c_str()); });
-    return new std::string(name);
+  static const std::string path = [] {
+    std::filesystem::create_directory(scratch_folder() + "/dist");
+    put_file(std::string("dist/") + dist_tag_name, bytes_of(R"({"sharded_backend": "torch_dist"})"));
+    return scratch_folder() + "/dist";
   }();
   return path;
 }
@@ -39,9 +30,10 @@ const std::string& folder() {
 void read_folder(std::span<const uint8_t> bytes) {
   if (bytes.size() < 2) return;
   const auto length = std::min<size_t>(bytes[0] | bytes[1] << 8, bytes.size() - 2);
-  put(folder() + "/" + dist_index_name, bytes.subspan(2, length));
-  put(folder() + "/__0_0.distcp", bytes.subspan(2 + length));
-  const TorchDistFolder dist(folder());
+  const std::string path = folder();
+  put_file(std::string("dist/") + dist_index_name, bytes.subspan(2, length));
+  put_file("dist/__0_0.distcp", bytes.subspan(2 + length));
+  const TorchDistFolder dist(path);
   constexpr int64_t most = 1 << 16;
   for (const auto& t : dist.index().tensors) {
     const int64_t numel = *checked_numel(t.shape), width = bits_of_file_dtype(t.dtype) / 8;
@@ -59,11 +51,12 @@ void read_folder(std::span<const uint8_t> bytes) {
 
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  if (size == 0) return 0;
-  const std::span<const uint8_t> bytes(data + 1, size - 1);
+// The first byte picks pickle, zip, tensor archive, index, or a whole torch_dist folder.
+void read_torch(Bytes input) {
+  if (input.empty()) return;
+  const Bytes bytes = input.subspan(1);
   try {
-    switch (data[0] % 5) {
+    switch (input[0] % 5) {
       case 0: pickle::parse(bytes, "fuzz"); break;
       case 1: read_zip(window_of(bytes), "fuzz"); break;
       case 2: read_archived_tensor(window_of(bytes), "fuzz"); break;
@@ -72,5 +65,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     }
   } catch (const Error&) {
   }
-  return 0;
 }
+
+}  // namespace furlong::fuzz
