@@ -43,7 +43,7 @@ TokenNumbers divergence(const std::vector<TokenTargets>& targets, KlType type) {
 }
 
 // Means over samples of the means of their masked-in tokens, as everything in rollout/ is.
-double mean_of(std::span<const Trajectory> trajectories, const TokenNumbers& numbers) {
+double mean_over_samples(std::span<const Trajectory> trajectories, const TokenNumbers& numbers) {
   double sum = 0;
   for (size_t s = 0; s < trajectories.size(); s++) {
     double in = 0, n = 0;
@@ -126,13 +126,13 @@ std::vector<TokenTargets> token_targets(const Settings& s, std::span<const Traje
   TokenNumbers kl, values;
   if (s.kl_coef != 0) {
     kl = divergence(targets, parse_kl_type(s.kl_loss_type));
-    out.emplace_back("rollout/kl", mean_of(trajectories, kl));
+    out.emplace_back("rollout/kl", mean_over_samples(trajectories, kl));
   }
   for (const auto& v : passes.values) values.emplace_back(v.begin(), v.end());
   TokenAdvantages found = token_advantages(trajectories, advantage_options(s), kl, values);
-  out.emplace_back("rollout/advantages", mean_of(trajectories, found.advantages));
-  out.emplace_back("rollout/returns", mean_of(trajectories, found.returns));
-  if (!values.empty()) out.emplace_back("rollout/values", mean_of(trajectories, values));
+  out.emplace_back("rollout/advantages", mean_over_samples(trajectories, found.advantages));
+  out.emplace_back("rollout/returns", mean_over_samples(trajectories, found.returns));
+  if (!values.empty()) out.emplace_back("rollout/values", mean_over_samples(trajectories, values));
   for (size_t i = 0; i < targets.size(); i++) {
     targets[i].advantages = std::move(found.advantages[i]);
     if (values.empty()) continue;
