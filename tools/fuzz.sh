@@ -13,7 +13,7 @@ targets=("$@")
 pieces=${FUZZ_PIECES:-1}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=32
+export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=32:malloc_context_size=8
 
 # stat TARGET NAME: of each of its processes.
 stat() { sed -n "s/^stat::$2: *//p" "$work/$1".*.log; }
