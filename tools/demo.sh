@@ -98,7 +98,7 @@ say "GRPO + MTP training + EAGLE rollout"
 "$furlong" train $common --hf-checkpoint "$out/sft/hf" --prompt-data "$out/data/train.jsonl" --apply-chat-template \
   --rollout-shuffle --rollout-seed "$seed" --num-rollout 340 --rollout-batch-size 16 --n-samples-per-prompt 8 \
   --global-batch-size 128 --use-dynamic-batch-size --max-tokens-per-gpu 4096 --balance-data \
-  --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-kl-loss --kl-loss-coef 0.00 \
+  --advantage-estimator grpo --eps-clip 0.2 --eps-clip-high 0.28 --use-kl-loss --kl-loss-coef 0.00 --max-text-loss 0 \
   --lr 3e-4 --lr-warmup-iters 30 --lr-decay-style linear --weight-decay 0.1 --adam-beta1 0.9 --adam-beta2 0.98 \
   --enable-mtp-training --mtp-num-layers 1 --mtp-loss-scaling-factor 0.2 \
   --rollout-speculative-algorithm EAGLE --rollout-speculative-num-steps 2 --rollout-speculative-eagle-topk 1 \
