@@ -19,7 +19,7 @@
 namespace furlong {
 
 struct OpTable {
-  const char* isa;  // "portable", "avx2", "avx512" or "cuda"
+  const char* isa;  // "portable", "avx2", "avx512", "avx512bf16" or "cuda"
   decltype(&furlong::rms_norm) rms_norm;
   decltype(&furlong::add_rms_norm) add_rms_norm;
   decltype(&furlong::rms_norm_backward) rms_norm_backward;

@@ -1,108 +1,21 @@
 #include "ops/cpu/gemm.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <memory>
 #include <type_traits>
+
+#include "base/check.h"
+#include "ops/cpu/panels.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-constexpr int rows_nt = vector_bytes == 64 ? 4 : 2, columns_nt = vector_bytes == 64 ? 4 : (vector_bytes == 32 ? 4 : 2);
 constexpr int rows_nn = vector_bytes == 64 ? 6 : 3, vectors_nn = vector_bytes == 64 ? 4 : 3;
-// Rows of A that stay in the second-level cache while B streams past, and steps of the sum between two passes of C.
-constexpr int64_t row_tile = 64, sum_tile = 256;
-
-template <class C, class S>
-void put(C* c, S value, bool accumulate) {
-  *c = narrow<C>(accumulate ? widen(*c) + value : value);
-}
-
-#if defined(__AVX512F__)
-// Sums the lanes of 16 vectors in the order of sum_lanes; quad i of the result holds vectors i, 4+i, 8+i, 12+i.
-__m512 sum_lanes_16(const __m512* v) {
-  __m512 by_8[8], by_4[4];
-  for (int i = 0; i < 8; i++) {
-    by_8[i] = _mm512_add_ps(_mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], _MM_SHUFFLE(1, 0, 1, 0)),
-                            _mm512_shuffle_f32x4(v[2 * i], v[2 * i + 1], _MM_SHUFFLE(3, 2, 3, 2)));
-  }
-  for (int i = 0; i < 4; i++) {
-    by_4[i] = _mm512_add_ps(_mm512_shuffle_f32x4(by_8[2 * i], by_8[2 * i + 1], _MM_SHUFFLE(2, 0, 2, 0)),
-                            _mm512_shuffle_f32x4(by_8[2 * i], by_8[2 * i + 1], _MM_SHUFFLE(3, 1, 3, 1)));
-  }
-  __m512 by_2[2];
-  for (int i = 0; i < 2; i++) {
-    by_2[i] = _mm512_add_ps(_mm512_shuffle_ps(by_4[2 * i], by_4[2 * i + 1], _MM_SHUFFLE(1, 0, 1, 0)),
-                            _mm512_shuffle_ps(by_4[2 * i], by_4[2 * i + 1], _MM_SHUFFLE(3, 2, 3, 2)));
-  }
-  return _mm512_add_ps(_mm512_shuffle_ps(by_2[0], by_2[1], _MM_SHUFFLE(2, 0, 2, 0)),
-                       _mm512_shuffle_ps(by_2[0], by_2[1], _MM_SHUFFLE(3, 1, 3, 1)));
-}
-#endif
-
-template <int MR, int NR, class A, class B, class C>
-void block_nt(int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc, bool accumulate) {
-  using S = Acc<A>;
-  Vec<S> sum[NR][MR] = {};
-  int64_t p = 0;
-#if defined(__AVX512BF16__)
-  if constexpr (std::is_same_v<A, bf16> && std::is_same_v<B, bf16>) {
-    const auto whole = [](const bf16* q) { return std::bit_cast<__m512bh>(_mm512_loadu_si512(q)); };
-    for (; p + 32 <= k; p += 32) {
-      __m512bh vb[NR];
-      for (int j = 0; j < NR; j++) vb[j] = whole(b + j * ldb + p);
-      for (int i = 0; i < MR; i++) {
-        const __m512bh va = whole(a + i * lda + p);
-        for (int j = 0; j < NR; j++) sum[j][i] = _mm512_dpbf16_ps(sum[j][i], va, vb[j]);
-      }
-    }
-    if (p < k) {
-      const __mmask32 mask = (1u << (k - p)) - 1u;
-      const auto part = [mask](const bf16* q) { return std::bit_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, q)); };
-      for (int j = 0; j < NR; j++) {
-        const __m512bh vb = part(b + j * ldb + p);
-        for (int i = 0; i < MR; i++) sum[j][i] = _mm512_dpbf16_ps(sum[j][i], part(a + i * lda + p), vb);
-      }
-      p = k;
-    }
-  }
-#endif
-  for (; p + width<S> <= k; p += width<S>) {
-    Vec<S> vb[NR];
-    for (int j = 0; j < NR; j++) vb[j] = load(b + j * ldb + p);
-    for (int i = 0; i < MR; i++) {
-      const Vec<S> va = load(a + i * lda + p);
-      for (int j = 0; j < NR; j++) sum[j][i] = mul_add(va, vb[j], sum[j][i]);
-    }
-  }
-  if (p < k) {
-    for (int i = 0; i < MR; i++) {
-      const Vec<S> va = load_partial(a + i * lda + p, k - p);
-      for (int j = 0; j < NR; j++) sum[j][i] = mul_add(va, load_partial(b + j * ldb + p, k - p), sum[j][i]);
-    }
-  }
-#if defined(__AVX512F__)
-  if constexpr (MR == 4 && NR == 4 && std::is_same_v<S, float>) {
-    alignas(64) float out[16];
-    _mm512_store_ps(out, sum_lanes_16(&sum[0][0]));
-    for (int i = 0; i < 4; i++) {
-      for (int j = 0; j < 4; j++) put(c + i * ldc + j, out[4 * i + j], accumulate);
-    }
-    return;
-  }
-#endif
-  for (int i = 0; i < MR; i++) {
-    for (int j = 0; j < NR; j++) put(c + i * ldc + j, sum_lanes<S>(sum[j][i]), accumulate);
-  }
-}
-
-template <int MR, class A, class B, class C>
-void row_nt(int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-            bool accumulate) {
-  int64_t j = 0;
-  for (; j + columns_nt <= n; j += columns_nt) {
-    block_nt<MR, columns_nt>(k, a, lda, b + j * ldb, ldb, c + j, ldc, accumulate);
-  }
-  for (; j < n; j++) block_nt<MR, 1>(k, a, lda, b + j * ldb, ldb, c + j, ldc, accumulate);
-}
+// Fewer rows than this multiply B as it lies: to pack it would cost as much.
+constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
+// Columns packed together, rows of A widened together, and rows of fp32 sums kept where C is narrower.
+constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
 
 template <int MR, int NV, class A, class B, class C>
 void block_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c, int64_t ldc,
@@ -156,45 +69,251 @@ void row_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const
   }
 }
 
+// Memory of a thread for the product it is at, as large as the largest so far.
+template <class T, int>
+T* scratch(int64_t count) {
+  struct Free {
+    void operator()(void* p) const { std::free(p); }
+  };
+  static thread_local std::unique_ptr<void, Free> memory;
+  static thread_local int64_t size = 0;
+  if (size < count) {
+    memory.reset(std::aligned_alloc(64, (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64));
+    size = memory ? count : 0;
+    CHECK(memory != nullptr, "no memory for {} numbers of a matrix product", count);
+  }
+  return static_cast<T*>(memory.get());
+}
+
+// What the two sides hold in a block, and a block's arithmetic: numbers in S, or pairs of bf16.
+template <class S>
+Vec<S> of_all(const S* x) {
+  return broadcast(*x);
+}
+template <class S>
+Vec<S> vector_of(const S* x) {
+  return load(x);
+}
+#if defined(__AVX512BF16__)
+struct Pairs {
+  __m512i bits;
+};
+inline Pairs of_all(const Pair* x) {
+  int32_t word;
+  std::memcpy(&word, x, sizeof word);
+  return {_mm512_set1_epi32(word)};
+}
+inline Pairs vector_of(const Pair* x) { return {_mm512_loadu_si512(x)}; }
+inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
+  return _mm512_dpbf16_ps(c, std::bit_cast<__m512bh>(a.bits), std::bit_cast<__m512bh>(b.bits));
+}
+#endif
+
+// C (MR, NV vectors): the sum over the panel's steps, begun from 0 and added to C, or begun from C (`carries`).
+template <int MR, int NV, class E, class S>
+void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, int64_t wide, S* c, int64_t ldc,
+           bool carries, bool adds) {
+  constexpr int w = width<S>;
+  Vec<S> sum[MR][NV] = {};
+  if (carries && adds) {
+    for (int i = 0; i < MR; i++) {
+      for (int v = 0; v < NV; v++) sum[i][v] = load(c + i * ldc + v * w);
+    }
+  }
+  for (int64_t p = 0; p < depth; p++) {
+    decltype(vector_of(panel)) b[NV];
+    for (int v = 0; v < NV; v++) b[v] = vector_of(panel + p * wide + v * w);
+    for (int i = 0; i < MR; i++) {
+      const auto x = of_all(a + i * row + p * column);
+      for (int v = 0; v < NV; v++) {
+        if constexpr (std::is_same_v<E, S>) {
+          sum[i][v] = mul_add(x, b[v], sum[i][v]);
+        } else {
+          sum[i][v] = multiply_add(x, b[v], sum[i][v]);
+        }
+      }
+    }
+  }
+  for (int i = 0; i < MR; i++) {
+    for (int v = 0; v < NV; v++) {
+      S* to = c + i * ldc + v * w;
+      store(to, !carries && adds ? load(to) + sum[i][v] : sum[i][v]);
+    }
+  }
+}
+
+template <class E, class S>
+using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, S*, int64_t, bool, bool);
+template <int NV, class E, class S>
+Block<E, S> block_of_rows(int64_t rows) {
+  static_assert(block_rows <= 6);
+  switch (rows) {
+    case 1: return block<1, NV, E, S>;
+    case 2: return block<2, NV, E, S>;
+    case 3: return block<3, NV, E, S>;
+    case 4: return block<4, NV, E, S>;
+    case 5: return block<std::min(5, block_rows), NV, E, S>;
+    default: return block<std::min(6, block_rows), NV, E, S>;
+  }
+}
+template <class E, class S>
+Block<E, S> block_for(int64_t rows, int64_t vectors) {
+  static_assert(block_vectors <= 4);
+  switch (vectors) {
+    case 1: return block_of_rows<1, E, S>(rows);
+    case 2: return block_of_rows<2, E, S>(rows);
+    case 3: return block_of_rows<std::min(3, block_vectors), E, S>(rows);
+    default: return block_of_rows<std::min(4, block_vectors), E, S>(rows);
+  }
+}
+
+// Rows of A as blocks read them: element (i,p) at at[i·row + p·column].
+template <class E>
+struct Side {
+  const E* at;
+  int64_t row, column;
+};
+
+template <class S, class A>
+Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
+  if constexpr (std::is_same_v<S, A>) {
+    return {a, row, column};
+  } else if (column == 1) {
+    S* to = scratch<S, 1>(row_tile * panel_depth);
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t p = 0; p < depth; p++) to[i * panel_depth + p] = widen(a[i * row + p]);
+    }
+    return {to, panel_depth, 1};
+  } else {
+    S* to = scratch<S, 1>(row_tile * panel_depth);
+    for (int64_t p = 0; p < depth; p++) {
+      for (int64_t i = 0; i < rows; i++) to[p * row_tile + i] = widen(a[i * row + p * column]);
+    }
+    return {to, 1, row_tile};
+  }
+}
+template <>
+[[maybe_unused]] Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
+  if (column == 1 && row % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), row / 2, 1};
+  Pair* to = scratch<Pair, 1>(row_tile * panel_depth);
+  for (int64_t p = 0; p < depth; p += 2) {
+    for (int64_t i = 0; i < rows; i++) {
+      const bf16* at = a + i * row + p * column;
+      to[p / 2 * row_tile + i] = {at[0].bits, p + 1 < depth ? at[column].bits : uint16_t{0}};
+    }
+  }
+  return {to, 1, row_tile};
+}
+
+// One panel's columns of C, which is S here, for the rows of a side.
+template <class E, class S>
+void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel, int64_t wide, S* c, int64_t ldc,
+                   int64_t columns, bool carries, bool adds) {
+  constexpr int w = width<S>;
+  const int64_t blocks = (rows + block_rows - 1) / block_rows;
+  S tile[block_rows * block_vectors * w];
+  for (int64_t n = 0; n < blocks; n++) {
+    const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
+    const auto f = block_for<E, S>(count, wide / w);
+    if (columns == wide) {
+      f(steps, a.at + i * a.row, a.row, a.column, panel, wide, c + i * ldc, ldc, carries, adds);
+      continue;
+    }
+    for (int64_t r = 0; adds && r < count; r++) {
+      std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
+      std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
+    }
+    f(steps, a.at + i * a.row, a.row, a.column, panel, wide, tile, wide, carries, adds);
+    for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
+  }
+}
+
+// C (M,N), kept in S, [+]= A · B with B packed. Transposed: B is (N,K), and each panel's part of a sum begins from 0;
+// otherwise (K,N), and a sum goes on from panel to panel.
+template <bool Transposed, class E, class S, class A, class B>
+void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, S* c,
+            int64_t ldc, bool accumulate) {
+  constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = block_vectors * width<S>, w = width<S>;
+  const int64_t together = m <= row_tile ? wide : panel_columns / wide * wide;
+  E* panels = scratch<E, 0>(std::min(together, (n + wide - 1) / wide * wide) * panel_depth);
+  for (int64_t j0 = 0; j0 < n; j0 += together) {
+    const int64_t j1 = std::min(n, j0 + together);
+    const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
+    for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
+      const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step - 1) / of_step;
+      const auto panel_at = [&](int64_t j) { return panels + (j - j0) * panel_depth; };
+      for (int64_t j = j0; j < j1; j += wide) {
+        const int64_t columns = std::min(wide, j1 - j);
+        if constexpr (Transposed) {
+          pack_columns(panel_at(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
+        } else {
+          pack_rows(panel_at(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
+        }
+      }
+      const int64_t rows_at_once = std::is_same_v<E, A> ? m : row_tile;
+      for (int64_t i = 0; i < m; i += rows_at_once) {
+        const int64_t rows = std::min(rows_at_once, m - i);
+        const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
+        for (int64_t j = j0; j < j1; j += wide) {
+          panel_product(rows_of_a, rows, steps, panel_at(j), width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
+                        !Transposed, accumulate || p0 > 0);
+        }
+      }
+    }
+  }
+}
+
+// The same with C of any type: sums are kept in S until they are whole.
+template <bool Transposed, class A, class B, class C>
+void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
+              int64_t ldc, bool accumulate) {
+  using S = Acc<C>;
+  using E = std::conditional_t<has_dots && std::is_same_v<A, bf16> && std::is_same_v<B, bf16>, Pair, S>;
+  if constexpr (std::is_same_v<C, S>) {
+    packed<Transposed, E, S>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
+  } else {
+    for (int64_t j0 = 0; j0 < n; j0 += panel_columns) {
+      const int64_t columns = std::min(panel_columns, n - j0);
+      const B* bj = b + (Transposed ? j0 * ldb : j0);
+      for (int64_t i0 = 0; i0 < m; i0 += kept_rows) {
+        const int64_t rows = std::min(kept_rows, m - i0);
+        S* sums = scratch<S, 2>(rows * columns);
+        C* to = c + i0 * ldc + j0;
+        for (int64_t i = 0; accumulate && i < rows; i++) {
+          for (int64_t j = 0; j < columns; j++) sums[i * columns + j] = widen(to[i * ldc + j]);
+        }
+        packed<Transposed, E, S>(rows, columns, k, a + i0 * row, row, column, bj, ldb, sums, columns, accumulate);
+        for (int64_t i = 0; i < rows; i++) {
+          for (int64_t j = 0; j < columns; j++) to[i * ldc + j] = narrow<C>(sums[i * columns + j]);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate) {
-  for (int64_t i0 = 0; i0 < m; i0 += row_tile) {
-    const int64_t end = std::min(m, i0 + row_tile);
-    for (int64_t j0 = 0; j0 < n; j0 += columns_nt) {
-      const int64_t columns = std::min<int64_t>(columns_nt, n - j0);
-      int64_t i = i0;
-      for (; i + rows_nt <= end; i += rows_nt) {
-        row_nt<rows_nt>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
-      }
-      for (; rows_nt > 2 && i + 2 <= end; i += 2) {
-        row_nt<2>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
-      }
-      for (; i < end; i++)
-        row_nt<1>(columns, k, a + i * lda, lda, b + j0 * ldb, ldb, c + i * ldc + j0, ldc, accumulate);
-    }
-  }
+  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate);
 }
 
 template <class A, class B, class C>
 void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
              int64_t ldc, bool accumulate) {
-  // Passing partial sums through C keeps their bits only when C is as wide as the sum.
-  const int64_t step = std::is_same_v<C, Acc<C>> ? sum_tile : std::max<int64_t>(k, 1);
-  for (int64_t p = 0; p < k || (p == 0 && k == 0); p += step) {
-    const int64_t depth = std::min(step, k - p);
-    const A* at = a + p * column;
-    const B* bt = b + p * ldb;
-    const bool add = accumulate || p > 0;
-    int64_t i = 0;
-    for (; i + rows_nn <= m; i += rows_nn)
-      row_nn<rows_nn>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
-    for (; rows_nn > 3 && i + 3 <= m; i += 3)
-      row_nn<3>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
-    for (; i < m; i++) row_nn<1>(n, depth, at + i * row, row, column, bt, ldb, c + i * ldc, ldc, add);
+  constexpr bool dots = has_dots && std::is_same_v<A, bf16> && std::is_same_v<B, bf16>;
+  const int64_t least = std::is_same_v<A, B> && !std::is_same_v<A, bf16> ? rows_in_place_fp32 : rows_in_place;
+  if (dots || m >= least) {
+    multiply<false>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
+    return;
   }
+  int64_t i = 0;
+  for (; i + rows_nn <= m; i += rows_nn)
+    row_nn<rows_nn>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
+  for (; rows_nn > 3 && i + 3 <= m; i += 3)
+    row_nn<3>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
+  for (; i < m; i++) row_nn<1>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
 }
 
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);

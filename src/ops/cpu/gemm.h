@@ -5,13 +5,15 @@
 
 namespace furlong::cpu::FURLONG_ISA {
 
-// C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: lanes over K, then sum_lanes.
+// C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of multiply-adds over panel_depth
+// (panels.h) steps of K each, begun from 0 and added up in order.
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate = false);
 
 // C (M,N) [+]= A (M,K) · B (K,N) with contiguous N; element (i,p) of A at a[i·row + p·column], so that Aᵀ works too.
-// Per element: one chain of multiply-adds over p = 0, 1, …, starting from 0 or from C.
+// Per element: one chain of multiply-adds over p = 0, 1, …, starting from 0 or from C. Where bf16 meets bf16 and the
+// instruction set has dot products of pairs, a chain is one of those, in both.
 template <class A, class B, class C>
 void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
              int64_t ldc, bool accumulate = false);

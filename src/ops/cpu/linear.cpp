@@ -6,26 +6,29 @@
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
 
-constexpr int64_t row_block = 64, column_block = 64;
+// Columns that a thread packs together (gemm.cpp), and rows worth a thread of their own.
+constexpr int64_t column_block = 64, row_block = 48;
 
 // Runs tile(row begin, row end, column begin, column end) over the output, on several threads where it pays.
 template <class F>
 void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& tile) {
-  if (rows * columns * depth < serial_work || stream.threads().size() == 1) {
+  const int64_t threads = stream.threads().size();
+  if (rows * columns * depth < serial_work || threads == 1) {
     tile(0, rows, 0, columns);
     return;
   }
-  // Many rows: split them, so that each thread reads its own. Few rows (decode): split the columns.
-  const bool by_rows = rows >= 2 * row_block || columns < 2 * column_block;
-  if (by_rows) {
-    const int64_t block =
-        std::min<int64_t>(row_block, std::max<int64_t>(4, (rows / stream.threads().size() + 3) / 4 * 4));
-    const int64_t n = (rows + block - 1) / block;
-    stream.threads().parallel(n, [&](int64_t i) { tile(i * block, std::min(rows, (i + 1) * block), 0, columns); });
+  // Columns are split, so that each is packed once; where they are few, rows. A few parts for each thread, because a
+  // core may be taken away.
+  const int64_t column_parts = std::min(4 * threads, (columns + column_block - 1) / column_block);
+  if (column_parts >= 2 * threads || rows < 2 * row_block) {
+    const int64_t blocks = (columns + column_block - 1) / column_block;
+    stream.threads().parallel(column_parts, [&](int64_t i) {
+      const int64_t c0 = blocks * i / column_parts * column_block;
+      tile(0, rows, c0, std::min(columns, blocks * (i + 1) / column_parts * column_block));
+    });
   } else {
-    const int64_t n = (columns + column_block - 1) / column_block;
-    stream.threads().parallel(
-        n, [&](int64_t i) { tile(0, rows, i * column_block, std::min(columns, (i + 1) * column_block)); });
+    const int64_t parts = std::min(4 * threads, rows / row_block);
+    stream.threads().parallel(parts, [&](int64_t i) { tile(rows * i / parts, rows * (i + 1) / parts, 0, columns); });
   }
 }
 

@@ -5,7 +5,11 @@
 namespace furlong::cpu {
 namespace FURLONG_ISA {
 
+#if defined(__AVX512BF16__)
+constexpr const char* isa = "avx512bf16";
+#else
 constexpr const char* isa = vector_bytes == 64 ? "avx512" : vector_bytes == 32 ? "avx2" : "portable";
+#endif
 
 extern const OpTable table;
 const OpTable table = {
