@@ -31,7 +31,7 @@ struct Head {
   const DeltaSlots& slots;
   const Tensor &x, &g, &beta, &o;
   int64_t value_head, slot;
-  std::vector<S> hk, hq, kk, qk, sum;
+  std::vector<S> both, hk_hq, kk_qk, sum;  // of the rows' keys, then of their queries
 
   int64_t key_head() const { return value_head / (shape.value_heads / shape.key_heads); }
 
@@ -51,20 +51,21 @@ struct Head {
     const int64_t dk = shape.key_dim, dv = shape.value_dim, earlier = before.rows(), all = earlier + n;
     const ChunkRun<S> own = run(t, n);
     const S* q = saved.q.as<S>() + (t * shape.key_heads + key_head()) * dk;
-    hk.resize(static_cast<size_t>(n * dv));
-    hq.resize(static_cast<size_t>(n * dv));
-    kk.resize(static_cast<size_t>(n * all));
-    qk.resize(static_cast<size_t>(n * all));
+    both.resize(static_cast<size_t>(2 * n * dk));
+    hk_hq.resize(static_cast<size_t>(2 * n * dv));
+    kk_qk.resize(static_cast<size_t>(2 * n * all));
     sum.resize(static_cast<size_t>(std::max(n, int64_t{1}) * dv));
-    gemm_nn(n, dv, dk, own.k, own.k_stride, 1, state, dv, hk.data(), dv);
-    gemm_nn(n, dv, dk, q, own.k_stride, 1, state, dv, hq.data(), dv);
+    for (int64_t i = 0; i < n; i++) {
+      std::copy_n(own.k + i * own.k_stride, dk, both.data() + i * dk);
+      std::copy_n(q + i * own.k_stride, dk, both.data() + (n + i) * dk);
+    }
+    gemm_nn(2 * n, dv, dk, both.data(), dk, 1, state, dv, hk_hq.data(), dv);
     ChunkRows<S> rows = before;
     rows.push(own);
     int64_t column = 0;
     for (int r = 0; r < rows.count; r++) {
       const auto& part = rows.runs[static_cast<size_t>(r)];
-      gemm_nt(n, part.rows, dk, own.k, own.k_stride, part.k, part.k_stride, kk.data() + column, all);
-      gemm_nt(n, part.rows, dk, q, own.k_stride, part.k, part.k_stride, qk.data() + column, all);
+      gemm_nt(2 * n, part.rows, dk, both.data(), dk, part.k, part.k_stride, kk_qk.data() + column, all);
       column += part.rows;
     }
     decays(t, n, before);
@@ -94,8 +95,8 @@ struct Head {
     }
     for (int64_t i = 0; i < n; i++) chunk_gamma[j++] = gamma[i * shape.value_heads];
     for (int64_t i = 0; i < n; i++) {
-      S* a = kk.data() + i * all;
-      S* b = qk.data() + i * all;
+      S* a = kk_qk.data() + i * all;
+      S* b = kk_qk.data() + (n + i) * all;
       const double own = chunk_gamma[earlier + i];
       for (int64_t c = 0; c <= earlier + i; c++) {
         const S decay = exp_fast(static_cast<S>(own - chunk_gamma[c]));
@@ -117,7 +118,7 @@ struct Head {
       int64_t column = 0;
       for (int r = 0; r < rows.count; r++) {
         const auto& part = rows.runs[static_cast<size_t>(r)];
-        gemm_nn(1, dv, part.rows, kk.data() + i * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
+        gemm_nn(1, dv, part.rows, kk_qk.data() + i * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
         column += part.rows;
       }
       const int64_t at = (t + i) * shape.value_heads + value_head;
@@ -125,7 +126,7 @@ struct Head {
       S* u = saved.u.as<S>() + at * dv;
       const T* v = x.as<T>() + (t + i) * x.row_stride() + v_at;
       for (int64_t c = 0; c < dv; c++) {
-        u[c] = b * ((widen(v[c]) - decay * hk[static_cast<size_t>(i * dv + c)]) - sum[static_cast<size_t>(c)]);
+        u[c] = b * ((widen(v[c]) - decay * hk_hq[static_cast<size_t>(i * dv + c)]) - sum[static_cast<size_t>(c)]);
       }
     }
   }
@@ -139,7 +140,7 @@ struct Head {
     int64_t column = 0;
     for (int r = 0; r < rows.count; r++) {
       const auto& part = rows.runs[static_cast<size_t>(r)];
-      gemm_nn(n, dv, part.rows, qk.data() + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
+      gemm_nn(n, dv, part.rows, kk_qk.data() + n * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
       column += part.rows;
     }
     const S scale = S(1) / std::sqrt(static_cast<S>(shape.key_dim));
@@ -147,8 +148,8 @@ struct Head {
       const S decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[(t + i) * shape.value_heads + value_head]));
       T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
       for (int64_t c = 0; c < dv; c++) {
-        out[c] =
-            narrow<T>(scale * (decay * hq[static_cast<size_t>(i * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
+        out[c] = narrow<T>(
+            scale * (decay * hk_hq[static_cast<size_t>((n + i) * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
       }
     }
   }
@@ -250,7 +251,7 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
       if (starts[s] == starts[s + 1]) return;
       const int64_t slot = slots.defined() ? slots.slots.as<int32_t>()[s] : 0;
       const bool keep = slots.defined() && slots.speculative.as<int32_t>()[s] == 0;
-      Head<T> head{shape, saved, slots, x, g, beta, o, vh, slot, {}, {}, {}, {}, {}};
+      Head<T> head{shape, saved, slots, x, g, beta, o, vh, slot, {}, {}, {}, {}};
       std::vector<S> own;
       S* state = nullptr;
       if (slots.defined()) state = slots.state.as<S>() + (slot * shape.value_heads + vh) * state_size;

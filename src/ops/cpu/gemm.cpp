@@ -192,8 +192,9 @@ Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t dept
     return {to, 1, row_tile};
   }
 }
+#if defined(__AVX512BF16__)
 template <>
-[[maybe_unused]] Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
+Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
   if (column == 1 && row % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), row / 2, 1};
   Pair* to = scratch<Pair, 1>(row_tile * panel_depth);
   for (int64_t p = 0; p < depth; p += 2) {
@@ -204,6 +205,7 @@ template <>
   }
   return {to, 1, row_tile};
 }
+#endif
 
 // One panel's columns of C, which is S here, for the rows of a side.
 template <class E, class S>

@@ -23,125 +23,127 @@ constexpr bool has_dots = true;
 constexpr bool has_dots = false;
 #endif
 
+// Calls put(i, word i of each of the given rows) for the words of one vector; `rows` points at one vector each.
 #if defined(__AVX512F__)
-// Row i of the result holds entry i of each of the 16 given rows of 32-bit entries.
-inline void transpose(__m512i* r) {
-  __m512i t[16];
-  for (int i = 0; i < 8; i++) {
-    t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0x88);
-    t[4 + i] = _mm512_shuffle_i32x4(r[i], r[4 + i], 0xdd);
-    t[8 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0x88);
-    t[12 + i] = _mm512_shuffle_i32x4(r[8 + i], r[12 + i], 0xdd);
-  }
-  for (int i = 0; i < 4; i++) {
-    r[i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0x88);
-    r[4 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0x88);
-    r[8 + i] = _mm512_shuffle_i32x4(t[i], t[8 + i], 0xdd);
-    r[12 + i] = _mm512_shuffle_i32x4(t[4 + i], t[12 + i], 0xdd);
-  }
-}
 using Words = __m512i;
-inline Words load_words(const void* p) { return _mm512_loadu_si512(p); }
 inline void store_words(void* p, Words v) { _mm512_storeu_si512(p, v); }
 inline Words upper_half(Words v) { return _mm512_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))); }
-#elif defined(__AVX2__)
-inline void transpose(__m256i* r) {
-  __m256i t[8];
-  for (int i = 0; i < 4; i++) {
-    t[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+template <class F>
+inline void transpose(const char* const* rows, int64_t offset, F&& put) {
+  // Lane l of v[i] has words 4q to 4q+3 of row 4l + i, taken from memory; what is left is within lanes.
+  for (int q = 0; q < 4; q++) {
+    __m512i v[4];
+    for (int i = 0; i < 4; i++) {
+      const auto part = [&](int row) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset + 16 * q));
+      };
+      v[i] = _mm512_castsi128_si512(part(i));
+      v[i] = _mm512_inserti32x4(v[i], part(4 + i), 1);
+      v[i] = _mm512_inserti32x4(v[i], part(8 + i), 2);
+      v[i] = _mm512_inserti32x4(v[i], part(12 + i), 3);
+    }
+    const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+    const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+    put(4 * q, _mm512_unpacklo_epi64(a, c));
+    put(4 * q + 1, _mm512_unpackhi_epi64(a, c));
+    put(4 * q + 2, _mm512_unpacklo_epi64(b, d));
+    put(4 * q + 3, _mm512_unpackhi_epi64(b, d));
   }
-  for (int i = 0; i < 2; i++) {
-    r[4 * i] = _mm256_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 1] = _mm256_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-    r[4 * i + 2] = _mm256_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-    r[4 * i + 3] = _mm256_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-  }
-  for (int i = 0; i < 4; i++) {
-    t[i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x20);
-    t[4 + i] = _mm256_permute2x128_si256(r[i], r[4 + i], 0x31);
-  }
-  for (int i = 0; i < 8; i++) r[i] = t[i];
 }
+#elif defined(__AVX2__)
 using Words = __m256i;
-inline Words load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store_words(void* p, Words v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline Words upper_half(Words v) { return _mm256_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))); }
+template <class F>
+inline void transpose(const char* const* rows, int64_t offset, F&& put) {
+  // Lane l of v[i] has words 4q to 4q+3 of row 4l + i.
+  for (int q = 0; q < 2; q++) {
+    __m256i v[4];
+    for (int i = 0; i < 4; i++) {
+      const auto part = [&](int row) {
+        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset + 16 * q));
+      };
+      v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(i)), part(4 + i), 1);
+    }
+    const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+    const __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+    put(4 * q, _mm256_unpacklo_epi64(a, c));
+    put(4 * q + 1, _mm256_unpackhi_epi64(a, c));
+    put(4 * q + 2, _mm256_unpacklo_epi64(b, d));
+    put(4 * q + 3, _mm256_unpackhi_epi64(b, d));
+  }
+}
+#endif
+
+#if defined(__AVX2__)
+// Calls put(word, that word of `columns` rows of b, zeros beyond them) for `words` words of each row, a vector's width
+// of rows at a time, while the next rows are on their way.
+template <class B, class F>
+void columns_by_words(const B* b, int64_t ldb, int64_t words, int64_t numbers, int64_t columns, F&& put) {
+  constexpr int64_t w = width<float>;
+  alignas(64) char tail[w][vector_bytes];
+  const char* rows[w];
+  const int64_t whole = numbers * static_cast<int64_t>(sizeof(B)) / vector_bytes * w;  // words in full vectors
+  const int64_t next = w * ldb * static_cast<int64_t>(sizeof(B));
+  for (int64_t i = 0; i < w; i++) rows[i] = reinterpret_cast<const char*>(b + std::min(i, columns - 1) * ldb);
+  std::memset(tail, 0, sizeof tail);
+  const char* tails[w];
+  for (int64_t i = 0; i < w; i++) tails[i] = tail[i];
+  for (int64_t at = 0; at < words; at += w) {
+    const bool copies = at >= whole || columns < w;
+    if (copies) {
+      const int64_t begin = at * 4 / static_cast<int64_t>(sizeof(B));
+      const int64_t count = std::min(numbers - begin, vector_bytes / static_cast<int64_t>(sizeof(B)));
+      std::memset(tail, 0, sizeof tail);
+      for (int64_t i = 0; i < columns; i++) {
+        std::memcpy(tail[i], rows[i] + at * 4, static_cast<size_t>(count) * sizeof(B));
+      }
+    } else {
+      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows[i] + next + at * 4);
+    }
+    transpose(copies ? tails : rows, copies ? 0 : at * 4, [&](int64_t i, Words v) {
+      if (at + i < words) put(at + i, v);
+    });
+  }
+}
 #endif
 
 // Entry (p,j) = b[j·ldb + p] for p < depth, j < columns, zero for columns up to `wide`, a multiple of the width.
 template <class S, class B>
 void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, int64_t columns) {
-  int64_t j = 0;
 #if defined(__AVX2__)
   constexpr int64_t w = width<float>;
-  constexpr int64_t of_word = 4 / static_cast<int64_t>(sizeof(B));  // numbers of b in 32 bits
-  for (; j + w <= columns; j += w) {
-    int64_t p = 0;
-    for (; p + of_word * w <= depth; p += of_word * w) {
-      Words r[w];
-      for (int i = 0; i < w; i++) r[i] = load_words(b + (j + i) * ldb + p);
-      transpose(r);
-      for (int i = 0; i < w; i++) {
-        S* to = panel + (p + of_word * i) * wide + j;
-        if constexpr (of_word == 1) {
-          store_words(to, r[i]);
-        } else {
-          store_words(to, upper_half(r[i]));
-          store_words(to + wide, lower_cleared(r[i]));
-        }
-      }
-    }
-    for (; p < depth; p++) {
-      for (int i = 0; i < w; i++) panel[p * wide + j + i] = widen(b[(j + i) * ldb + p]);
+  for (int64_t j = 0; j < columns; j += w) {
+    const int64_t count = std::min(w, columns - j);
+    if constexpr (sizeof(B) == 4) {
+      columns_by_words(b + j * ldb, ldb, depth, depth, count,
+                       [&](int64_t p, Words v) { store_words(panel + p * wide + j, v); });
+    } else {
+      columns_by_words(b + j * ldb, ldb, (depth + 1) / 2, depth, count, [&](int64_t word, Words v) {
+        store_words(panel + 2 * word * wide + j, upper_half(v));
+        if (2 * word + 1 < depth) store_words(panel + (2 * word + 1) * wide + j, lower_cleared(v));
+      });
     }
   }
-#endif
-  for (; j < wide; j++) {
+#else
+  for (int64_t j = 0; j < wide; j++) {
     for (int64_t p = 0; p < depth; p++)
       panel[p * wide + j] = j < columns ? static_cast<S>(widen(b[j * ldb + p])) : S(0);
   }
+#endif
 }
+#if defined(__AVX512BF16__)
 // The same in pairs; a last step alone is paired with zero.
 inline void pack_columns(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
-  int64_t j = 0;
-#if defined(__AVX512F__)
   constexpr int64_t w = width<float>;
-  for (; j + w <= columns; j += w) {
-    int64_t p = 0;
-    for (; p + 2 * w <= depth; p += 2 * w) {
-      Words r[w];
-      for (int i = 0; i < w; i++) r[i] = load_words(b + (j + i) * ldb + p);
-      transpose(r);
-      for (int i = 0; i < w; i++) store_words(panel + (p / 2 + i) * wide + j, r[i]);
-    }
-    for (; p < depth; p += 2) {
-      for (int64_t i = j; i < j + w; i++) {
-        const bf16* at = b + i * ldb + p;
-        panel[p / 2 * wide + i] = {at[0].bits, p + 1 < depth ? at[1].bits : uint16_t{0}};
-      }
-    }
-  }
-#endif
-  for (; j < wide; j++) {
-    for (int64_t p = 0; p < depth; p += 2) {
-      const bf16* at = b + j * ldb + p;
-      panel[p / 2 * wide + j] = j < columns ? Pair{at[0].bits, p + 1 < depth ? at[1].bits : uint16_t{0}} : Pair{0, 0};
-    }
+  for (int64_t j = 0; j < columns; j += w) {
+    columns_by_words(b + j * ldb, ldb, (depth + 1) / 2, depth, std::min(w, columns - j),
+                     [&](int64_t word, Words v) { store_words(panel + word * wide + j, v); });
   }
 }
+#endif
 
 // Entry (p,j) = b[p·ldb + j], otherwise as pack_columns.
 template <class S, class B>
@@ -155,12 +157,12 @@ void pack_rows(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, i
     for (; j < wide; j++) to[j] = j < columns ? static_cast<S>(widen(from[j])) : S(0);
   }
 }
+#if defined(__AVX512BF16__)
 inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
   for (int64_t p = 0; p < depth; p += 2) {
     const bf16 *one = b + p * ldb, *two = p + 1 < depth ? one + ldb : nullptr;
     Pair* to = panel + p / 2 * wide;
     int64_t j = 0;
-#if defined(__AVX512F__)
     constexpr int64_t w = width<float>;
     const auto words = [](const bf16* q) {
       return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
@@ -168,12 +170,13 @@ inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int
     for (; two != nullptr && j + w <= columns; j += w) {
       store_words(to + j, _mm512_or_si512(words(one + j), upper_half(words(two + j))));
     }
-#endif
     for (; j < wide; j++) {
       const bool inside = j < columns;
       to[j] = {inside ? one[j].bits : uint16_t{0}, inside && two != nullptr ? two[j].bits : uint16_t{0}};
     }
   }
 }
+
+#endif
 
 }  // namespace furlong::cpu::FURLONG_ISA
