@@ -109,37 +109,43 @@ inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
 }
 #endif
 
-// C (MR, NV vectors): the sum over the panel's steps, begun from 0 and added to C, or begun from C (`carries`).
+// C (MR, NV vectors): the sum over the panel's steps, begun from C (`carries`), or in chains begun from 0 and added to
+// C.
 template <int MR, int NV, class E, class S>
 void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, int64_t wide, S* c, int64_t ldc,
            bool carries, bool adds) {
   constexpr int w = width<S>;
-  Vec<S> sum[MR][NV] = {};
-  if (carries && adds) {
-    for (int i = 0; i < MR; i++) {
-      for (int v = 0; v < NV; v++) sum[i][v] = load(c + i * ldc + v * w);
+  const int64_t piece = carries ? depth : chain / (std::is_same_v<E, S> ? 1 : 2);
+  int64_t p = 0;
+  do {
+    Vec<S> sum[MR][NV] = {};
+    if (carries && adds) {
+      for (int i = 0; i < MR; i++) {
+        for (int v = 0; v < NV; v++) sum[i][v] = load(c + i * ldc + v * w);
+      }
     }
-  }
-  for (int64_t p = 0; p < depth; p++) {
-    decltype(vector_of(panel)) b[NV];
-    for (int v = 0; v < NV; v++) b[v] = vector_of(panel + p * wide + v * w);
-    for (int i = 0; i < MR; i++) {
-      const auto x = of_all(a + i * row + p * column);
-      for (int v = 0; v < NV; v++) {
-        if constexpr (std::is_same_v<E, S>) {
-          sum[i][v] = mul_add(x, b[v], sum[i][v]);
-        } else {
-          sum[i][v] = multiply_add(x, b[v], sum[i][v]);
+    for (const int64_t end = std::min(depth, p + piece); p < end; p++) {
+      decltype(vector_of(panel)) b[NV];
+      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + p * wide + v * w);
+      for (int i = 0; i < MR; i++) {
+        const auto x = of_all(a + i * row + p * column);
+        for (int v = 0; v < NV; v++) {
+          if constexpr (std::is_same_v<E, S>) {
+            sum[i][v] = mul_add(x, b[v], sum[i][v]);
+          } else {
+            sum[i][v] = multiply_add(x, b[v], sum[i][v]);
+          }
         }
       }
     }
-  }
-  for (int i = 0; i < MR; i++) {
-    for (int v = 0; v < NV; v++) {
-      S* to = c + i * ldc + v * w;
-      store(to, !carries && adds ? load(to) + sum[i][v] : sum[i][v]);
+    for (int i = 0; i < MR; i++) {
+      for (int v = 0; v < NV; v++) {
+        S* to = c + i * ldc + v * w;
+        store(to, !carries && adds ? load(to) + sum[i][v] : sum[i][v]);
+      }
     }
-  }
+    adds = true;
+  } while (p < depth);
 }
 
 template <class E, class S>

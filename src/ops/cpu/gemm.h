@@ -5,8 +5,8 @@
 
 namespace furlong::cpu::FURLONG_ISA {
 
-// C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of multiply-adds over panel_depth
-// (panels.h) steps of K each, begun from 0 and added up in order.
+// C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of 32 multiply-adds (`chain`, panels.h)
+// over K, each begun from 0, added up in order.
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate = false);

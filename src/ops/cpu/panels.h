@@ -11,6 +11,8 @@ namespace furlong::cpu::FURLONG_ISA {
 // A block of sums: rows x vectors of columns, as many as the registers hold beside one row of the panel.
 constexpr int block_rows = vector_bytes == 16 ? 4 : 6, block_vectors = vector_bytes == 64 ? 4 : 2;
 constexpr int64_t panel_depth = 128;
+// Numbers of one chain of a sum over columns (gemm_nt): short chains round less.
+constexpr int64_t chain = 32;
 
 // Two bf16 numbers that follow each other in a sum, for dot products of pairs.
 struct Pair {
