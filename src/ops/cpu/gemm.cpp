@@ -14,7 +14,9 @@ namespace {
 constexpr int rows_nn = vector_bytes == 64 ? 6 : 3, vectors_nn = vector_bytes == 64 ? 4 : 3;
 // Fewer rows than this multiply B as it lies: to pack it would cost as much.
 constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
-// Columns packed together, rows of A widened together, and rows of fp32 sums kept where C is narrower.
+// As few rows multiply columns of B as these are turned, in registers.
+constexpr int rows_turned = vector_bytes == 64 ? 16 : 4;
+// Columns packed together, rows of A that meet them together, and rows of fp32 sums kept where C is narrower.
 constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
 
 template <int MR, int NV, class A, class B, class C>
@@ -213,6 +215,31 @@ Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_
 }
 #endif
 
+// A few rows of A at whole length, widened or in pairs where they are not so already.
+template <class E, class A>
+Side<E> whole_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
+  if constexpr (std::is_same_v<E, A>) {
+    return {a, lda, 1};
+  } else if constexpr (std::is_same_v<E, Pair>) {
+    if (lda % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), lda / 2, 1};
+    const int64_t steps = (depth + 1) / 2;
+    Pair* to = scratch<Pair, 1>(std::max(rows * steps, row_tile * panel_depth));
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t p = 0; p < steps; p++) {
+        const A* at = a + i * lda + 2 * p;
+        to[i * steps + p] = {at[0].bits, 2 * p + 1 < depth ? at[1].bits : uint16_t{0}};
+      }
+    }
+    return {to, steps, 1};
+  } else {
+    E* to = scratch<E, 1>(std::max(rows * depth, row_tile * panel_depth));
+    for (int64_t i = 0; i < rows; i++) {
+      for (int64_t p = 0; p < depth; p++) to[i * depth + p] = widen(a[i * lda + p]);
+    }
+    return {to, depth, 1};
+  }
+}
+
 // One panel's columns of C, which is S here, for the rows of a side.
 template <class E, class S>
 void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel, int64_t wide, S* c, int64_t ldc,
@@ -258,9 +285,8 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
           pack_rows(panel_at(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
         }
       }
-      const int64_t rows_at_once = std::is_same_v<E, A> ? m : row_tile;
-      for (int64_t i = 0; i < m; i += rows_at_once) {
-        const int64_t rows = std::min(rows_at_once, m - i);
+      for (int64_t i = 0; i < m; i += row_tile) {
+        const int64_t rows = std::min(row_tile, m - i);
         const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
         for (int64_t j = j0; j < j1; j += wide) {
           panel_product(rows_of_a, rows, steps, panel_at(j), width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
@@ -271,12 +297,16 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
   }
 }
 
+// What is multiplied: pairs where the instruction set has their dot products, otherwise single numbers.
+template <class A, class B, class C>
+using Element = std::conditional_t<has_dots && std::is_same_v<A, bf16> && std::is_same_v<B, bf16>, Pair, Acc<C>>;
+
 // The same with C of any type: sums are kept in S until they are whole.
 template <bool Transposed, class A, class B, class C>
 void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
               int64_t ldc, bool accumulate) {
   using S = Acc<C>;
-  using E = std::conditional_t<has_dots && std::is_same_v<A, bf16> && std::is_same_v<B, bf16>, Pair, S>;
+  using E = Element<A, B, C>;
   if constexpr (std::is_same_v<C, S>) {
     packed<Transposed, E, S>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
   } else {
@@ -299,11 +329,90 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
   }
 }
 
+#if defined(__AVX2__)
+// C (MR rows, `columns` <= the width) [+]= A · Bᵀ, in the order of `block`: chains begun from 0 and added up.
+template <int MR, class E, class B, class C>
+void turned_columns(int64_t k, const E* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
+                    bool accumulate) {
+  constexpr int64_t w = width<float>, of_word = Columns<B>::of_word, step = std::is_same_v<E, float> ? 1 : 2;
+  Columns<B> of(b, ldb, columns, k);
+  Vec<float> total[MR] = {};
+  for (int i = 0; accumulate && i < MR; i++) total[i] = load_partial(c + i * ldc, columns);
+  for (int64_t p = 0; p < k; p += chain) {
+    Vec<float> sum[MR] = {};
+    for (int64_t q = p; q < std::min(k, p + chain); q += w * of_word) {
+      const int64_t left = k - q;
+      const auto add = [&](int64_t at, Words v) __attribute__((always_inline)) {
+        if constexpr (std::is_same_v<E, float>) {
+          for (int i = 0; i < MR; i++)
+            sum[i] = mul_add(broadcast(a[i * lda + q + at]), std::bit_cast<Vec<float>>(v), sum[i]);
+        } else {
+#if defined(__AVX512BF16__)
+          for (int i = 0; i < MR; i++) sum[i] = multiply_add(of_all(a + i * lda + (q + at) / 2), Pairs{v}, sum[i]);
+#endif
+        }
+      };
+      const auto words = [&]<bool Whole>() __attribute__((always_inline)) {
+        of.template words<Whole>(
+            q / of_word, [&](int64_t i, Words v) __attribute__((always_inline)) {
+              if constexpr (of_word == step) {
+                if (Whole || i * step < left) add(i * step, v);
+              } else {
+                if (Whole || 2 * i < left) add(2 * i, upper_half(v));
+                if (Whole || 2 * i + 1 < left) add(2 * i + 1, lower_cleared(v));
+              }
+            });
+      };
+      if (left >= w * of_word) {
+        words.template operator()<true>();
+      } else {
+        words.template operator()<false>();
+      }
+    }
+    for (int i = 0; i < MR; i++) total[i] = accumulate || p > 0 ? total[i] + sum[i] : sum[i];
+  }
+  for (int i = 0; i < MR; i++) {
+    if (columns == w) {
+      store(c + i * ldc, total[i]);
+    } else {
+      store_partial(c + i * ldc, total[i], columns);
+    }
+  }
+}
+
+// Calls f<rows>(), rows <= Most.
+template <int Most, class F>
+void rows_of(int64_t rows, F&& f) {
+  if constexpr (Most > 1) {
+    if (rows < Most) return rows_of<Most - 1>(rows, f);
+  }
+  f.template operator()<Most>();
+}
+
+template <class E, class A, class B, class C>
+void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
+            bool accumulate) {
+  constexpr int64_t w = width<float>;
+  const Side<E> rows = whole_rows<E>(a, lda, m, k);
+  for (int64_t j = 0; j < n; j += w) {
+    rows_of<rows_turned>(m, [&]<int MR>() {
+      turned_columns<MR>(k, rows.at, rows.row, b + j * ldb, ldb, c + j, ldc, std::min(w, n - j), accumulate);
+    });
+  }
+}
+#endif
+
 }  // namespace
 
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate) {
+#if defined(__AVX2__)
+  if (m <= rows_turned) {
+    turned<Element<A, B, C>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    return;
+  }
+#endif
   multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate);
 }
 

@@ -80,39 +80,58 @@ inline void transpose(const char* const* rows, int64_t offset, F&& put) {
 #endif
 
 #if defined(__AVX2__)
-// Calls put(word, that word of `columns` rows of b, zeros beyond them) for `words` words of each row, a vector's width
-// of rows at a time, while the next rows are on their way.
-template <class B, class F>
-void columns_by_words(const B* b, int64_t ldb, int64_t words, int64_t numbers, int64_t columns, F&& put) {
-  constexpr int64_t w = width<float>;
-  alignas(64) char tail[w][vector_bytes];
-  const char* rows[w];
-  const int64_t whole = numbers * static_cast<int64_t>(sizeof(B)) / vector_bytes * w;  // words in full vectors
-  const int64_t next = w * ldb * static_cast<int64_t>(sizeof(B));
-  for (int64_t i = 0; i < w; i++) rows[i] = reinterpret_cast<const char*>(b + std::min(i, columns - 1) * ldb);
-  std::memset(tail, 0, sizeof tail);
-  const char* tails[w];
-  for (int64_t i = 0; i < w; i++) tails[i] = tail[i];
-  for (int64_t at = 0; at < words; at += w) {
-    const bool copies = at >= whole || columns < w;
-    if (copies) {
-      const int64_t begin = at * 4 / static_cast<int64_t>(sizeof(B));
-      const int64_t count = std::min(numbers - begin, vector_bytes / static_cast<int64_t>(sizeof(B)));
-      std::memset(tail, 0, sizeof tail);
-      for (int64_t i = 0; i < columns; i++) {
-        std::memcpy(tail[i], rows[i] + at * 4, static_cast<size_t>(count) * sizeof(B));
-      }
-    } else {
-      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows[i] + next + at * 4);
+// Calls put(word, that word of `columns` rows of b, the last row's beyond them) for `words` words of each row, a
+// vector's width of rows at a time, while the next rows are on their way.
+template <class B>
+struct Columns {
+  static constexpr int64_t w = width<float>, of_word = 4 / static_cast<int64_t>(sizeof(B));
+
+  Columns(const B* b, int64_t ldb, int64_t columns, int64_t numbers)
+      : numbers_(numbers), next_(w * ldb * static_cast<int64_t>(sizeof(B))) {
+    for (int64_t i = 0; i < w; i++) {
+      rows_[i] = reinterpret_cast<const char*>(b + std::min(i, columns - 1) * ldb);
+      tails_[i] = tail_[i];
     }
-    transpose(copies ? tails : rows, copies ? 0 : at * 4, [&](int64_t i, Words v) {
-      if (at + i < words) put(at + i, v);
+  }
+
+  // Calls put(i, word at + i of the rows) for the words of one vector. Beyond the rows' ends, if it is not whole, there
+  // are zeros.
+  template <bool Whole, class F>
+  void words(int64_t at, F&& put) {
+    if constexpr (Whole) {
+      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows_[i] + next_ + at * 4);
+      transpose(rows_, at * 4, put);
+      return;
+    }
+    std::memset(tail_, 0, sizeof tail_);
+    const auto bytes = static_cast<size_t>(numbers_ - at * of_word) * sizeof(B);
+    for (int64_t i = 0; i < w; i++) std::memcpy(tail_[i], rows_[i] + at * 4, bytes);
+    transpose(tails_, 0, put);
+  }
+
+ private:
+  int64_t numbers_, next_;
+  const char* rows_[w];
+  const char* tails_[w];
+  alignas(64) char tail_[w][vector_bytes];
+};
+
+template <class B, class F>
+void columns_by_words(const B* b, int64_t ldb, int64_t numbers, int64_t columns, F&& put) {
+  Columns<B> of(b, ldb, columns, numbers);
+  int64_t at = 0;
+  for (; (at + of.w) * of.of_word <= numbers; at += of.w) {
+    of.template words<true>(at, [&](int64_t i, Words v) { put(at + i, v); });
+  }
+  if (at * of.of_word < numbers) {
+    of.template words<false>(at, [&](int64_t i, Words v) {
+      if ((at + i) * of.of_word < numbers) put(at + i, v);
     });
   }
 }
 #endif
 
-// Entry (p,j) = b[j·ldb + p] for p < depth, j < columns, zero for columns up to `wide`, a multiple of the width.
+// Entry (p,j) = b[j·ldb + p] for p < depth, j < columns; columns up to `wide`, a multiple of the width, hold anything.
 template <class S, class B>
 void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, int64_t columns) {
 #if defined(__AVX2__)
@@ -120,10 +139,10 @@ void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth
   for (int64_t j = 0; j < columns; j += w) {
     const int64_t count = std::min(w, columns - j);
     if constexpr (sizeof(B) == 4) {
-      columns_by_words(b + j * ldb, ldb, depth, depth, count,
+      columns_by_words(b + j * ldb, ldb, depth, count,
                        [&](int64_t p, Words v) { store_words(panel + p * wide + j, v); });
     } else {
-      columns_by_words(b + j * ldb, ldb, (depth + 1) / 2, depth, count, [&](int64_t word, Words v) {
+      columns_by_words(b + j * ldb, ldb, depth, count, [&](int64_t word, Words v) {
         store_words(panel + 2 * word * wide + j, upper_half(v));
         if (2 * word + 1 < depth) store_words(panel + (2 * word + 1) * wide + j, lower_cleared(v));
       });
@@ -141,7 +160,7 @@ void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth
 inline void pack_columns(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
   constexpr int64_t w = width<float>;
   for (int64_t j = 0; j < columns; j += w) {
-    columns_by_words(b + j * ldb, ldb, (depth + 1) / 2, depth, std::min(w, columns - j),
+    columns_by_words(b + j * ldb, ldb, depth, std::min(w, columns - j),
                      [&](int64_t word, Words v) { store_words(panel + word * wide + j, v); });
   }
 }
