@@ -1,5 +1,6 @@
 // Pieces of the gated delta rule over one head and one chunk, shared by the forward, the commit and the backward.
 #pragma once
+#include <algorithm>
 #include <array>
 #include <vector>
 
@@ -40,10 +41,10 @@ void advance_state(S* state, int64_t dk, int64_t dv, const ChunkRows<S>& rows) {
   const double end = last.gamma[(last.rows - 1) * last.gamma_stride];
   const S decay = exp_fast(static_cast<S>(end));
   for (int64_t i = 0; i < dk * dv; i++) state[i] *= decay;
-  std::vector<S> scaled;
+  static thread_local std::vector<S> scaled;
   for (int r = 0; r < rows.count; r++) {
     const ChunkRun<S>& run = rows.runs[static_cast<size_t>(r)];
-    scaled.resize(static_cast<size_t>(run.rows * dv));
+    scaled.resize(static_cast<size_t>(std::max(run.rows, delta_chunk) * dv));
     for (int64_t j = 0; j < run.rows; j++) {
       const S factor = exp_fast(static_cast<S>(end - run.gamma[j * run.gamma_stride]));
       for (int64_t c = 0; c < dv; c++) scaled[static_cast<size_t>(j * dv + c)] = factor * run.u[j * run.u_stride + c];

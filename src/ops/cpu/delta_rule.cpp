@@ -22,22 +22,27 @@ S softplus(S x) {
   return x > S(20) ? x : std::log1p(std::exp(x));
 }
 
-// One value head over one segment, chunk by chunk.
+// Working memory of a thread.
+template <class S>
+struct DeltaWork {
+  // Of the rows' keys, then of their queries: the rows, their products with the state, with the chunk's keys, those
+  // decayed, and sums over the chunk's corrections.
+  std::vector<S> both, products, raw, decayed, sum;
+};
+
+// A key head over one segment, chunk by chunk, and its value heads.
 template <class T>
 struct Head {
   using S = Acc<T>;
   const DeltaShape& shape;
   const DeltaSaved& saved;
-  const DeltaSlots& slots;
   const Tensor &x, &g, &beta, &o;
-  int64_t value_head, slot;
-  std::vector<S> both, hk_hq, kk_qk, sum;  // of the rows' keys, then of their queries
-
-  int64_t key_head() const { return value_head / (shape.value_heads / shape.key_heads); }
+  int64_t key_head;
+  DeltaWork<S>& work;
 
   // The batch rows [t, t + n) as a run.
-  ChunkRun<S> run(int64_t t, int64_t n) const {
-    return {saved.k.as<S>() + (t * shape.key_heads + key_head()) * shape.key_dim,
+  ChunkRun<S> run(int64_t value_head, int64_t t, int64_t n) const {
+    return {saved.k.as<S>() + (t * shape.key_heads + key_head) * shape.key_dim,
             saved.u.as<S>() + (t * shape.value_heads + value_head) * shape.value_dim,
             saved.gamma.as<double>() + t * shape.value_heads + value_head,
             shape.key_heads * shape.key_dim,
@@ -46,36 +51,60 @@ struct Head {
             n};
   }
 
-  // Solves rows [t, t + n) of the batch, which lie in one chunk after the rows of `before`, from the state entering it.
-  void solve(int64_t t, int64_t n, const S* state, const ChunkRows<S>& before) {
-    const int64_t dk = shape.key_dim, dv = shape.value_dim, earlier = before.rows(), all = earlier + n;
-    const ChunkRun<S> own = run(t, n);
-    const S* q = saved.q.as<S>() + (t * shape.key_heads + key_head()) * dk;
-    both.resize(static_cast<size_t>(2 * n * dk));
-    hk_hq.resize(static_cast<size_t>(2 * n * dv));
-    kk_qk.resize(static_cast<size_t>(2 * n * all));
-    sum.resize(static_cast<size_t>(std::max(n, int64_t{1}) * dv));
+  // Products of the rows [t, t + n) of the batch, which lie in one chunk after the rows of `before`, with the keys of
+  // both.
+  void keys(int64_t t, int64_t n, const ChunkRows<S>& before) {
+    const int64_t dk = shape.key_dim, all = before.rows() + n, stride = shape.key_heads * dk;
+    const S *k = saved.k.as<S>() + (t * shape.key_heads + key_head) * dk,
+            *q = saved.q.as<S>() + (t * shape.key_heads + key_head) * dk;
+    grow(work.both, 2 * n * dk);
+    grow(work.raw, 2 * n * all);
     for (int64_t i = 0; i < n; i++) {
-      std::copy_n(own.k + i * own.k_stride, dk, both.data() + i * dk);
-      std::copy_n(q + i * own.k_stride, dk, both.data() + (n + i) * dk);
+      std::copy_n(k + i * stride, dk, work.both.data() + i * dk);
+      std::copy_n(q + i * stride, dk, work.both.data() + (n + i) * dk);
     }
-    gemm_nn(2 * n, dv, dk, both.data(), dk, 1, state, dv, hk_hq.data(), dv);
-    ChunkRows<S> rows = before;
-    rows.push(own);
     int64_t column = 0;
-    for (int r = 0; r < rows.count; r++) {
-      const auto& part = rows.runs[static_cast<size_t>(r)];
-      gemm_nt(2 * n, part.rows, dk, both.data(), dk, part.k, part.k_stride, kk_qk.data() + column, all);
+    const auto multiply = [&](int64_t rows, const S* keys_, int64_t keys_stride) {
+      gemm_nt(2 * n, rows, dk, work.both.data(), dk, keys_, keys_stride, work.raw.data() + column, all);
+      column += rows;
+    };
+    for (int r = 0; r < before.count; r++) {
+      const auto& part = before.runs[static_cast<size_t>(r)];
+      multiply(part.rows, part.k, part.k_stride);
+    }
+    multiply(n, k, stride);
+  }
+
+  // Solves those rows for one value head, from the state entering the chunk; `keys` came first.
+  void solve(int64_t value_head, int64_t t, int64_t n, const S* state, const ChunkRows<S>& before) {
+    const int64_t dk = shape.key_dim, dv = shape.value_dim, earlier = before.rows(), all = earlier + n;
+    grow(work.products, 2 * n * dv);
+    grow(work.decayed, 2 * n * all);
+    grow(work.sum, 2 * n * dv);
+    gemm_nn(2 * n, dv, dk, work.both.data(), dk, 1, state, dv, work.products.data(), dv);
+    decays(value_head, t, n, before);
+    std::fill_n(work.sum.data(), 2 * n * dv, S(0));
+    int64_t column = 0;
+    for (int r = 0; r < before.count; r++) {
+      const auto& part = before.runs[static_cast<size_t>(r)];
+      gemm_nn(2 * n, dv, part.rows, work.decayed.data() + column, all, 1, part.u, part.u_stride, work.sum.data(), dv,
+              true);
       column += part.rows;
     }
-    decays(t, n, before);
-    corrections(t, n, before, all);
-    outputs(t, n, before, all);
+    corrections(value_head, t, n, earlier, all);
+    const ChunkRun<S> own = run(value_head, t, n);
+    gemm_nn(n, dv, n, work.decayed.data() + n * all + earlier, all, 1, own.u, own.u_stride, work.sum.data() + n * dv,
+            dv, true);
+    outputs(value_head, t, n);
   }
 
  private:
-  // γ of the rows, and γ_i - γ_j folded into the products as e^{γ_i-γ_j}; entries above the diagonal become zero.
-  void decays(int64_t t, int64_t n, const ChunkRows<S>& before) {
+  static void grow(std::vector<S>& v, int64_t size) {
+    if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
+  }
+
+  // γ of the rows, and the products times e^{γ_i-γ_j}; entries above the diagonal become zero.
+  void decays(int64_t value_head, int64_t t, int64_t n, const ChunkRows<S>& before) {
     double* gamma = saved.gamma.as<double>() + t * shape.value_heads + value_head;
     double last = 0;
     if (before.count > 0) {
@@ -95,62 +124,46 @@ struct Head {
     }
     for (int64_t i = 0; i < n; i++) chunk_gamma[j++] = gamma[i * shape.value_heads];
     for (int64_t i = 0; i < n; i++) {
-      S* a = kk_qk.data() + i * all;
-      S* b = kk_qk.data() + (n + i) * all;
+      const S *raw_k = work.raw.data() + i * all, *raw_q = raw_k + n * all;
+      S *a = work.decayed.data() + i * all, *b = a + n * all;
       const double own = chunk_gamma[earlier + i];
       for (int64_t c = 0; c <= earlier + i; c++) {
         const S decay = exp_fast(static_cast<S>(own - chunk_gamma[c]));
-        a[c] *= decay;
-        b[c] *= decay;
+        a[c] = raw_k[c] * decay;
+        b[c] = raw_q[c] * decay;
       }
       for (int64_t c = earlier + i + 1; c < all; c++) b[c] = 0;
     }
   }
 
-  // u_i = β_i (v_i - e^{γ_i} Sᵀk_i - Σ_{j<i} e^{γ_i-γ_j} ⟨k_i,k_j⟩ u_j), row after row.
-  void corrections(int64_t t, int64_t n, const ChunkRows<S>& before, int64_t all) {
+  // u_i = β_i (v_i - e^{γ_i} Sᵀk_i - Σ_{j<i} e^{γ_i-γ_j} ⟨k_i,k_j⟩ u_j), row after row; the sums have begun.
+  void corrections(int64_t value_head, int64_t t, int64_t n, int64_t earlier, int64_t all) {
     const int64_t dv = shape.value_dim;
     const int64_t v_at = 2 * shape.key_heads * shape.key_dim + value_head * dv;
+    const ChunkRun<S> own = run(value_head, t, n);
     for (int64_t i = 0; i < n; i++) {
-      ChunkRows<S> rows = before;
-      rows.push(run(t, i));
-      std::fill_n(sum.data(), dv, S(0));
-      int64_t column = 0;
-      for (int r = 0; r < rows.count; r++) {
-        const auto& part = rows.runs[static_cast<size_t>(r)];
-        gemm_nn(1, dv, part.rows, kk_qk.data() + i * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
-        column += part.rows;
+      S* sum = work.sum.data() + i * dv;
+      if (i > 0) {
+        gemm_nn(1, dv, i, work.decayed.data() + i * all + earlier, all, 1, own.u, own.u_stride, sum, dv, true);
       }
       const int64_t at = (t + i) * shape.value_heads + value_head;
       const S b = beta.as<S>()[at], decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[at]));
       S* u = saved.u.as<S>() + at * dv;
       const T* v = x.as<T>() + (t + i) * x.row_stride() + v_at;
-      for (int64_t c = 0; c < dv; c++) {
-        u[c] = b * ((widen(v[c]) - decay * hk_hq[static_cast<size_t>(i * dv + c)]) - sum[static_cast<size_t>(c)]);
-      }
+      const S* product = work.products.data() + i * dv;
+      for (int64_t c = 0; c < dv; c++) u[c] = b * ((widen(v[c]) - decay * product[c]) - sum[c]);
     }
   }
 
   // o_i = (e^{γ_i} Sᵀq_i + Σ_{j≤i} e^{γ_i-γ_j} ⟨q_i,k_j⟩ u_j) / sqrt(Dk)
-  void outputs(int64_t t, int64_t n, const ChunkRows<S>& before, int64_t all) {
+  void outputs(int64_t value_head, int64_t t, int64_t n) {
     const int64_t dv = shape.value_dim;
-    ChunkRows<S> rows = before;
-    rows.push(run(t, n));
-    std::fill(sum.begin(), sum.end(), S(0));
-    int64_t column = 0;
-    for (int r = 0; r < rows.count; r++) {
-      const auto& part = rows.runs[static_cast<size_t>(r)];
-      gemm_nn(n, dv, part.rows, kk_qk.data() + n * all + column, all, 1, part.u, part.u_stride, sum.data(), dv, true);
-      column += part.rows;
-    }
     const S scale = S(1) / std::sqrt(static_cast<S>(shape.key_dim));
     for (int64_t i = 0; i < n; i++) {
       const S decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[(t + i) * shape.value_heads + value_head]));
       T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
-      for (int64_t c = 0; c < dv; c++) {
-        out[c] = narrow<T>(
-            scale * (decay * hk_hq[static_cast<size_t>((n + i) * dv + c)] + sum[static_cast<size_t>(i * dv + c)]));
-      }
+      const S *product = work.products.data() + (n + i) * dv, *sum = work.sum.data() + (n + i) * dv;
+      for (int64_t c = 0; c < dv; c++) out[c] = narrow<T>(scale * (decay * product[c] + sum[c]));
     }
   }
 };
@@ -246,42 +259,55 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
                                  : positions[starts[s + 1] - 1] / delta_chunk - positions[starts[s]] / delta_chunk + 1;
       first_chunk[static_cast<size_t>(s) + 1] = first_chunk[static_cast<size_t>(s)] + chunks;
     }
-    stream.threads().parallel_uneven(segments.count() * shape.value_heads, [&](int64_t task) {
-      const int64_t s = task / shape.value_heads, vh = task % shape.value_heads;
+    const int64_t group = shape.value_heads / shape.key_heads;
+    stream.threads().parallel_uneven(segments.count() * shape.key_heads, [&](int64_t task) {
+      const int64_t s = task / shape.key_heads, kh = task % shape.key_heads;
       if (starts[s] == starts[s + 1]) return;
+      static thread_local DeltaWork<S> work;
       const int64_t slot = slots.defined() ? slots.slots.as<int32_t>()[s] : 0;
       const bool keep = slots.defined() && slots.speculative.as<int32_t>()[s] == 0;
-      Head<T> head{shape, saved, slots, x, g, beta, o, vh, slot, {}, {}, {}, {}};
-      std::vector<S> own;
-      S* state = nullptr;
-      if (slots.defined()) state = slots.state.as<S>() + (slot * shape.value_heads + vh) * state_size;
-      const auto make_own = [&](const S* from) {
-        own.assign(static_cast<size_t>(state_size), S(0));
-        if (from != nullptr) std::copy_n(from, state_size, own.data());
-        state = own.data();
+      Head<T> head{shape, saved, x, g, beta, o, kh, work};
+      const auto at = [&](const Tensor& states, int64_t entry, int64_t vh) {
+        return states.as<S>() + (entry * shape.value_heads + vh) * state_size;
       };
-      if (!slots.defined()) {
-        make_own(state0.defined() ? state0.as<S>() + (s * shape.value_heads + vh) * state_size : nullptr);
+      std::vector<S*> state(static_cast<size_t>(group));
+      std::vector<std::vector<S>> own(slots.defined() && keep ? 0 : static_cast<size_t>(group));
+      const auto make_own = [&](size_t i, const S* from) {
+        own[i].assign(static_cast<size_t>(state_size), S(0));
+        if (from != nullptr) std::copy_n(from, state_size, own[i].data());
+        state[i] = own[i].data();
+      };
+      for (int64_t i = 0; i < group; i++) {
+        const int64_t vh = kh * group + i;
+        if (slots.defined()) {
+          state[static_cast<size_t>(i)] = at(slots.state, slot, vh);
+        } else {
+          make_own(static_cast<size_t>(i), state0.defined() ? at(state0, s, vh) : nullptr);
+        }
       }
       int64_t chunk = first_chunk[static_cast<size_t>(s)];
       for (int64_t t = starts[s]; t < starts[s + 1]; chunk++) {
         const int64_t p = positions[t], begin = p / delta_chunk * delta_chunk;
         const int64_t n = std::min<int64_t>(starts[s + 1] - t, begin + delta_chunk - p);
-        if (saved.states.defined()) {
-          std::copy_n(state, state_size, saved.states.as<S>() + (chunk * shape.value_heads + vh) * state_size);
-        }
-        ChunkRows<S> rows;
-        if (slots.defined() && t == starts[s]) push_ring(rows, slots, slot, head.key_head(), vh, begin, p);
-        head.solve(t, n, state, rows);
         const bool complete = p + n == begin + delta_chunk;
-        if (complete || (t + n == starts[s + 1] && state1.defined())) {
-          if (slots.defined() && !keep && own.empty()) make_own(state);
-          rows.push(head.run(t, n));
-          advance_state(state, shape.key_dim, shape.value_dim, rows);
+        for (int64_t i = 0; i < group; i++) {
+          const int64_t vh = kh * group + i;
+          S*& mine = state[static_cast<size_t>(i)];
+          if (saved.states.defined()) std::copy_n(mine, state_size, at(saved.states, chunk, vh));
+          ChunkRows<S> rows;
+          if (slots.defined() && t == starts[s]) push_ring(rows, slots, slot, kh, vh, begin, p);
+          if (i == 0) head.keys(t, n, rows);
+          head.solve(vh, t, n, mine, rows);
+          if (!complete && (t + n < starts[s + 1] || !state1.defined())) continue;
+          if (slots.defined() && !keep && own[static_cast<size_t>(i)].empty()) make_own(static_cast<size_t>(i), mine);
+          rows.push(head.run(vh, t, n));
+          advance_state(mine, shape.key_dim, shape.value_dim, rows);
         }
         t += n;
       }
-      if (state1.defined()) std::copy_n(state, state_size, state1.as<S>() + (s * shape.value_heads + vh) * state_size);
+      for (int64_t i = 0; state1.defined() && i < group; i++) {
+        std::copy_n(state[static_cast<size_t>(i)], state_size, at(state1, s, kh * group + i));
+      }
     });
     if (slots.defined()) write_rings<S>(segments, slots, saved);
   });

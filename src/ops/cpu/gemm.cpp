@@ -61,9 +61,12 @@ void block_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, con
 template <int MR, class A, class B, class C>
 void row_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c, int64_t ldc,
             bool accumulate) {
-  constexpr int w = width<Acc<B>>;
+  constexpr int w = width<Acc<B>>, vectors = MR <= 2 && vector_bytes == 64 ? 2 * vectors_nn : vectors_nn;
   int64_t j = 0;
-  for (; j + vectors_nn * w <= n; j += vectors_nn * w) {
+  for (; j + vectors * w <= n; j += vectors * w) {
+    block_nn<MR, vectors>(vectors * w, k, a, row, column, b + j, ldb, c + j, ldc, accumulate);
+  }
+  for (; vectors != vectors_nn && j + vectors_nn * w <= n; j += vectors_nn * w) {
     block_nn<MR, vectors_nn>(vectors_nn * w, k, a, row, column, b + j, ldb, c + j, ldc, accumulate);
   }
   for (; j < n; j += w) {
@@ -430,6 +433,7 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
     row_nn<rows_nn>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
   for (; rows_nn > 3 && i + 3 <= m; i += 3)
     row_nn<3>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
+  for (; i + 2 <= m; i += 2) row_nn<2>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
   for (; i < m; i++) row_nn<1>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
 }
 
