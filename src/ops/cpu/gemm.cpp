@@ -117,8 +117,8 @@ inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
 // C (MR, NV vectors): the sum over the panel's steps, begun from C (`carries`), or in chains begun from 0 and added to
 // C.
 template <int MR, int NV, class E, class S>
-void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, int64_t wide, S* c, int64_t ldc,
-           bool carries, bool adds) {
+void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, S* c, int64_t ldc, bool carries,
+           bool adds) {
   constexpr int w = width<S>;
   const int64_t piece = carries ? depth : chain / (std::is_same_v<E, S> ? 1 : 2);
   int64_t p = 0;
@@ -131,7 +131,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* pane
     }
     for (const int64_t end = std::min(depth, p + piece); p < end; p++) {
       decltype(vector_of(panel)) b[NV];
-      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + p * wide + v * w);
+      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + (v * panel_depth + p) * w);
       for (int i = 0; i < MR; i++) {
         const auto x = of_all(a + i * row + p * column);
         for (int v = 0; v < NV; v++) {
@@ -154,7 +154,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* pane
 }
 
 template <class E, class S>
-using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, int64_t, S*, int64_t, bool, bool);
+using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, S*, int64_t, bool, bool);
 template <int NV, class E, class S>
 Block<E, S> block_of_rows(int64_t rows) {
   static_assert(block_rows <= 6);
@@ -254,14 +254,14 @@ void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel
     const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
     const auto f = block_for<E, S>(count, wide / w);
     if (columns == wide) {
-      f(steps, a.at + i * a.row, a.row, a.column, panel, wide, c + i * ldc, ldc, carries, adds);
+      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds);
       continue;
     }
     for (int64_t r = 0; adds && r < count; r++) {
       std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
       std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
     }
-    f(steps, a.at + i * a.row, a.row, a.column, panel, wide, tile, wide, carries, adds);
+    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds);
     for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
   }
 }
@@ -279,20 +279,20 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
     const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
     for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
       const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step - 1) / of_step;
-      const auto panel_at = [&](int64_t j) { return panels + (j - j0) * panel_depth; };
+      const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_depth; };
       for (int64_t j = j0; j < j1; j += wide) {
         const int64_t columns = std::min(wide, j1 - j);
         if constexpr (Transposed) {
-          pack_columns(panel_at(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
+          pack_columns(panel_of(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
         } else {
-          pack_rows(panel_at(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
+          pack_rows(panel_of(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
         }
       }
       for (int64_t i = 0; i < m; i += row_tile) {
         const int64_t rows = std::min(row_tile, m - i);
         const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
         for (int64_t j = j0; j < j1; j += wide) {
-          panel_product(rows_of_a, rows, steps, panel_at(j), width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
+          panel_product(rows_of_a, rows, steps, panel_of(j), width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
                         !Transposed, accumulate || p0 > 0);
         }
       }

@@ -99,8 +99,10 @@ struct Columns {
   template <bool Whole, class F>
   void words(int64_t at, F&& put) {
     if constexpr (Whole) {
-      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows_[i] + next_ + at * 4);
-      transpose(rows_, at * 4, put);
+      const char* rows[w];  // of their own, or each store of `put` might have changed them
+      for (int64_t i = 0; i < w; i++) rows[i] = rows_[i];
+      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows[i] + next_ + at * 4);
+      transpose(rows, at * 4, put);
       return;
     }
     std::memset(tail_, 0, sizeof tail_);
@@ -117,11 +119,12 @@ struct Columns {
 };
 
 template <class B, class F>
-void columns_by_words(const B* b, int64_t ldb, int64_t numbers, int64_t columns, F&& put) {
+[[gnu::always_inline]] inline void columns_by_words(const B* b, int64_t ldb, int64_t numbers, int64_t columns,
+                                                    F&& put) {
   Columns<B> of(b, ldb, columns, numbers);
   int64_t at = 0;
   for (; (at + of.w) * of.of_word <= numbers; at += of.w) {
-    of.template words<true>(at, [&](int64_t i, Words v) { put(at + i, v); });
+    of.template words<true>(at, [=](int64_t i, Words v) { put(at + i, v); });
   }
   if (at * of.of_word < numbers) {
     of.template words<false>(at, [&](int64_t i, Words v) {
@@ -130,6 +133,14 @@ void columns_by_words(const B* b, int64_t ldb, int64_t numbers, int64_t columns,
   }
 }
 #endif
+
+// Where entry (step p, column j) of a panel lies: the columns of one vector together, step after step, so that packing
+// writes straight on.
+template <class E>
+inline E* panel_at(E* panel, int64_t p, int64_t j) {
+  constexpr int64_t w = width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
+  return panel + j / w * (panel_depth * w) + p * w + j % w;
+}
 
 // Entry (p,j) = b[j·ldb + p] for p < depth, j < columns; columns up to `wide`, a multiple of the width, hold anything.
 template <class S, class B>
@@ -140,18 +151,19 @@ void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth
     const int64_t count = std::min(w, columns - j);
     if constexpr (sizeof(B) == 4) {
       columns_by_words(b + j * ldb, ldb, depth, count,
-                       [&](int64_t p, Words v) { store_words(panel + p * wide + j, v); });
+                       [=](int64_t p, Words v) { store_words(panel_at(panel, p, j), v); });
     } else {
-      columns_by_words(b + j * ldb, ldb, depth, count, [&](int64_t word, Words v) {
-        store_words(panel + 2 * word * wide + j, upper_half(v));
-        if (2 * word + 1 < depth) store_words(panel + (2 * word + 1) * wide + j, lower_cleared(v));
+      columns_by_words(b + j * ldb, ldb, depth, count, [=](int64_t word, Words v) {
+        store_words(panel_at(panel, 2 * word, j), upper_half(v));
+        if (2 * word + 1 < depth) store_words(panel_at(panel, 2 * word + 1, j), lower_cleared(v));
       });
     }
   }
 #else
   for (int64_t j = 0; j < wide; j++) {
-    for (int64_t p = 0; p < depth; p++)
-      panel[p * wide + j] = j < columns ? static_cast<S>(widen(b[j * ldb + p])) : S(0);
+    for (int64_t p = 0; p < depth; p++) {
+      *panel_at(panel, p, j) = j < columns ? static_cast<S>(widen(b[j * ldb + p])) : S(0);
+    }
   }
 #endif
 }
@@ -161,7 +173,7 @@ inline void pack_columns(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, 
   constexpr int64_t w = width<float>;
   for (int64_t j = 0; j < columns; j += w) {
     columns_by_words(b + j * ldb, ldb, depth, std::min(w, columns - j),
-                     [&](int64_t word, Words v) { store_words(panel + word * wide + j, v); });
+                     [=](int64_t word, Words v) { store_words(panel_at(panel, word, j), v); });
   }
 }
 #endif
@@ -172,28 +184,27 @@ void pack_rows(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, i
   constexpr int64_t w = width<S>;
   for (int64_t p = 0; p < depth; p++) {
     const B* from = b + p * ldb;
-    S* to = panel + p * wide;
     int64_t j = 0;
-    for (; j + w <= columns; j += w) store(to + j, load(from + j));
-    for (; j < wide; j++) to[j] = j < columns ? static_cast<S>(widen(from[j])) : S(0);
+    for (; j + w <= columns; j += w) store(panel_at(panel, p, j), load(from + j));
+    for (; j < wide; j++) *panel_at(panel, p, j) = j < columns ? static_cast<S>(widen(from[j])) : S(0);
   }
 }
 #if defined(__AVX512BF16__)
 inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
   for (int64_t p = 0; p < depth; p += 2) {
     const bf16 *one = b + p * ldb, *two = p + 1 < depth ? one + ldb : nullptr;
-    Pair* to = panel + p / 2 * wide;
     int64_t j = 0;
     constexpr int64_t w = width<float>;
     const auto words = [](const bf16* q) {
       return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
     };
     for (; two != nullptr && j + w <= columns; j += w) {
-      store_words(to + j, _mm512_or_si512(words(one + j), upper_half(words(two + j))));
+      store_words(panel_at(panel, p / 2, j), _mm512_or_si512(words(one + j), upper_half(words(two + j))));
     }
     for (; j < wide; j++) {
       const bool inside = j < columns;
-      to[j] = {inside ? one[j].bits : uint16_t{0}, inside && two != nullptr ? two[j].bits : uint16_t{0}};
+      *panel_at(panel, p / 2, j) = {inside ? one[j].bits : uint16_t{0},
+                                    inside && two != nullptr ? two[j].bits : uint16_t{0}};
     }
   }
 }
