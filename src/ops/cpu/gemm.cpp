@@ -74,6 +74,15 @@ void row_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const
   }
 }
 
+// Calls f<rows>(), rows <= Most.
+template <int Most, class F>
+void rows_of(int64_t rows, F&& f) {
+  if constexpr (Most > 1) {
+    if (rows < Most) return rows_of<Most - 1>(rows, f);
+  }
+  f.template operator()<Most>();
+}
+
 // Memory of a thread for the product it is at, as large as the largest so far.
 template <class T, int>
 T* scratch(int64_t count) {
@@ -338,7 +347,7 @@ template <int MR, class E, class B, class C>
 void turned_columns(int64_t k, const E* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
                     bool accumulate) {
   constexpr int64_t w = width<float>, of_word = Columns<B>::of_word, step = std::is_same_v<E, float> ? 1 : 2;
-  Columns<B> of(b, ldb, columns, k);
+  const Columns<B> of(b, ldb, columns, k);
   Vec<float> total[MR] = {};
   for (int i = 0; accumulate && i < MR; i++) total[i] = load_partial(c + i * ldc, columns);
   for (int64_t p = 0; p < k; p += chain) {
@@ -383,15 +392,6 @@ void turned_columns(int64_t k, const E* a, int64_t lda, const B* b, int64_t ldb,
   }
 }
 
-// Calls f<rows>(), rows <= Most.
-template <int Most, class F>
-void rows_of(int64_t rows, F&& f) {
-  if constexpr (Most > 1) {
-    if (rows < Most) return rows_of<Most - 1>(rows, f);
-  }
-  f.template operator()<Most>();
-}
-
 template <class E, class A, class B, class C>
 void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
             bool accumulate) {
@@ -428,13 +428,13 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
     multiply<false>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
     return;
   }
-  int64_t i = 0;
-  for (; i + rows_nn <= m; i += rows_nn)
-    row_nn<rows_nn>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; rows_nn > 3 && i + 3 <= m; i += 3)
-    row_nn<3>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i + 2 <= m; i += 2) row_nn<2>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
-  for (; i < m; i++) row_nn<1>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
+  const int64_t parts = (m + rows_nn - 1) / rows_nn;
+  for (int64_t part = 0; part < parts; part++) {
+    const int64_t i = m * part / parts;
+    rows_of<rows_nn>(m * (part + 1) / parts - i, [&]<int MR>() {
+      row_nn<MR>(n, k, a + i * row, row, column, b, ldb, c + i * ldc, ldc, accumulate);
+    });
+  }
 }
 
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);

@@ -25,103 +25,126 @@ constexpr bool has_dots = true;
 constexpr bool has_dots = false;
 #endif
 
-// Calls put(i, word i of each of the given rows) for the words of one vector; `rows` points at one vector each.
 #if defined(__AVX512F__)
 using Words = __m512i;
 inline void store_words(void* p, Words v) { _mm512_storeu_si512(p, v); }
 inline Words upper_half(Words v) { return _mm512_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))); }
-template <class F>
-inline void transpose(const char* const* rows, int64_t offset, F&& put) {
-  // Lane l of v[i] has words 4q to 4q+3 of row 4l + i, taken from memory; what is left is within lanes.
-  for (int q = 0; q < 4; q++) {
-    __m512i v[4];
-    for (int i = 0; i < 4; i++) {
-      const auto part = [&](int row) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset + 16 * q));
-      };
-      v[i] = _mm512_castsi128_si512(part(i));
-      v[i] = _mm512_inserti32x4(v[i], part(4 + i), 1);
-      v[i] = _mm512_inserti32x4(v[i], part(8 + i), 2);
-      v[i] = _mm512_inserti32x4(v[i], part(12 + i), 3);
-    }
-    const __m512i a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
-    const __m512i c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
-    put(4 * q, _mm512_unpacklo_epi64(a, c));
-    put(4 * q + 1, _mm512_unpackhi_epi64(a, c));
-    put(4 * q + 2, _mm512_unpacklo_epi64(b, d));
-    put(4 * q + 3, _mm512_unpackhi_epi64(b, d));
-  }
-}
 #elif defined(__AVX2__)
 using Words = __m256i;
 inline void store_words(void* p, Words v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline Words upper_half(Words v) { return _mm256_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))); }
-template <class F>
-inline void transpose(const char* const* rows, int64_t offset, F&& put) {
-  // Lane l of v[i] has words 4q to 4q+3 of row 4l + i.
-  for (int q = 0; q < 2; q++) {
-    __m256i v[4];
-    for (int i = 0; i < 4; i++) {
-      const auto part = [&](int row) {
-        return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset + 16 * q));
-      };
-      v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(i)), part(4 + i), 1);
-    }
-    const __m256i a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
-    const __m256i c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
-    put(4 * q, _mm256_unpacklo_epi64(a, c));
-    put(4 * q + 1, _mm256_unpackhi_epi64(a, c));
-    put(4 * q + 2, _mm256_unpacklo_epi64(b, d));
-    put(4 * q + 3, _mm256_unpackhi_epi64(b, d));
-  }
-}
 #endif
 
 #if defined(__AVX2__)
-// Calls put(word, that word of `columns` rows of b, the last row's beyond them) for `words` words of each row, a
-// vector's width of rows at a time, while the next rows are on their way.
+// out[i] = word i, of the four at `offset` bytes, of each of a vector's width of rows.
+template <class Rows>
+[[gnu::always_inline]] inline void turn_four(const Rows& rows, int64_t offset, Words* out) {
+  // Lane l of v[i] has the words of row 4l + i, taken from memory; what is left is within lanes.
+  const auto part = [&](int row) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(rows[row] + offset)); };
+  Words v[4];
+  for (int i = 0; i < 4; i++) {
+#if defined(__AVX512F__)
+    v[i] = _mm512_castsi128_si512(part(i));
+    v[i] = _mm512_inserti32x4(v[i], part(4 + i), 1);
+    v[i] = _mm512_inserti32x4(v[i], part(8 + i), 2);
+    v[i] = _mm512_inserti32x4(v[i], part(12 + i), 3);
+#else
+    v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(part(i)), part(4 + i), 1);
+#endif
+  }
+#if defined(__AVX512F__)
+  const Words a = _mm512_unpacklo_epi32(v[0], v[1]), b = _mm512_unpackhi_epi32(v[0], v[1]);
+  const Words c = _mm512_unpacklo_epi32(v[2], v[3]), d = _mm512_unpackhi_epi32(v[2], v[3]);
+  out[0] = _mm512_unpacklo_epi64(a, c);
+  out[1] = _mm512_unpackhi_epi64(a, c);
+  out[2] = _mm512_unpacklo_epi64(b, d);
+  out[3] = _mm512_unpackhi_epi64(b, d);
+#else
+  const Words a = _mm256_unpacklo_epi32(v[0], v[1]), b = _mm256_unpackhi_epi32(v[0], v[1]);
+  const Words c = _mm256_unpacklo_epi32(v[2], v[3]), d = _mm256_unpackhi_epi32(v[2], v[3]);
+  out[0] = _mm256_unpacklo_epi64(a, c);
+  out[1] = _mm256_unpackhi_epi64(a, c);
+  out[2] = _mm256_unpacklo_epi64(b, d);
+  out[3] = _mm256_unpackhi_epi64(b, d);
+#endif
+}
+
+// Rows at equal distances, by few addresses, which stay in registers.
+struct RowsApart {
+  const char* first[vector_bytes / 16];
+  int64_t one, three;
+
+  RowsApart(const char* at, int64_t distance) : one(distance), three(3 * distance) {
+    for (int l = 0; l < vector_bytes / 16; l++) first[l] = at + 4 * l * distance;
+  }
+  const char* operator[](int row) const {
+    const char* p = first[row / 4];
+    return row % 4 == 0 ? p : row % 4 == 1 ? p + one : row % 4 == 2 ? p + 2 * one : p + three;
+  }
+};
+
+// A vector's width of rows of b, or fewer, the last of which then stands for those beyond.
 template <class B>
 struct Columns {
   static constexpr int64_t w = width<float>, of_word = 4 / static_cast<int64_t>(sizeof(B));
 
   Columns(const B* b, int64_t ldb, int64_t columns, int64_t numbers)
-      : numbers_(numbers), next_(w * ldb * static_cast<int64_t>(sizeof(B))) {
-    for (int64_t i = 0; i < w; i++) {
-      rows_[i] = reinterpret_cast<const char*>(b + std::min(i, columns - 1) * ldb);
-      tails_[i] = tail_[i];
-    }
-  }
+      : b_(reinterpret_cast<const char*>(b)),
+        distance_(ldb * static_cast<int64_t>(sizeof(B))),
+        columns_(columns),
+        numbers_(numbers) {}
 
   // Calls put(i, word at + i of the rows) for the words of one vector. Beyond the rows' ends, if it is not whole, there
   // are zeros.
   template <bool Whole, class F>
-  void words(int64_t at, F&& put) {
-    if constexpr (Whole) {
-      const char* rows[w];  // of their own, or each store of `put` might have changed them
-      for (int64_t i = 0; i < w; i++) rows[i] = rows_[i];
-      for (int64_t i = 0; i < w; i++) __builtin_prefetch(rows[i] + next_ + at * 4);
-      transpose(rows, at * 4, put);
+  [[gnu::always_inline]] void words(int64_t at, F&& put) const {
+    if (Whole && columns_ == w) {
+      const RowsApart rows(b_ + at * 4, distance_);
+      ask(at);
+      each_four(rows, put);
       return;
     }
-    std::memset(tail_, 0, sizeof tail_);
+    const char* rows[w];
+    if constexpr (Whole) {
+      for (int64_t i = 0; i < w; i++) rows[i] = b_ + std::min(i, columns_ - 1) * distance_ + at * 4;
+      each_four(rows, put);
+      return;
+    }
+    alignas(64) char tail[w][vector_bytes] = {};
     const auto bytes = static_cast<size_t>(numbers_ - at * of_word) * sizeof(B);
-    for (int64_t i = 0; i < w; i++) std::memcpy(tail_[i], rows_[i] + at * 4, bytes);
-    transpose(tails_, 0, put);
+    for (int64_t i = 0; i < w; i++) {
+      std::memcpy(tail[i], b_ + std::min(i, columns_ - 1) * distance_ + at * 4, bytes);
+      rows[i] = tail[i];
+    }
+    each_four(rows, put);
+  }
+  // Asks for the words of one vector of the rows that come after these.
+  void ask(int64_t at) const {
+    for (int64_t i = 0; i < w; i++) __builtin_prefetch(b_ + (w + i) * distance_ + at * 4);
   }
 
  private:
-  int64_t numbers_, next_;
-  const char* rows_[w];
-  const char* tails_[w];
-  alignas(64) char tail_[w][vector_bytes];
+  template <class Rows, class F>
+  [[gnu::always_inline]] static void each_four(const Rows& rows, F& put) {
+    for (int64_t i = 0; i < w; i += 4) {
+      Words v[4];
+      turn_four(rows, 4 * i, v);
+      for (int64_t j = 0; j < 4; j++) put(i + j, v[j]);
+    }
+  }
+
+  const char* b_;
+  int64_t distance_, columns_, numbers_;
 };
 
+// Calls put(word, that word of `columns` rows of b) for the words of each row, a vector's width of rows at a time,
+// while the next rows are on their way.
 template <class B, class F>
 [[gnu::always_inline]] inline void columns_by_words(const B* b, int64_t ldb, int64_t numbers, int64_t columns,
                                                     F&& put) {
-  Columns<B> of(b, ldb, columns, numbers);
+  const Columns<B> of(b, ldb, columns, numbers);
   int64_t at = 0;
   for (; (at + of.w) * of.of_word <= numbers; at += of.w) {
     of.template words<true>(at, [=](int64_t i, Words v) { put(at + i, v); });
