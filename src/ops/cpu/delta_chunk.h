@@ -2,9 +2,9 @@
 #pragma once
 #include <algorithm>
 #include <array>
-#include <vector>
 
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/scratch.h"
 #include "ops/delta_rule.h"
 
 namespace furlong::cpu::FURLONG_ISA {
@@ -41,15 +41,14 @@ void advance_state(S* state, int64_t dk, int64_t dv, const ChunkRows<S>& rows) {
   const double end = last.gamma[(last.rows - 1) * last.gamma_stride];
   const S decay = exp_fast(static_cast<S>(end));
   for (int64_t i = 0; i < dk * dv; i++) state[i] *= decay;
-  static thread_local std::vector<S> scaled;
   for (int r = 0; r < rows.count; r++) {
     const ChunkRun<S>& run = rows.runs[static_cast<size_t>(r)];
-    scaled.resize(static_cast<size_t>(std::max(run.rows, delta_chunk) * dv));
+    S* scaled = scratch<S, Scratch::delta_scaled>(std::max(run.rows, delta_chunk) * dv);
     for (int64_t j = 0; j < run.rows; j++) {
       const S factor = exp_fast(static_cast<S>(end - run.gamma[j * run.gamma_stride]));
-      for (int64_t c = 0; c < dv; c++) scaled[static_cast<size_t>(j * dv + c)] = factor * run.u[j * run.u_stride + c];
+      for (int64_t c = 0; c < dv; c++) scaled[j * dv + c] = factor * run.u[j * run.u_stride + c];
     }
-    gemm_nn(dk, dv, run.rows, run.k, 1, run.k_stride, scaled.data(), dv, state, dv, true);
+    gemm_nn(dk, dv, run.rows, run.k, 1, run.k_stride, scaled, dv, state, dv, true);
   }
 }
 

@@ -22,12 +22,11 @@ S softplus(S x) {
   return x > S(20) ? x : std::log1p(std::exp(x));
 }
 
-// Working memory of a thread.
+// Of the rows' keys, then of their queries: the rows, their products with the state, with the chunk's keys, those
+// decayed, and sums over the chunk's corrections.
 template <class S>
 struct DeltaWork {
-  // Of the rows' keys, then of their queries: the rows, their products with the state, with the chunk's keys, those
-  // decayed, and sums over the chunk's corrections.
-  std::vector<S> both, products, raw, decayed, sum;
+  S *both = nullptr, *products = nullptr, *raw = nullptr, *decayed = nullptr, *sum = nullptr;
 };
 
 // A key head over one segment, chunk by chunk, and its value heads.
@@ -38,7 +37,7 @@ struct Head {
   const DeltaSaved& saved;
   const Tensor &x, &g, &beta, &o;
   int64_t key_head;
-  DeltaWork<S>& work;
+  DeltaWork<S> work{};
 
   // The batch rows [t, t + n) as a run.
   ChunkRun<S> run(int64_t value_head, int64_t t, int64_t n) const {
@@ -57,15 +56,15 @@ struct Head {
     const int64_t dk = shape.key_dim, all = before.rows() + n, stride = shape.key_heads * dk;
     const S *k = saved.k.as<S>() + (t * shape.key_heads + key_head) * dk,
             *q = saved.q.as<S>() + (t * shape.key_heads + key_head) * dk;
-    grow(work.both, 2 * n * dk);
-    grow(work.raw, 2 * n * all);
+    work.both = scratch<S, Scratch::delta_rows>(2 * n * dk);
+    work.raw = scratch<S, Scratch::delta_raw>(2 * n * all);
     for (int64_t i = 0; i < n; i++) {
-      std::copy_n(k + i * stride, dk, work.both.data() + i * dk);
-      std::copy_n(q + i * stride, dk, work.both.data() + (n + i) * dk);
+      std::copy_n(k + i * stride, dk, work.both + i * dk);
+      std::copy_n(q + i * stride, dk, work.both + (n + i) * dk);
     }
     int64_t column = 0;
     const auto multiply = [&](int64_t rows, const S* keys_, int64_t keys_stride) {
-      gemm_nt(2 * n, rows, dk, work.both.data(), dk, keys_, keys_stride, work.raw.data() + column, all);
+      gemm_nt(2 * n, rows, dk, work.both, dk, keys_, keys_stride, work.raw + column, all);
       column += rows;
     };
     for (int r = 0; r < before.count; r++) {
@@ -78,31 +77,25 @@ struct Head {
   // Solves those rows for one value head, from the state entering the chunk; `keys` came first.
   void solve(int64_t value_head, int64_t t, int64_t n, const S* state, const ChunkRows<S>& before) {
     const int64_t dk = shape.key_dim, dv = shape.value_dim, earlier = before.rows(), all = earlier + n;
-    grow(work.products, 2 * n * dv);
-    grow(work.decayed, 2 * n * all);
-    grow(work.sum, 2 * n * dv);
-    gemm_nn(2 * n, dv, dk, work.both.data(), dk, 1, state, dv, work.products.data(), dv);
+    work.products = scratch<S, Scratch::delta_products>(2 * n * dv);
+    work.decayed = scratch<S, Scratch::delta_decayed>(2 * n * all);
+    work.sum = scratch<S, Scratch::delta_sums>(2 * n * dv);
+    gemm_nn(2 * n, dv, dk, work.both, dk, 1, state, dv, work.products, dv);
     decays(value_head, t, n, before);
-    std::fill_n(work.sum.data(), 2 * n * dv, S(0));
+    std::fill_n(work.sum, 2 * n * dv, S(0));
     int64_t column = 0;
     for (int r = 0; r < before.count; r++) {
       const auto& part = before.runs[static_cast<size_t>(r)];
-      gemm_nn(2 * n, dv, part.rows, work.decayed.data() + column, all, 1, part.u, part.u_stride, work.sum.data(), dv,
-              true);
+      gemm_nn(2 * n, dv, part.rows, work.decayed + column, all, 1, part.u, part.u_stride, work.sum, dv, true);
       column += part.rows;
     }
     corrections(value_head, t, n, earlier, all);
     const ChunkRun<S> own = run(value_head, t, n);
-    gemm_nn(n, dv, n, work.decayed.data() + n * all + earlier, all, 1, own.u, own.u_stride, work.sum.data() + n * dv,
-            dv, true);
+    gemm_nn(n, dv, n, work.decayed + n * all + earlier, all, 1, own.u, own.u_stride, work.sum + n * dv, dv, true);
     outputs(value_head, t, n);
   }
 
  private:
-  static void grow(std::vector<S>& v, int64_t size) {
-    if (static_cast<int64_t>(v.size()) < size) v.resize(static_cast<size_t>(size));
-  }
-
   // γ of the rows, and the products times e^{γ_i-γ_j}; entries above the diagonal become zero.
   void decays(int64_t value_head, int64_t t, int64_t n, const ChunkRows<S>& before) {
     double* gamma = saved.gamma.as<double>() + t * shape.value_heads + value_head;
@@ -124,8 +117,8 @@ struct Head {
     }
     for (int64_t i = 0; i < n; i++) chunk_gamma[j++] = gamma[i * shape.value_heads];
     for (int64_t i = 0; i < n; i++) {
-      const S *raw_k = work.raw.data() + i * all, *raw_q = raw_k + n * all;
-      S *a = work.decayed.data() + i * all, *b = a + n * all;
+      const S *raw_k = work.raw + i * all, *raw_q = raw_k + n * all;
+      S *a = work.decayed + i * all, *b = a + n * all;
       const double own = chunk_gamma[earlier + i];
       for (int64_t c = 0; c <= earlier + i; c++) {
         const S decay = exp_fast(static_cast<S>(own - chunk_gamma[c]));
@@ -142,15 +135,15 @@ struct Head {
     const int64_t v_at = 2 * shape.key_heads * shape.key_dim + value_head * dv;
     const ChunkRun<S> own = run(value_head, t, n);
     for (int64_t i = 0; i < n; i++) {
-      S* sum = work.sum.data() + i * dv;
+      S* sum = work.sum + i * dv;
       if (i > 0) {
-        gemm_nn(1, dv, i, work.decayed.data() + i * all + earlier, all, 1, own.u, own.u_stride, sum, dv, true);
+        gemm_nn(1, dv, i, work.decayed + i * all + earlier, all, 1, own.u, own.u_stride, sum, dv, true);
       }
       const int64_t at = (t + i) * shape.value_heads + value_head;
       const S b = beta.as<S>()[at], decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[at]));
       S* u = saved.u.as<S>() + at * dv;
       const T* v = x.as<T>() + (t + i) * x.row_stride() + v_at;
-      const S* product = work.products.data() + i * dv;
+      const S* product = work.products + i * dv;
       for (int64_t c = 0; c < dv; c++) u[c] = b * ((widen(v[c]) - decay * product[c]) - sum[c]);
     }
   }
@@ -162,7 +155,7 @@ struct Head {
     for (int64_t i = 0; i < n; i++) {
       const S decay = exp_fast(static_cast<S>(saved.gamma.as<double>()[(t + i) * shape.value_heads + value_head]));
       T* out = o.as<T>() + (t + i) * o.row_stride() + value_head * dv;
-      const S *product = work.products.data() + (n + i) * dv, *sum = work.sum.data() + (n + i) * dv;
+      const S *product = work.products + (n + i) * dv, *sum = work.sum + (n + i) * dv;
       for (int64_t c = 0; c < dv; c++) out[c] = narrow<T>(scale * (decay * product[c] + sum[c]));
     }
   }
@@ -263,51 +256,46 @@ void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tenso
     stream.threads().parallel_uneven(segments.count() * shape.key_heads, [&](int64_t task) {
       const int64_t s = task / shape.key_heads, kh = task % shape.key_heads;
       if (starts[s] == starts[s + 1]) return;
-      static thread_local DeltaWork<S> work;
       const int64_t slot = slots.defined() ? slots.slots.as<int32_t>()[s] : 0;
       const bool keep = slots.defined() && slots.speculative.as<int32_t>()[s] == 0;
-      Head<T> head{shape, saved, x, g, beta, o, kh, work};
+      Head<T> head{shape, saved, x, g, beta, o, kh};
       const auto at = [&](const Tensor& states, int64_t entry, int64_t vh) {
         return states.as<S>() + (entry * shape.value_heads + vh) * state_size;
       };
-      std::vector<S*> state(static_cast<size_t>(group));
-      std::vector<std::vector<S>> own(slots.defined() && keep ? 0 : static_cast<size_t>(group));
-      const auto make_own = [&](size_t i, const S* from) {
-        own[i].assign(static_cast<size_t>(state_size), S(0));
-        if (from != nullptr) std::copy_n(from, state_size, own[i].data());
-        state[i] = own[i].data();
-      };
-      for (int64_t i = 0; i < group; i++) {
-        const int64_t vh = kh * group + i;
-        if (slots.defined()) {
-          state[static_cast<size_t>(i)] = at(slots.state, slot, vh);
+      // The states, one value head's after the other: a slot's in place, unless a draft may yet be refused, or copies.
+      S* states = slots.defined() ? at(slots.state, slot, kh * group) : nullptr;
+      bool copies = false;
+      const auto copy_states = [&](const S* from) {
+        states = scratch<S, Scratch::delta_states>(group * state_size);
+        if (from != nullptr) {
+          std::copy_n(from, group * state_size, states);
         } else {
-          make_own(static_cast<size_t>(i), state0.defined() ? at(state0, s, vh) : nullptr);
+          std::fill_n(states, group * state_size, S(0));
         }
-      }
+        copies = true;
+      };
+      if (!slots.defined()) copy_states(state0.defined() ? at(state0, s, kh * group) : nullptr);
       int64_t chunk = first_chunk[static_cast<size_t>(s)];
       for (int64_t t = starts[s]; t < starts[s + 1]; chunk++) {
         const int64_t p = positions[t], begin = p / delta_chunk * delta_chunk;
         const int64_t n = std::min<int64_t>(starts[s + 1] - t, begin + delta_chunk - p);
-        const bool complete = p + n == begin + delta_chunk;
+        const bool advances = p + n == begin + delta_chunk || (t + n == starts[s + 1] && state1.defined());
+        if (advances && !copies && !keep) copy_states(states);
         for (int64_t i = 0; i < group; i++) {
           const int64_t vh = kh * group + i;
-          S*& mine = state[static_cast<size_t>(i)];
+          S* mine = states + i * state_size;
           if (saved.states.defined()) std::copy_n(mine, state_size, at(saved.states, chunk, vh));
           ChunkRows<S> rows;
           if (slots.defined() && t == starts[s]) push_ring(rows, slots, slot, kh, vh, begin, p);
           if (i == 0) head.keys(t, n, rows);
           head.solve(vh, t, n, mine, rows);
-          if (!complete && (t + n < starts[s + 1] || !state1.defined())) continue;
-          if (slots.defined() && !keep && own[static_cast<size_t>(i)].empty()) make_own(static_cast<size_t>(i), mine);
+          if (!advances) continue;
           rows.push(head.run(vh, t, n));
           advance_state(mine, shape.key_dim, shape.value_dim, rows);
         }
         t += n;
       }
-      for (int64_t i = 0; state1.defined() && i < group; i++) {
-        std::copy_n(state[static_cast<size_t>(i)], state_size, at(state1, s, kh * group + i));
-      }
+      if (state1.defined()) std::copy_n(states, group * state_size, at(state1, s, kh * group));
     });
     if (slots.defined()) write_rings<S>(segments, slots, saved);
   });

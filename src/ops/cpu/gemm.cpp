@@ -1,12 +1,10 @@
 #include "ops/cpu/gemm.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <type_traits>
 
-#include "base/check.h"
 #include "ops/cpu/panels.h"
+#include "ops/cpu/scratch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -81,22 +79,6 @@ void rows_of(int64_t rows, F&& f) {
     if (rows < Most) return rows_of<Most - 1>(rows, f);
   }
   f.template operator()<Most>();
-}
-
-// Memory of a thread for the product it is at, as large as the largest so far.
-template <class T, int>
-T* scratch(int64_t count) {
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  static thread_local std::unique_ptr<void, Free> memory;
-  static thread_local int64_t size = 0;
-  if (size < count) {
-    memory.reset(std::aligned_alloc(64, (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64));
-    size = memory ? count : 0;
-    CHECK(memory != nullptr, "no memory for {} numbers of a matrix product", count);
-  }
-  return static_cast<T*>(memory.get());
 }
 
 // What the two sides hold in a block, and a block's arithmetic: numbers in S, or pairs of bf16.
@@ -199,13 +181,13 @@ Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t dept
   if constexpr (std::is_same_v<S, A>) {
     return {a, row, column};
   } else if (column == 1) {
-    S* to = scratch<S, 1>(row_tile * panel_depth);
+    S* to = scratch<S, Scratch::side>(row_tile * panel_depth);
     for (int64_t i = 0; i < rows; i++) {
       for (int64_t p = 0; p < depth; p++) to[i * panel_depth + p] = widen(a[i * row + p]);
     }
     return {to, panel_depth, 1};
   } else {
-    S* to = scratch<S, 1>(row_tile * panel_depth);
+    S* to = scratch<S, Scratch::side>(row_tile * panel_depth);
     for (int64_t p = 0; p < depth; p++) {
       for (int64_t i = 0; i < rows; i++) to[p * row_tile + i] = widen(a[i * row + p * column]);
     }
@@ -216,7 +198,7 @@ Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t dept
 template <>
 Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
   if (column == 1 && row % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), row / 2, 1};
-  Pair* to = scratch<Pair, 1>(row_tile * panel_depth);
+  Pair* to = scratch<Pair, Scratch::side>(row_tile * panel_depth);
   for (int64_t p = 0; p < depth; p += 2) {
     for (int64_t i = 0; i < rows; i++) {
       const bf16* at = a + i * row + p * column;
@@ -235,7 +217,7 @@ Side<E> whole_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   } else if constexpr (std::is_same_v<E, Pair>) {
     if (lda % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), lda / 2, 1};
     const int64_t steps = (depth + 1) / 2;
-    Pair* to = scratch<Pair, 1>(std::max(rows * steps, row_tile * panel_depth));
+    Pair* to = scratch<Pair, Scratch::side>(std::max(rows * steps, row_tile * panel_depth));
     for (int64_t i = 0; i < rows; i++) {
       for (int64_t p = 0; p < steps; p++) {
         const A* at = a + i * lda + 2 * p;
@@ -244,7 +226,7 @@ Side<E> whole_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
     }
     return {to, steps, 1};
   } else {
-    E* to = scratch<E, 1>(std::max(rows * depth, row_tile * panel_depth));
+    E* to = scratch<E, Scratch::side>(std::max(rows * depth, row_tile * panel_depth));
     for (int64_t i = 0; i < rows; i++) {
       for (int64_t p = 0; p < depth; p++) to[i * depth + p] = widen(a[i * lda + p]);
     }
@@ -282,7 +264,7 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
             int64_t ldc, bool accumulate) {
   constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = block_vectors * width<S>, w = width<S>;
   const int64_t together = m <= row_tile ? wide : panel_columns / wide * wide;
-  E* panels = scratch<E, 0>(std::min(together, (n + wide - 1) / wide * wide) * panel_depth);
+  E* panels = scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_depth);
   for (int64_t j0 = 0; j0 < n; j0 += together) {
     const int64_t j1 = std::min(n, j0 + together);
     const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
@@ -327,7 +309,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
       const B* bj = b + (Transposed ? j0 * ldb : j0);
       for (int64_t i0 = 0; i0 < m; i0 += kept_rows) {
         const int64_t rows = std::min(kept_rows, m - i0);
-        S* sums = scratch<S, 2>(rows * columns);
+        S* sums = scratch<S, Scratch::sums>(rows * columns);
         C* to = c + i0 * ldc + j0;
         for (int64_t i = 0; accumulate && i < rows; i++) {
           for (int64_t j = 0; j < columns; j++) sums[i * columns + j] = widen(to[i * ldc + j]);
