@@ -167,7 +167,7 @@ inline E* panel_at(E* panel, int64_t p, int64_t j) {
 
 // Entry (p,j) = b[j·ldb + p] for p < depth, j < columns; columns up to `wide`, a multiple of the width, hold anything.
 template <class S, class B>
-void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, int64_t columns) {
+void pack_columns(S* panel, [[maybe_unused]] int64_t wide, const B* b, int64_t ldb, int64_t depth, int64_t columns) {
 #if defined(__AVX2__)
   constexpr int64_t w = width<float>;
   for (int64_t j = 0; j < columns; j += w) {
@@ -192,7 +192,8 @@ void pack_columns(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth
 }
 #if defined(__AVX512BF16__)
 // The same in pairs; a last step alone is paired with zero.
-inline void pack_columns(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
+inline void pack_columns(Pair* panel, [[maybe_unused]] int64_t wide, const bf16* b, int64_t ldb, int64_t depth,
+                         int64_t columns) {
   constexpr int64_t w = width<float>;
   for (int64_t j = 0; j < columns; j += w) {
     columns_by_words(b + j * ldb, ldb, depth, std::min(w, columns - j),
