@@ -18,5 +18,6 @@ int run_grade(const Settings& settings);
 int run_init(const Settings& settings);
 int run_convert(const Settings& settings, World& world);
 int run_inspect(const Settings& settings);
+int run_bench(const Settings& settings);
 
 }  // namespace furlong

@@ -31,6 +31,7 @@ int run_command(const Invocation& invocation, World& world) {
     case Command::convert: return run_convert(settings, world);
     case Command::serve: return run_serve(settings);
     case Command::inspect: return run_inspect(settings);
+    case Command::bench: return run_bench(settings);
   }
   CHECK(false, "a command without a function");
 }

@@ -174,16 +174,32 @@ Preset make_preset(const std::string& name, std::optional<int64_t> num_layers) {
     c.max_position_embeddings = 32768;
     set_layers(c, num_layers.value_or(8));
     add_byte_tokenizer(preset);
-  } else if (name == "35b-a3b") {
+  } else if (name == "mini") {
+    set_released(c);
+    c.hidden_size = 256;
+    c.num_heads = 4;
+    c.num_kv_heads = 1;
+    c.head_dim = 128;
+    c.rotary_dim = 32;
+    c.linear_num_key_heads = 2;
+    c.linear_num_value_heads = 4;
+    c.num_experts = 16;
+    c.experts_per_token = 4;
+    c.moe_intermediate_size = c.shared_intermediate_size = 64;
+    c.max_position_embeddings = 32768;
+    set_layers(c, num_layers.value_or(4));
+    add_byte_tokenizer(preset, 4096);
+  } else if (name == "35b-a3b" || name == "slice") {
+    const bool slice = name == "slice";
     set_released(c);
     c.hidden_size = 2048;
     c.num_heads = 16;
     c.num_kv_heads = 2;
-    c.num_experts = 256;
+    c.num_experts = slice ? 16 : 256;
     c.experts_per_token = 8;
     c.moe_intermediate_size = c.shared_intermediate_size = 512;
-    set_layers(c, num_layers.value_or(40));
-    add_byte_tokenizer(preset, 248320);
+    set_layers(c, num_layers.value_or(slice ? 4 : 40));
+    add_byte_tokenizer(preset, slice ? 32768 : 248320);
   } else if (name == "80b-a3b") {
     set_released(c);
     c.hidden_size = 2048;

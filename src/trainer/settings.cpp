@@ -24,7 +24,7 @@ constexpr CommandName command_names[] = {
     {Command::train, "train"},       {Command::sft, "sft"},     {Command::eval, "eval"},
     {Command::generate, "generate"}, {Command::score, "score"}, {Command::tokenize, "tokenize"},
     {Command::grade, "grade"},       {Command::init, "init"},   {Command::convert, "convert"},
-    {Command::inspect, "inspect"},   {Command::serve, "serve"},
+    {Command::inspect, "inspect"},   {Command::serve, "serve"}, {Command::bench, "bench"},
 };
 
 // miles' flags that have no counterpart here, so that pasting one says more than "unknown".

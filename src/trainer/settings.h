@@ -24,6 +24,7 @@ enum class Command : uint16_t {
   convert = 256,
   inspect = 512,
   serve = 1024,
+  bench = 2048,
 };
 
 using Texts = std::vector<std::string>;
@@ -303,6 +304,10 @@ struct Settings {
   int64_t convert_workers = 1;            // threads that write torch_dist
   std::string expert_packing = "source";  // source | fused | per-expert
 
+  // bench
+  Texts bench_figures = {"train", "decode", "prefill"};
+  std::string bench_clock = "wall";  // wall | processor
+
   // Where each setting given came from ("command line", "recipe.toml:12"), by name. Not a setting itself.
   std::map<std::string, std::string> given;
 };
@@ -328,6 +333,7 @@ enum class Topic {
   serve,
   tokenize,
   convert,
+  bench,
   no_effect,  // miles' flags that are accepted, named in one warning line and otherwise left alone
 };
 

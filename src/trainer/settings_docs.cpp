@@ -13,10 +13,10 @@ namespace {
 
 constexpr double unbounded = 1e300;
 constexpr Topic all_topics[] = {
-    Topic::checkpoint, Topic::run,      Topic::prompts,    Topic::batches,   Topic::sampling,
-    Topic::engine,     Topic::reward,   Topic::evaluation, Topic::algorithm, Topic::mtp,
-    Topic::optimizer,  Topic::parallel, Topic::observing,  Topic::debugging, Topic::files,
-    Topic::generate,   Topic::serve,    Topic::tokenize,   Topic::convert,   Topic::no_effect,
+    Topic::checkpoint, Topic::run,        Topic::prompts,   Topic::batches,  Topic::sampling,  Topic::engine,
+    Topic::reward,     Topic::evaluation, Topic::algorithm, Topic::mtp,      Topic::optimizer, Topic::parallel,
+    Topic::observing,  Topic::debugging,  Topic::files,     Topic::generate, Topic::serve,     Topic::tokenize,
+    Topic::convert,    Topic::bench,      Topic::no_effect,
 };
 
 const char* purpose(Command command) {
@@ -31,6 +31,7 @@ const char* purpose(Command command) {
     case Command::grade: return "rewards of given responses";
     case Command::init: return "a new checkpoint with random weights";
     case Command::convert: return "a checkpoint with other packing or dtype";
+    case Command::bench: return "this machine's CPU: training, decoding and prefill beside their limits";
     case Command::inspect:
       return "a checkpoint's tensors; --plan: a recipe's memory and time; --rollout: a run's samples";
   }
@@ -154,6 +155,7 @@ const char* title(Topic topic) {
     case Topic::serve: return "Server";
     case Topic::tokenize: return "Tokenizer";
     case Topic::convert: return "New and converted checkpoints";
+    case Topic::bench: return "Benchmark";
     case Topic::no_effect: return "Accepted without effect";
   }
   CHECK(false, "a topic without a title");

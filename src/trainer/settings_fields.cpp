@@ -73,7 +73,7 @@ void add_run(Table& t) {
           row("device", &Settings::device, model_commands, "where to compute")
               .choices({"cpu", "cuda"})
               .differs("not in miles"),
-          row("dtype", &Settings::dtype, model_commands | I,
+          row("dtype", &Settings::dtype, model_commands | I | B,
               "compute and weights: fp32, or bf16 with fp32 accumulation and masters; auto: bf16 with --device cuda, "
               "else fp32. init: of the weights")
               .choices({"auto", "fp32", "bf16"})

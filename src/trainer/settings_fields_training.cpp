@@ -174,6 +174,7 @@ void add_tools(Table& t) {
   const auto gen = [](auto... a) { return Row(Topic::generate, a...); };
   const auto tok = [](auto... a) { return Row(Topic::tokenize, a...); };
   const auto conv = [](auto... a) { return Row(Topic::convert, a...); };
+  const auto bench = [](auto... a) { return Row(Topic::bench, a...); };
   t.insert(
       t.end(),
       {
@@ -207,10 +208,11 @@ void add_tools(Table& t) {
               .unit("path"),
           tok("decode", &Settings::decode, K, "ids to text"),
           tok("chat", &Settings::chat, K, "messages to the text of a prompt"),
-          conv("preset", &Settings::preset, I | X,
-               "shape of the new checkpoint; inspect: the model, where no checkpoint is there")
-              .choices({"tiny", "tiny-dense", "tiny-tied", "small", "0.8b", "4b", "9b", "27b", "35b-a3b", "80b-a3b"}),
-          conv("num_layers", &Settings::num_layers, I, "layers, in place of the preset's")
+          conv("preset", &Settings::preset, I | X | B,
+               "shape of the new checkpoint; inspect: the model, where no checkpoint is there; bench: default is mini")
+              .choices({"tiny", "tiny-dense", "tiny-tied", "small", "0.8b", "4b", "9b", "27b", "35b-a3b", "80b-a3b",
+                        "mini", "slice"}),
+          conv("num_layers", &Settings::num_layers, I | B, "layers, in place of the preset's")
               .unit("layers")
               .from(1)
               .to(1024),
@@ -227,6 +229,13 @@ void add_tools(Table& t) {
           conv("expert_packing", &Settings::expert_packing, I | V,
                "experts fused in one tensor or one by one; source: as in the source (init: as released)")
               .choices({"source", "fused", "per-expert"}),
+          bench("bench_figures", &Settings::bench_figures, B, "what to measure: train, decode, prefill")
+              .choices({"train", "decode", "prefill"})
+              .differs("not in miles"),
+          bench("bench_clock", &Settings::bench_clock, B,
+                "seconds on the wall, or of the processor (for a machine that others use; with --threads 1)")
+              .choices({"wall", "processor"})
+              .differs("not in miles"),
       });
 }
 

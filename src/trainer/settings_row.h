@@ -7,8 +7,9 @@ namespace furlong::setting {
 constexpr unsigned bit(Command command) { return static_cast<unsigned>(command); }
 constexpr unsigned T = bit(Command::train), S = bit(Command::sft), E = bit(Command::eval), G = bit(Command::generate),
                    L = bit(Command::score), K = bit(Command::tokenize), R = bit(Command::grade), I = bit(Command::init),
-                   V = bit(Command::convert), X = bit(Command::inspect), Z = bit(Command::serve);
-constexpr unsigned model_commands = T | S | E | G | L | Z, all = model_commands | K | R | I | V;
+                   V = bit(Command::convert), X = bit(Command::inspect), Z = bit(Command::serve),
+                   B = bit(Command::bench);
+constexpr unsigned model_commands = T | S | E | G | L | Z, all = model_commands | K | R | I | V | B;
 
 inline Kind kind_of(const Member& member) {
   struct Visitor {

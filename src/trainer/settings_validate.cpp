@@ -295,6 +295,10 @@ class Validator : public SettingsRules {
         if (s_.served_model_name.empty()) s_.served_model_name = s_.hf_checkpoint;
         break;
       case Command::inspect: break;
+      case Command::bench:
+        if (s_.bench_clock == "processor" && s_.threads != 1) complain("--bench-clock processor needs --threads 1");
+        if (s_.preset.empty()) s_.preset = "mini";
+        break;
       case Command::init:
         require(s_.preset, "--preset", "tiny, tiny-dense, small, 9b, 35b-a3b, ...");
         require(s_.save, "--save", "the folder to write");
