@@ -132,8 +132,8 @@ int run_bench(const Settings& settings) {
       "a block of the weights' size %.1f GB/s\n%s, %s: %.1f M parameters, %.1f M at work per token\n\n",
       threads.size(), ops::isa_name().c_str(), ceilings.fp32 / 1e9,
       ceilings.bf16 > 0 ? fmt::format("{:.0f} GFLOP/s", ceilings.bf16 / 1e9).c_str() : "none", ceilings.memory / 1e9,
-      limits.weights_rate() / 1e9, settings.preset.c_str(), settings.dtype.c_str(), limits.parameters() / 1e6,
-      limits.active_parameters() / 1e6);
+      limits.weights_rate() / 1e9, settings.preset.c_str(), dtype == DType::bf16 ? "bf16" : "fp32",
+      limits.parameters() / 1e6, limits.active_parameters() / 1e6);
   std::fflush(stdout);
   Table table({{"tokens/s"},
                {"median", Table::Align::right},
