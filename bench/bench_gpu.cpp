@@ -108,7 +108,7 @@ void decode(int64_t layers, int64_t batch, int64_t context, int64_t drafts, bool
 
 // Tokens a second of `batch` sequences while all of them decode. length: forced tokens a verification; 0: as they come.
 double rate(Model& model, int64_t batch, int64_t context, int64_t drafts, double length) {
-  const int64_t tokens_each = length > 1 ? 480 : 192;
+  const int64_t tokens_each = 480;
   Engine engine(model.config, model.weights,
                 {.max_running = batch,
                  .drafts = drafts,

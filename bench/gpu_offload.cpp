@@ -123,7 +123,8 @@ void steps(Model& model, Engine& engine, const Rates& rates, bool overlap) {
     std::vector<const Trajectory*> picked;
     std::vector<TokenTargets> targets;
     for (const auto& t : drawn) {
-      targets.push_back({.advantage = picked.size() % 2 == 0 ? 1.0 : -1.0});
+      const double advantage = picked.size() % 2 == 0 ? 1 : -1;
+      targets.push_back({.advantages = std::vector<double>(static_cast<size_t>(t.response_length), advantage)});
       picked.push_back(&t);
     }
     const Metrics metrics = step.run(picked, targets);

@@ -91,11 +91,16 @@ void delta_rule_backward(Stream& stream, Tensor dx, Tensor dg, Tensor dbeta, Ten
   front::body(x).delta_rule_backward(stream, dx, dg, dbeta, dstate0, do_, dstate1, x, g, beta, segments, saved, shape);
 }
 
-void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {
-  front::expect(slots.defined() && before.same_shape(after) && before.rows() == slots.slots.rows(), "delta_commit",
-                "before and after (S) wanted", {before, after, slots.slots});
-  if (front::skip(stream, before)) return;
-  front::body(slots.state).delta_commit(stream, slots, before, after, shape);
+void delta_commit(Stream& stream, const std::vector<DeltaSlots>& layers, Tensor slots, Tensor before, Tensor after,
+                  const DeltaShape& shape) {
+  front::expect(before.same_shape(after) && before.same_shape(slots), "delta_commit",
+                "slots, before and after (S) wanted", {slots, before, after});
+  if (front::skip(stream, before) || layers.empty()) return;
+  for (const DeltaSlots& layer : layers) {
+    front::expect(layer.state.same_shape(layers.front().state) && layer.ring_k.same_shape(layers.front().ring_k),
+                  "delta_commit", "layers of the same sizes wanted", {layer.state, layer.ring_k});
+  }
+  front::body(layers.front().state).delta_commit(stream, layers, slots, before, after, shape);
 }
 
 }  // namespace furlong

@@ -3,6 +3,8 @@
 // Computed in chunks of 64 rows anchored at position 0 of a sequence; inside a chunk row i is solved from the entering
 // state and the rows before it, so that a decode step is the same row function and gives the same bits.
 #pragma once
+#include <vector>
+
 #include "ops/segments.h"
 #include "tensor/stream.h"
 
@@ -56,9 +58,10 @@ void delta_core(Stream&, Tensor y, const DeltaCore& core, const Segments&, const
 void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
                          Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
 
-// Moves a slot's state past the chunks that its first `after` positions complete, when `before` positions were
-// committed. At most one chunk may be completed by one commit. counts: per segment of `slots.slots`: before, after (S)
-// i32.
-void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
+// Moves a slot's state past the chunk that its first `after` positions complete, when `before` positions were
+// committed, in every layer: DeltaSlots of the same sizes. At most one chunk may be completed by one commit.
+// slots: the slot of each sequence; before, after: its counts; all (S) i32
+void delta_commit(Stream&, const std::vector<DeltaSlots>& layers, Tensor slots, Tensor before, Tensor after,
+                  const DeltaShape&);
 
 }  // namespace furlong

@@ -10,9 +10,9 @@ namespace furlong {
 namespace {
 
 // Verifications that the estimate remembers, about; and what it begins with, that drafts are tried at all.
-constexpr double remembered = 4096, supposed = 8, supposed_rate = 0.9;
-// Of so many steps without drafts a few try them: they cost less than one in a hundred.
-constexpr int64_t tried_every = 1024, tried_for = 4;
+constexpr double remembered = 4096, supposed = 8, supposed_rate = 0.6;
+// After so many steps without drafts a few try them; twice as many after each try that was in vain, up to the last.
+constexpr int64_t first_pause = 128, longest_pause = 1024, tried_for = 4;
 
 }  // namespace
 
@@ -31,6 +31,7 @@ double StepCosts::ratio(int64_t n) const {
 DraftPolicy::DraftPolicy(int64_t drafts, StepCosts costs)
     : drafts_(drafts),
       costs_(std::move(costs)),
+      pause_(first_pause),
       verifications_(supposed),
       emitted_(supposed * (1 + supposed_rate * static_cast<double>(drafts))) {
   CHECK(costs_.plain.size() == costs_.sequences.size() && costs_.drafted.size() == costs_.sequences.size(),
@@ -42,10 +43,16 @@ bool DraftPolicy::pays(int64_t sequences) {
   if (!costs_.defined() || sequences == 0) return true;
   if (accept_length() >= costs_.ratio(sequences)) {
     left_out_ = 0;
+    pause_ = first_pause;
     return true;
   }
-  left_out_ = (left_out_ + 1) % (tried_every + tried_for);
-  return left_out_ >= tried_every;
+  left_out_++;
+  if (left_out_ <= pause_) return false;
+  if (left_out_ == pause_ + tried_for) {
+    left_out_ = 0;
+    pause_ = std::min(2 * pause_, longest_pause);
+  }
+  return true;
 }
 
 void DraftPolicy::record(int64_t verifications, int64_t emitted) {

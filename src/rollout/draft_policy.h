@@ -10,7 +10,7 @@ namespace furlong {
 // Seconds of a step by the number of sequences that decode; as measured, one entry per number, rising.
 struct StepCosts {
   std::vector<int64_t> sequences;
-  std::vector<double> plain;    // one row each; the head's memory is kept up to date
+  std::vector<double> plain;    // one row each; the head reads it later
   std::vector<double> drafted;  // drafts are verified and new ones made
   bool defined() const { return !sequences.empty(); }
   // drafted over plain: the tokens that a verification must accept on average. Linear in between, constant beyond.
@@ -38,7 +38,8 @@ class DraftPolicy {
   int64_t drafts_;
   StepCosts costs_;
   double verifications_, emitted_;
-  int64_t left_out_ = 0;  // steps since the last with drafts
+  int64_t left_out_ = 0;  // steps since drafts paid or were last tried
+  int64_t pause_;         // of those, before they are tried again
 };
 
 }  // namespace furlong

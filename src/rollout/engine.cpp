@@ -70,13 +70,20 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     }
   }
   const size_t pools = RolloutMemory::block_bytes(kept, weights.dtype(), needs.memory, weights.device());
+  const auto place_unread = [&](void* data) {
+    if (needs.unread > 0)
+      unread_ = Tensor(data, weights.dtype(), {most_unread(options), config.hidden_size}, weights.device());
+  };
   if (share_.defined()) {
-    share_ = share_.part(0, pools + needs.arena);
+    share_ = share_.part(0, pools + needs.arena + needs.unread);
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_, share_.part(0, pools));
     arena_ = Arena(share_.part(pools, needs.arena));
+    place_unread(share_.part(pools + needs.arena, needs.unread).data());
   } else {
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
+    own_unread_ = Buffer(needs.unread, weights.device());
+    place_unread(own_unread_.data());
   }
   scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
                                                                       .drafts = options.drafts,
@@ -94,7 +101,7 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
   if (weights.device() == Device::cuda && graphs && may_record(mesh)) {
     const int64_t pages = pages_of_longest(options);
     graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1 + options.drafts, pages);
-    if (options.drafts > 0 && (options.measure_speculation || options.step_costs.defined())) {
+    if (may_leave_drafts_out(options)) {
       plain_graphs_ = std::make_unique<DecodeGraphs>(stream_, options.graph_batches, 1, pages);
     }
   }

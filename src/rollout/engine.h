@@ -53,8 +53,9 @@ struct EngineStats {
 struct EngineNeeds {
   MemoryOptions memory;
   size_t pages = 0, slots = 0, arena = 0;
-  size_t block = 0;  // of one block for all of it
-  size_t least = 0;  // pages and slots for one longest request
+  size_t unread = 0;  // hidden rows that wait for the MTP head, if drafts may be left out
+  size_t block = 0;   // of one block for all of it
+  size_t least = 0;   // pages and slots for one longest request
 };
 // Of the rank that the weights are for. Found by a dry run; the weights may be an outline.
 EngineNeeds engine_needs(const ModelConfig&, const Weights&, const EngineOptions&, ThreadPool&);
@@ -124,7 +125,11 @@ class Engine {
   void accept(Round&, const Draws&);
   std::shared_ptr<OwnedTensor> copy_of(Tensor row);
   void keep_states(const Round&, Tensor hidden);
+  struct DraftStep;  // what the step does about drafts
+  DraftStep next_drafts(const Round&);
   void extend_drafts(Round&, Tensor hidden);
+  void set_aside(Round&, Tensor hidden);
+  void read_unread();
   void propose(std::span<Sample* const> samples, Tensor rows);
   Tensor mtp_rows(Tensor hidden, Tensor next_tokens, const Batch&, const MemoryView&);
   void sample_rows(Tensor rows, const std::vector<SampleRow>& keys, Draws&);
@@ -143,6 +148,9 @@ class Engine {
   Arena arena_;
   std::unique_ptr<DecodeGraphs> graphs_, plain_graphs_;  // with drafts, without
   DraftPolicy policy_;
+  Buffer own_unread_;
+  Tensor unread_;  // (rows, H) hidden rows of steps that left drafts out, until the MTP head reads them at once
+  int64_t unread_rows_ = 0;  // of them in use
   std::vector<std::shared_ptr<OwnedTensor>> hidden_rows_;
   EngineStats stats_;
   uint64_t weights_version_ = 0;

@@ -69,6 +69,7 @@ double Engine::seconds_of_step(int64_t sequences, bool drafted) {
     if (run == warm || (run > warm && seconds.count() < best)) best = seconds.count();
   }
   for (const auto& s : samples) memory_->release(s->memory);
+  unread_rows_ = 0;
   return best;
 }
 

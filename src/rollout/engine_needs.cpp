@@ -99,7 +99,10 @@ EngineNeeds engine_needs(const ModelConfig& c, const Weights& w, const EngineOpt
   needs.least =
       static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(kept, w.dtype(), needs.memory, w.device()) +
       static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(kept, w.dtype(), needs.memory);
-  needs.block = RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena;
+  if (may_leave_drafts_out(o) && w.rank().stage + 1 == w.rank().sizes.pipeline) {
+    needs.unread = static_cast<size_t>(most_unread(o) * c.hidden_size) * size_of(w.dtype());
+  }
+  needs.block = RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena + needs.unread;
   return needs;
 }
 

@@ -202,25 +202,23 @@ void RolloutMemory::extend(SequenceMemory& sequence, int64_t rows) {
 
 void RolloutMemory::commit(Stream& stream, std::span<SequenceMemory* const> sequences,
                            std::span<const int64_t> lengths) {
-  slots_.clear();
-  before_.clear();
-  after_.clear();
+  commits_.clear();
+  std::vector<int32_t> before, after;
   for (size_t i = 0; i < sequences.size(); i++) {
     auto& s = *sequences[i];
     if (s.length / delta_chunk != lengths[i] / delta_chunk) {
-      slots_.push_back(s.slot);
-      before_.push_back(static_cast<int32_t>(s.length));
-      after_.push_back(static_cast<int32_t>(lengths[i]));
+      commits_.push_back(s.slot);
+      before.push_back(static_cast<int32_t>(s.length));
+      after.push_back(static_cast<int32_t>(lengths[i]));
     }
     s.length = lengths[i];
   }
-  if (slots_.empty()) return;
-  const auto n = static_cast<int64_t>(slots_.size());
-  const Tensor slots = integers(1, slots_, {n}), before = integers(3, before_, {n}), after = integers(4, after_, {n});
-  for (auto d : view_.delta) {
-    d.slots = slots;
-    delta_commit(stream, d, before, after, delta_shape(config_));
-  }
+  if (commits_.empty()) return;
+  const int64_t n = std::ssize(commits_);
+  commits_.insert(commits_.end(), before.begin(), before.end());
+  commits_.insert(commits_.end(), after.begin(), after.end());
+  const Tensor all = integers(3, commits_, {3 * n});
+  delta_commit(stream, view_.delta, all.rows(0, n), all.rows(n, 2 * n), all.rows(2 * n, 3 * n), delta_shape(config_));
 }
 
 void RolloutMemory::release(SequenceMemory& sequence) {

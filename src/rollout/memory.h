@@ -95,8 +95,8 @@ class RolloutMemory {
   MemoryView view_;  // over the whole pools; the tables are set per view
   std::set<int32_t> free_pages_, free_slots_;
   std::vector<int32_t> references_;  // per page
-  std::vector<int32_t> table_, slots_, speculative_, before_, after_;
-  std::array<Buffer, 5> device_integers_;
+  std::vector<int32_t> table_, slots_, speculative_, commits_;
+  std::array<Buffer, 4> device_integers_;
 };
 
 }  // namespace furlong

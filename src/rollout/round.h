@@ -47,6 +47,15 @@ struct Engine::Draws {
 // Rows whose logits are held at once.
 inline int64_t sample_chunk(Device device) { return device == Device::cpu ? 64 : 512; }
 
+// Whether steps may run without drafts, by what they cost.
+inline bool may_leave_drafts_out(const EngineOptions& o) {
+  return o.drafts > 0 && (o.measure_speculation || o.step_costs.defined());
+}
+// Hidden rows that may wait for the MTP head: those of several steps, and no more than its working memory is for.
+inline int64_t most_unread(const EngineOptions& o) {
+  return std::max(o.prefill_budget, o.max_running * (1 + o.drafts));
+}
+
 // Pages of the longest sequence that an engine of these options is made for.
 inline int64_t pages_of_longest(const EngineOptions& o) { return (o.max_tokens + o.drafts + o.page - 1) / o.page + 1; }
 

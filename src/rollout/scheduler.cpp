@@ -122,6 +122,7 @@ bool Scheduler::preempt_newest(Age than) {
   CHECK(sample->fresh == nullptr, "a sample preempted before its first token");
   memory_.release(sample->memory);
   sample->drafts.clear();
+  sample->unread = {};
   sample->again = true;
   preempted_[newest] = std::move(sample);
   return true;

@@ -39,6 +39,12 @@ struct Prefix {
   bool complete() const { return done == job->prompt(); }
 };
 
+// Rows from `position` on that the MTP head has not read: where the engine has put their hidden states.
+struct UnreadRows {
+  int64_t position = 0;
+  std::vector<int32_t> at;
+};
+
 struct Sample {
   std::shared_ptr<Job> job;
   SequenceMemory memory;
@@ -47,8 +53,9 @@ struct Sample {
   std::shared_ptr<Prefix> fresh;      // set until the first token is drawn
   bool again = false;                 // was preempted, and its rows up to the root are not all run again
   std::shared_ptr<OwnedTensor> lead;  // as Prefix::lead, while they are
-  int64_t kept = 0;                   // rows of its newest state that is kept for others
-  size_t told = 0;                    // tokens that the request's sink has had
+  UnreadRows unread;
+  int64_t kept = 0;  // rows of its newest state that is kept for others
+  size_t told = 0;   // tokens that the request's sink has had
   bool ended = false;
   Completion out;
   // The drawn token that has not been run yet; it stands at position memory.length.

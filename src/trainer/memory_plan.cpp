@@ -106,7 +106,7 @@ RolloutBytes rollout(const PlanInputs& in, const EngineOptions& options, ThreadP
     all.pages = first ? needs.memory.pages : std::min(all.pages, needs.memory.pages);
     all.slots = first ? needs.memory.slots : std::min(all.slots, needs.memory.slots);
     all.least = std::max<uint64_t>(all.least, needs.least);
-    all.working = std::max<uint64_t>(all.working, needs.arena);
+    all.working = std::max<uint64_t>(all.working, needs.arena + needs.unread);
     if (needs.block <= all.block) continue;
     all.block = needs.block;
     all.page_bytes = needs.pages;

@@ -95,7 +95,8 @@ void commit(Stream& stream, const Memory& memory, const std::vector<int32_t>& be
             const std::vector<int32_t>& after) {
   const Array a = Array::indices(before), b = Array::indices(after);
   const DeviceArray da(stream, a), db(stream, b);
-  cuda::ops().delta_commit(stream, memory.view({}), da, db, memory.d);
+  const DeltaSlots view = memory.view({});
+  cuda::ops().delta_commit(stream, {view}, view.slots, da, db, memory.d);
   stream.synchronize();
 }
 

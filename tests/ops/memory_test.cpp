@@ -191,7 +191,8 @@ TEST(Memory, DeltaRule) {
                     d.value_heads * d.value_dim,
                     run,
                     [=, &ops](Stream& s, const Array& before, const Array& after) {
-                      ops.delta_commit(s, where({}), before, after, d);
+                      const DeltaSlots memory = where({});
+                      ops.delta_commit(s, {memory}, memory.slots, before, after, d);
                     }};
   });
 }

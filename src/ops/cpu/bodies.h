@@ -57,7 +57,8 @@ void delta_core(Stream&, Tensor y, const DeltaCore&, const Segments&, const Delt
                 const DeltaShape&);
 void delta_rule_backward(Stream&, Tensor dx, Tensor dg, Tensor dbeta, Tensor dstate0, Tensor do_, Tensor dstate1,
                          Tensor x, Tensor g, Tensor beta, const Segments&, const DeltaSaved&, const DeltaShape&);
-void delta_commit(Stream&, const DeltaSlots&, Tensor before, Tensor after, const DeltaShape&);
+void delta_commit(Stream&, const std::vector<DeltaSlots>&, Tensor slots, Tensor before, Tensor after,
+                  const DeltaShape&);
 void route(Stream&, const Routing&, Tensor logits);
 void sort_by_expert(Stream&, const Routing&, int64_t first, int64_t experts);
 void route_rows(Stream&, const Routing&, Tensor rows, Tensor x, Tensor logits);

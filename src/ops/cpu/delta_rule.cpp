@@ -311,22 +311,25 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
   FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
 }
 
-void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& shape) {
-  dispatch(slots.state.dtype(), [&]<class S>() {
+void delta_commit(Stream& stream, const std::vector<DeltaSlots>& layers, Tensor slots, Tensor before, Tensor after,
+                  const DeltaShape& shape) {
+  dispatch(layers.front().state.dtype(), [&]<class S>() {
     if constexpr (std::is_same_v<S, bf16>) {
       CHECK(false, "a recurrent state is never bf16");
     } else {
-      stream.threads().parallel_uneven(before.rows() * shape.value_heads, [&](int64_t task) {
-        const int64_t s = task / shape.value_heads, vh = task % shape.value_heads;
+      const int64_t tasks = before.rows() * shape.value_heads;
+      stream.threads().parallel_uneven(std::ssize(layers) * tasks, [&](int64_t task) {
+        const DeltaSlots& layer = layers[static_cast<size_t>(task / tasks)];
+        const int64_t s = task % tasks / shape.value_heads, vh = task % shape.value_heads;
         const int64_t from = before.as<int32_t>()[s] / delta_chunk, to = after.as<int32_t>()[s] / delta_chunk;
         if (from == to) return;
         CHECK(to == from + 1, "a commit from {} to {} completes more than one chunk", before.as<int32_t>()[s],
               after.as<int32_t>()[s]);
-        const int64_t slot = slots.slots.as<int32_t>()[s];
+        const int64_t slot = slots.as<int32_t>()[s];
         ChunkRows<S> rows;
-        push_ring(rows, slots, slot, vh / (shape.value_heads / shape.key_heads), vh, from * delta_chunk,
+        push_ring(rows, layer, slot, vh / (shape.value_heads / shape.key_heads), vh, from * delta_chunk,
                   to * delta_chunk);
-        advance_state(slots.state.as<S>() + (slot * shape.value_heads + vh) * shape.key_dim * shape.value_dim,
+        advance_state(layer.state.as<S>() + (slot * shape.value_heads + vh) * shape.key_dim * shape.value_dim,
                       shape.key_dim, shape.value_dim, rows);
       });
     }

@@ -57,8 +57,25 @@ T* data_or_null(const Tensor& t) {
 // Whether a slot's rings are those of the tensor-core kernels.
 inline bool rings_of_tensor_cores(const DeltaSlots& slots) { return slots.ring_u.dtype() == DType::bf16; }
 
+// The memory of some layers, for a commit of all of them in one launch.
+struct CommitLayers {
+  static constexpr int most = 64;
+  struct Layer {
+    float *state, *ring_k, *ring_u, *ring_beta;
+    half_t *ring_keys, *ring_right;
+    double* ring_g;
+  };
+  Layer layer[most];
+
+  __device__ void select(Call& c) const {
+    const Layer& l = layer[blockIdx.z];
+    c.state = l.state, c.ring_k = l.ring_k, c.ring_u = l.ring_u, c.ring_beta = l.ring_beta;
+    c.ring_keys = l.ring_keys, c.ring_right = l.ring_right, c.ring_g = l.ring_g;
+  }
+};
+
 inline void set_slots(Call& c, const DeltaSlots& slots) {
-  c.slots = slots.slots.as<int32_t>(), c.state = slots.state.as<float>();
+  c.slots = data_or_null<int32_t>(slots.slots), c.state = slots.state.as<float>();
   c.ring_g = slots.ring_g.as<double>(), c.ring = static_cast<int>(slots.ring_k.dim(1));
   if (rings_of_tensor_cores(slots)) {
     c.ring_keys = data_of<half_t>(slots.ring_k), c.ring_right = data_of<half_t>(slots.ring_u);
@@ -149,7 +166,7 @@ void decode_128(Queue&, const Call&, const Tensor& o, const Tensor& x);
 // The whole core of a layer, y being what comes out of the norm.
 bool core_fits(const Tensor& y, const DeltaCore&, const DeltaSlots&);
 void decode_core_128(Queue&, const Call&, const Tensor& y, const DeltaCore&, const Segments&, const DeltaSlots&);
-void commit_128(Queue&, const Call&, const int32_t* before, const int32_t* after);
+void commit_128(Queue&, const Call&, const CommitLayers&, int layers, const int32_t* before, const int32_t* after);
 void backward_128(Queue&, const Call&, const Tensor& dx, const Tensor& dg, const Tensor& dbeta, const Tensor& dstate0,
                   const Tensor& do_, const Tensor& dstate1, const Tensor& x);
 

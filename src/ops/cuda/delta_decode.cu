@@ -172,7 +172,6 @@ struct Decode {
   // The rows up to the end of the last row's tile.
   __device__ static int end_of(const Chunk& ck) { return (ck.hi + 15) / 16 * 16; }
 
-
   // L by all warps, a block of 16 x 16 at a time; T by the first team and P of the first own rows by the second.
   // read_ahead() asks for numbers of the state as late as is early enough.
   template <class F>
@@ -501,10 +500,11 @@ __global__ void __launch_bounds__(threads, Few ? 2 : blocks_at_once)
 
 // A block moves one value head of one slot past the chunk that a commit completes.
 __global__ void __launch_bounds__(threads, blocks_at_once)
-    commit_kernel(Call c, const int32_t* before, const int32_t* after) {
+    commit_kernel(Call c, const __grid_constant__ CommitLayers layers, const int32_t* before, const int32_t* after) {
   extern __shared__ __align__(128) char memory[];
   const int segment = blockIdx.y, from = before[segment] / chunk_rows;
   if (from == after[segment] / chunk_rows) return;
+  layers.select(c);
   Decode<false, false>{c,
                        nullptr,
                        nullptr,
@@ -573,10 +573,11 @@ void decode_core_128(Queue& queue, const Call& c, const Tensor& y, const DeltaCo
   launch<true>(queue, c, layer, y, core.qkv);
 }
 
-void commit_128(Queue& queue, const Call& c, const int32_t* before, const int32_t* after) {
+void commit_128(Queue& queue, const Call& c, const CommitLayers& memory, int layers, const int32_t* before,
+                const int32_t* after) {
   allow_memory(commit_kernel);
-  const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments));
-  commit_kernel<<<grid, threads, sizeof(Shared), queue.stream>>>(c, before, after);
+  const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments), static_cast<unsigned>(layers));
+  commit_kernel<<<grid, threads, sizeof(Shared), queue.stream>>>(c, memory, before, after);
 }
 
 }  // namespace furlong::cuda::delta

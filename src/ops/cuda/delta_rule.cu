@@ -339,11 +339,13 @@ __global__ void __launch_bounds__(threads) ring_kernel(Call c) {
 }
 
 // A block moves one value head of one slot past the chunk that a commit completes.
-__global__ void __launch_bounds__(threads) commit_kernel(Call c, const int32_t* before, const int32_t* after) {
+__global__ void __launch_bounds__(threads)
+    commit_kernel(Call c, const __grid_constant__ CommitLayers layers, const int32_t* before, const int32_t* after) {
   __shared__ float factor[chunk_rows];
   const int segment = blockIdx.y, head = blockIdx.x, key_head = head / c.group;
   const int from = before[segment] / chunk_rows;
   if (from == after[segment] / chunk_rows) return;
+  layers.select(c);
   const int slot = c.slots[segment], begin = from * chunk_rows;
   const double end = c.ring_g_at(slot, begin + chunk_rows - 1, head);
   for (int r = threadIdx.x; r < chunk_rows; r += threads) {
@@ -431,20 +433,30 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
   cuda::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
 }
 
-void delta_commit(Stream& stream, const DeltaSlots& slots, Tensor before, Tensor after, const DeltaShape& d) {
+void delta_commit(Stream& stream, const std::vector<DeltaSlots>& layers, Tensor slots, Tensor before, Tensor after,
+                  const DeltaShape& d) {
   Queue& queue = stream.queue();
   delta::Call c{};
   c.kh = static_cast<int>(d.key_heads), c.vh = static_cast<int>(d.value_heads);
   c.dk = static_cast<int>(d.key_dim), c.dv = static_cast<int>(d.value_dim), c.group = c.vh / c.kh;
   c.segments = static_cast<int>(before.rows());
-  delta::set_slots(c, slots);
-  if (delta::rings_of_tensor_cores(slots)) {
-    delta::commit_128(queue, c, before.as<int32_t>(), after.as<int32_t>());
-  } else {
-    const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(before.rows()));
-    delta::commit_kernel<<<grid, delta::threads, 0, queue.stream>>>(c, before.as<int32_t>(), after.as<int32_t>());
+  for (size_t first = 0; first < layers.size(); first += delta::CommitLayers::most) {
+    const auto count = static_cast<int>(std::min<size_t>(delta::CommitLayers::most, layers.size() - first));
+    delta::CommitLayers memory{};
+    for (int i = 0; i < count; i++) {
+      delta::set_slots(c, layers[first + static_cast<size_t>(i)]);
+      memory.layer[i] = {c.state, c.ring_k, c.ring_u, c.ring_beta, c.ring_keys, c.ring_right, c.ring_g};
+    }
+    c.slots = slots.as<int32_t>();
+    if (delta::rings_of_tensor_cores(layers.front())) {
+      delta::commit_128(queue, c, memory, count, before.as<int32_t>(), after.as<int32_t>());
+    } else {
+      const dim3 grid(static_cast<unsigned>(c.vh), static_cast<unsigned>(c.segments), static_cast<unsigned>(count));
+      delta::commit_kernel<<<grid, delta::threads, 0, queue.stream>>>(c, memory, before.as<int32_t>(),
+                                                                      after.as<int32_t>());
+    }
+    check_launch(queue, "delta_commit");
   }
-  check_launch(queue, "delta_commit");
 }
 
 }  // namespace furlong::cuda
