@@ -32,7 +32,18 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
   const LinearOf shared_logit{saved.shared_logit, w.shared_expert_gate};
   const bool observes = routed == Routed::given && saved.own_ids.defined();
   Tensor logits;
-  if (routed == Routed::here || observes) {
+  saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
+  // The shared expert beside routing and experts, where none of them fills the device.
+  const bool apart =
+      stream.device() == Device::cuda && routed == Routed::here && alone && !observes && leaves_room(rows);
+  Branch branch(stream, apart);
+  if (apart) {
+    linear_swiglu(branch.stream(), saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up,
+                  {shared_logit});
+    linear(branch.stream(), saved.shared, saved.shared_act, w.shared_down);
+    logits = arena.make("moe.logits", acc, {rows, c.num_experts});
+    linear(stream, logits, x, w.router);
+  } else if (routed == Routed::here || observes) {
     logits = arena.make("moe.logits", acc, {rows, c.num_experts});
     linear_swiglu(stream, saved.shared_act, saved.shared_gate_up, x, w.shared_gate, w.shared_up,
                   {{logits, w.router}, shared_logit});
@@ -53,7 +64,6 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
     if (routed == Routed::given) sort_by_expert(stream, saved.routing);
     gather_rows(stream, saved.rows, x, saved.routing);
   }
-  saved.shared = arena.make("moe.shared", t, {rows, c.hidden_size});
   if (!alone) {
     linear(stream, saved.shared, saved.shared_act, w.shared_down);
     experts_forward(exec, c, w, y, x, saved.shared, saved.shared_logit, residual, batch, saved.routing,
@@ -64,8 +74,14 @@ void moe_forward(Exec& exec, const ModelConfig& c, const MoeWeights& w, Tensor y
   saved.gate_up = arena.make("moe.gate_up", t, {routed_rows, 2 * f});
   saved.act = arena.make("moe.act", t, {routed_rows, f});
   Tensor out = arena.make("moe.out", t, {routed_rows, c.hidden_size});
-  grouped_mlp(stream, {out, saved.act, saved.gate_up, saved.rows, w.gate_up, w.down, saved.routing.offsets},
-              saved.shared, saved.shared_act, w.shared_down);
+  if (apart) {
+    grouped_swiglu(stream, saved.act, saved.gate_up, saved.rows, w.gate_up, saved.routing.offsets);
+    grouped_linear(stream, out, saved.act, w.down, saved.routing.offsets);
+    branch.join();
+  } else {
+    grouped_mlp(stream, {out, saved.act, saved.gate_up, saved.rows, w.gate_up, w.down, saved.routing.offsets},
+                saved.shared, saved.shared_act, w.shared_down);
+  }
   if (after != nullptr) {
     combine_norm(stream, y, out, saved.shared, saved.shared_logit, residual, saved.routing, *after);
   } else {

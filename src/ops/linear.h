@@ -6,6 +6,10 @@
 
 namespace furlong {
 
+// Of so many rows a product leaves parts of a GPU idle, so that another one may run beside it. Of fewer, several share
+// a launch already.
+inline bool leaves_room(int64_t rows) { return rows > 64 && rows <= 1024; }
+
 // y (T,N) = x (T,K) · w (N,K)ᵀ.   x, w of one dtype; y of that dtype or f32.
 void linear(Stream&, Tensor y, Tensor x, Tensor w);
 // One of several products of the same rows.

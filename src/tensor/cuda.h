@@ -57,6 +57,12 @@ struct Queue;
 std::shared_ptr<Queue> make_queue();
 void synchronize(Queue&);
 
+// A queue beside this one, which runs what it is given once all before in this one has run; recorded with it. Until
+// join() it is the only one.
+Queue& branch(Queue&);
+// What this queue is given from now on waits for its branch. Without one: nothing.
+void join(Queue&);
+
 // A recorded run of launches.
 struct Graph;
 // Records what `body` launches, without running it. It must neither wait for the device nor take memory: run it once

@@ -28,6 +28,8 @@ void lock_pages(void*, size_t, ThreadPool&) { absent(); }
 void unlock_pages(void*, size_t) noexcept {}
 std::shared_ptr<Queue> make_queue() { absent(); }
 void synchronize(Queue&) { absent(); }
+Queue& branch(Queue&) { absent(); }
+void join(Queue&) { absent(); }
 std::shared_ptr<Graph> record(Queue&, const std::function<void()>&) { absent(); }
 void launch(Queue&, const Graph&) { absent(); }
 uint64_t scratch_version(const Queue&) { absent(); }

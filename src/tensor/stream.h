@@ -1,7 +1,9 @@
 // Where ops run: the first parameter of every op. On the CPU it is a thread pool; on a CUDA device a queue of launches
 // that runs behind the host. A dry stream runs nothing, so that a step can be measured on a measuring arena.
 #pragma once
+#include <exception>
 #include <memory>
+#include <utility>
 
 #include "base/threads.h"
 #include "tensor/cuda.h"
@@ -33,10 +35,38 @@ class Stream {
   }
 
  private:
+  friend class Branch;
   ThreadPool* threads_;
   Device device_ = Device::cpu;
   std::shared_ptr<cuda::Queue> queue_;
   bool dry_ = false;
+};
+
+// Ops that may run beside what `main` is given until join(): on a CUDA device, if wanted. Else they run in main itself.
+// What they write is there after join(); what main runs meanwhile must not touch it.
+class Branch {
+ public:
+  Branch(const Stream& main, bool wanted) : main_(main), side_(main) {
+    if (!wanted || main.queue_ == nullptr || main.is_dry()) return;
+    side_.queue_ = std::shared_ptr<cuda::Queue>(main.queue_, &cuda::branch(*main.queue_));
+    open_ = true;
+  }
+  ~Branch() {
+    try {
+      join();
+    } catch (const std::exception&) {  // the device is lost, as whoever waits for it will hear
+    }
+  }
+  Branch(const Branch&) = delete;
+  Branch& operator=(const Branch&) = delete;
+  Stream& stream() { return side_; }
+  void join() {
+    if (std::exchange(open_, false)) cuda::join(*main_.queue_);
+  }
+
+ private:
+  Stream main_, side_;
+  bool open_ = false;
 };
 
 }  // namespace furlong

@@ -86,6 +86,30 @@ TEST_P(CudaModel, GraphsChangeNoBits) {
   }
 }
 
+// More rows than share a launch: products run beside others, in a recording and without.
+TEST_P(CudaModel, ProductsBesideOthersRepeatTheirBits) {
+  for (const auto& shape : {small_model(), wide_model()}) {
+    config = shape;
+    const Weights weights = on(Device::cuda);
+    const EngineOptions plain{.max_running = 150, .max_tokens = 200};
+    EngineOptions recorded = plain;
+    recorded.graph_batches = {16, 64, 100, 150};
+    std::vector<Request> work = requests();
+    work.resize(1);
+    work[0].samples = 150;
+    work[0].max_new_tokens = 70;
+    const auto a = Engine(config, weights, plain, threads).generate(work);
+    for (int run = 0; run < 3; run++) {
+      const auto b = Engine(config, weights, run == 0 ? plain : recorded, threads).generate(work);
+      ASSERT_EQ(a.size(), b.size());
+      for (size_t i = 0; i < a.size(); i++) {
+        EXPECT_EQ(a[i].tokens, b[i].tokens) << "completion " << i << ", run " << run;
+        EXPECT_EQ(a[i].log_probs, b[i].log_probs) << "completion " << i << ", run " << run;
+      }
+    }
+  }
+}
+
 // The trainer's working memory leaves any bytes behind, among them those of NaN.
 TEST_P(CudaModel, WhatOthersLeftInSharedMemoryChangesNoBit) {
   const Weights weights = on(Device::cuda);

@@ -174,7 +174,12 @@ void linear_many(Stream& stream, Tensor x, std::initializer_list<LinearOf> produ
     skinny_linear(stream, x, products);
     check_launch(stream.queue(), "linear_many");
   } else {
-    for (const LinearOf& p : products) cuda::linear(stream, p.y, x, p.w);
+    Branch branch(stream, products.size() > 1 && leaves_room(x.rows()));
+    for (const LinearOf* p = products.begin() + 1; p != products.end(); p++) {
+      cuda::linear(branch.stream(), p->y, x, p->w);
+    }
+    cuda::linear(stream, products.begin()->y, x, products.begin()->w);
+    branch.join();
   }
 }
 

@@ -33,6 +33,14 @@ class DeviceBlock {
   size_t bytes_ = 0;
 };
 
+struct Event {
+  Event() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"); }
+  ~Event() { cudaEventDestroy(event); }
+  Event(const Event&) = delete;
+  Event& operator=(const Event&) = delete;
+  cudaEvent_t event = nullptr;
+};
+
 struct Queue {
   Queue();
   ~Queue();
@@ -54,22 +62,17 @@ struct Queue {
   uint64_t scratch_version = 0;   // raised when scratch moves
   bool recording = false;         // inside record()
   int recorded = 0;               // ops since a recording began
+  bool branched = false;          // between branch() and join()
   Graph* graph = nullptr;         // the recording
   const char* last_op = nullptr;  // the op launched last
   std::shared_ptr<void> blas;     // the matrix library's handle and plans (ops/cuda/blas.cu)
+  std::unique_ptr<Queue> side;    // for branches, once there was one
+  Event forked, joined;
 
  private:
   DeviceBlock scratch_;
   char* ring_ = nullptr;
   size_t ring_at_ = 0;
-};
-
-struct Event {
-  Event() { check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "cudaEventCreate"); }
-  ~Event() { cudaEventDestroy(event); }
-  Event(const Event&) = delete;
-  Event& operator=(const Event&) = delete;
-  cudaEvent_t event = nullptr;
 };
 
 // A recording in two parts: the device works on the first, a short one, while the host hands over the second.

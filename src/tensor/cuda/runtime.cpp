@@ -268,12 +268,35 @@ void launch(Queue& queue, const Graph& graph) {
   for (cudaGraphExec_t part : graph.parts) check(cudaGraphLaunch(part, queue.stream), "cudaGraphLaunch");
 }
 
-uint64_t scratch_version(const Queue& queue) { return queue.scratch_version; }
+uint64_t scratch_version(const Queue& queue) {
+  return queue.scratch_version + (queue.side == nullptr ? 0 : queue.side->scratch_version);
+}
+
+Queue& branch(Queue& queue) {
+  CHECK(!queue.branched, "a branch beside a branch");
+  on_opened_device();
+  if (queue.side == nullptr) queue.side = std::make_unique<Queue>();
+  Queue& side = *queue.side;
+  check(cudaEventRecord(queue.forked.event, queue.stream), "cudaEventRecord");
+  check(cudaStreamWaitEvent(side.stream, queue.forked.event, 0), "cudaStreamWaitEvent");
+  side.recording = queue.recording;
+  queue.branched = true;
+  return side;
+}
+
+void join(Queue& queue) {
+  if (!std::exchange(queue.branched, false)) return;
+  queue.side->recording = false;
+  check(cudaEventRecord(queue.joined.event, queue.side->stream), "cudaEventRecord");
+  check(cudaStreamWaitEvent(queue.stream, queue.joined.event, 0), "cudaStreamWaitEvent");
+}
 
 void check_launch(Queue& queue, const char* op) {
   check(queue, cudaGetLastError(), op);
   queue.last_op = op;
-  if (queue.recording && ++queue.recorded == first_part) {
+  // A branch has no graph of its own, and no part ends beside one.
+  const bool counts = queue.recording && queue.graph != nullptr && queue.graph->parts.empty();
+  if (counts && ++queue.recorded >= first_part && !queue.branched) {
     end_part(queue);
     begin_part(queue);
   }
