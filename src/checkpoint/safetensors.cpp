@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <limits>
 #include <filesystem>
 #include <set>
 
@@ -64,7 +65,9 @@ TensorEntry read_entry(const std::string& name, const Json& value, std::span<con
   uint64_t numel = 1;
   for (const auto& d : shape) {
     const uint64_t extent = read_integer(d, where, name, "shape");
-    if (__builtin_mul_overflow(numel, extent, &numel))
+    // Nor may the extents before a zero multiply to more than TensorEntry::numel can hold.
+    constexpr uint64_t most = std::numeric_limits<int64_t>::max();
+    if (extent > most || __builtin_mul_overflow(numel, extent, &numel) || numel > most)
       fail(Exit::input, "{}: tensor {}: its size overflows", where, shown);
     entry.shape.push_back(static_cast<int64_t>(extent));
   }
