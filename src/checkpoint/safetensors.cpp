@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <limits>
 #include <filesystem>
+#include <limits>
 #include <set>
 
 #include "base/error.h"
