@@ -86,7 +86,7 @@ std::string need(const Field& field) {
     case Kind::integer: return "needs an integer" + (range.empty() ? "" : " " + range);
     case Kind::real: return "needs a number" + (range.empty() ? "" : " " + range);
     case Kind::integers: return "needs integers" + (range.empty() ? "" : " " + range);
-    case Kind::texts: return "needs one or more texts";
+    case Kind::texts: return "needs one or more " + (field.choices.empty() ? "texts" : "of " + join_or(field.choices));
     case Kind::json: return "needs a JSON object, such as {\"enable_thinking\": false}";
     case Kind::text: return field.choices.empty() ? "needs a text" : "needs " + join_or(field.choices);
     case Kind::words: break;
@@ -160,7 +160,11 @@ bool store_words(Settings& settings, const Field& field, const Texts& words) {
     return true;
   }
   if (field.kind == Kind::texts) {
-    if (std::any_of(words.begin(), words.end(), [](const auto& word) { return word.empty(); })) return false;
+    const auto wrong = [&](const std::string& word) {
+      return word.empty() || (!field.choices.empty() &&
+                              std::find(field.choices.begin(), field.choices.end(), word) == field.choices.end());
+    };
+    if (std::any_of(words.begin(), words.end(), wrong)) return false;
     store(settings, field, words);
     return true;
   }
@@ -271,7 +275,7 @@ std::string unknown_name(const std::string& name, Command command) {
 std::string set_value(Settings& settings, const Field& field, const RawValue& given, const std::string& origin) {
   RawValue value = given;
   const bool is_list = field.kind == Kind::texts || field.kind == Kind::integers;
-  if (is_list && value.from == RawValue::From::words && value.words == Texts{""}) {
+  if (is_list && field.choices.empty() && value.from == RawValue::From::words && value.words == Texts{""}) {
     value = {};  // --list= empties it
     value.from = RawValue::From::list;
     value.integers_only = value.texts_only = true;
