@@ -13,6 +13,8 @@ namespace furlong::grader {
 namespace {
 
 constexpr int max_depth = 240;
+// Bytes of one accent's text: each accent around another doubles what it stands on.
+constexpr std::size_t max_accented = std::size_t{64} << 10;
 // Arguments that run into the end of the text are read a second time; nested ones would double the work each.
 constexpr std::size_t tokens_per_byte = 16;
 
@@ -295,6 +297,7 @@ std::string accented(std::string_view argument, std::string_view mark) {
     if (base == "ȷ") base = "j";
     out += compose(std::string(base).append(mark));
     at += bytes;
+    if (out.size() > max_accented) throw Unconvertible{};
   }
   return out;
 }

@@ -86,8 +86,12 @@ class Node {
 // Collects the tokens of both lists by id.
 class TokenTable {
  public:
+  // bytes: of the file, which names only so many tokens; gaps between their ids cost memory, too.
+  explicit TokenTable(size_t bytes) : most_(std::min<size_t>(max_id, 4096 + 16 * bytes)) {}
+
   void put(const Node& node, std::string_view spelling, int32_t id, TokenKind kind) {
     const auto i = static_cast<size_t>(id);
+    if (i > most_) node.refuse("the id {} is too large for a file of its size", id);
     if (i >= spellings_.size()) {
       spellings_.resize(i + 1);
       kinds_.resize(i + 1, TokenKind::absent);
@@ -110,6 +114,7 @@ class TokenTable {
   }
 
  private:
+  size_t most_;
   std::vector<std::string> spellings_;
   std::vector<TokenKind> kinds_;
 };
@@ -346,7 +351,7 @@ std::shared_ptr<const TokenizerData> parse_tokenizer(std::string_view json, cons
   root.expect_object({"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
                       "post_processor", "decoder", "model"});
   auto data = std::make_shared<TokenizerData>();
-  TokenTable table;
+  TokenTable table(json.size());
   read_model(root.at("model"), table, *data);
   read_normalizer(root.at("normalizer"), *data);
   read_pre_tokenizer(root.at("pre_tokenizer"), *data);

@@ -29,6 +29,7 @@ TEST(Adversarial, Nesting) {
   EXPECT_EQ(grade(repeat("(", 100) + "x+1" + repeat(")", 100), "1+x"), 1);
   EXPECT_EQ(grade(repeat("\\frac{", 5000) + "1" + repeat("}", 5000), "x"), 0);
   EXPECT_EQ(grade(repeat("\\begin{pmatrix}", 1000)), 0);
+  EXPECT_EQ(grade(repeat("\\c{", 60) + "d" + repeat("}", 60), "x"), 0);  // each accent would double the text
   EXPECT_EQ(grade(repeat("{", 100000)), 0);
   EXPECT_EQ(grade(repeat("-", 9000) + "x", "x"), 1);
   EXPECT_EQ(grade(repeat("\\boxed{", 100000) + "42" + repeat("}", 100000)), 1);

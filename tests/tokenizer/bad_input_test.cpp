@@ -27,6 +27,7 @@ TEST(BadTokenizer, Vocabulary) {
   expect_refused({"model.vocab", "1.5"}, [](Json& j) { j["model"]["vocab"]["x1"] = 1.5; });
   expect_refused({"model.vocab", "18446744073709551615"}, [](Json& j) { j["model"]["vocab"]["x1"] = ~uint64_t{0}; });
   expect_refused({"model.vocab", "4000000000"}, [](Json& j) { j["model"]["vocab"]["x1"] = 4000000000; });
+  expect_refused({"the id 4000000 is too large for a file"}, [](Json& j) { j["model"]["vocab"]["x1"] = 4000000; });
   expect_refused({"model.vocab", "0x41"}, [](Json& j) { j["model"]["vocab"].erase("A"); });
   expect_refused({"model.vocab"}, [](Json& j) { j["model"]["vocab"] = Json::array(); });
 }
