@@ -14,6 +14,8 @@ constexpr int rows_nn = vector_bytes == 64 ? 6 : 3, vectors_nn = vector_bytes ==
 constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
 // As few rows multiply columns of B as these are turned, in registers.
 constexpr int rows_turned = vector_bytes == 64 ? 16 : 4;
+// So few have registers for two chains each.
+constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
 // Columns packed together, rows of A that meet them together, and rows of fp32 sums kept where C is narrower.
 constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
 
@@ -209,29 +211,26 @@ Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_
 }
 #endif
 
-// A few rows of A at whole length, widened or in pairs where they are not so already.
+// A few rows of A at whole length, step after step, widened or in pairs where they are not so already.
 template <class E, class A>
-Side<E> whole_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
+const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   if constexpr (std::is_same_v<E, A>) {
-    return {a, lda, 1};
-  } else if constexpr (std::is_same_v<E, Pair>) {
-    if (lda % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), lda / 2, 1};
-    const int64_t steps = (depth + 1) / 2;
-    Pair* to = scratch<Pair, Scratch::side>(std::max(rows * steps, row_tile * panel_depth));
-    for (int64_t i = 0; i < rows; i++) {
-      for (int64_t p = 0; p < steps; p++) {
-        const A* at = a + i * lda + 2 * p;
-        to[i * steps + p] = {at[0].bits, 2 * p + 1 < depth ? at[1].bits : uint16_t{0}};
+    if (rows == 1) return a;
+  }
+  constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1;
+  const int64_t steps = (depth + of_step - 1) / of_step;
+  E* to = scratch<E, Scratch::side>(std::max(rows * steps, row_tile * panel_depth));
+  for (int64_t i = 0; i < rows; i++) {
+    const A* from = a + i * lda;
+    for (int64_t p = 0; p < steps; p++) {
+      if constexpr (std::is_same_v<E, Pair>) {
+        to[p * rows + i] = {from[2 * p].bits, 2 * p + 1 < depth ? from[2 * p + 1].bits : uint16_t{0}};
+      } else {
+        to[p * rows + i] = widen(from[p]);
       }
     }
-    return {to, steps, 1};
-  } else {
-    E* to = scratch<E, Scratch::side>(std::max(rows * depth, row_tile * panel_depth));
-    for (int64_t i = 0; i < rows; i++) {
-      for (int64_t p = 0; p < depth; p++) to[i * depth + p] = widen(a[i * lda + p]);
-    }
-    return {to, depth, 1};
   }
+  return to;
 }
 
 // One panel's columns of C, which is S here, for the rows of a side.
@@ -326,34 +325,54 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
 #if defined(__AVX2__)
 // C (MR rows, `columns` <= the width) [+]= A · Bᵀ, in the order of `block`: chains begun from 0 and added up.
 template <int MR, class E, class B, class C>
-void turned_columns(int64_t k, const E* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
+void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
                     bool accumulate) {
   constexpr int64_t w = width<float>, of_word = Columns<B>::of_word, step = std::is_same_v<E, float> ? 1 : 2;
   const Columns<B> of(b, ldb, columns, k);
   Vec<float> total[MR] = {};
   for (int i = 0; accumulate && i < MR; i++) total[i] = load_partial(c + i * ldc, columns);
-  for (int64_t p = 0; p < k; p += chain) {
+  const auto add = [&](Vec<float> * sum, int64_t at, Words v) __attribute__((always_inline)) {
+    if constexpr (std::is_same_v<E, float>) {
+      for (int i = 0; i < MR; i++) sum[i] = mul_add(broadcast(a[at * MR + i]), std::bit_cast<Vec<float>>(v), sum[i]);
+    } else {
+#if defined(__AVX512BF16__)
+      for (int i = 0; i < MR; i++) sum[i] = multiply_add(of_all(a + at / 2 * MR + i), Pairs{v}, sum[i]);
+#endif
+    }
+  };
+  int64_t p = 0;
+  // Two chains at a time: one alone waits for its own multiply-adds.
+  for (; MR <= rows_of_two && columns == w && p + 2 * chain <= k; p += 2 * chain) {
+    Vec<float> one[MR] = {}, two[MR] = {};
+    for (int64_t q = p; q < p + chain; q += w * of_word) {
+      of.words_of_two(
+          q / of_word, (q + chain) / of_word, [&](int64_t i, Words v, Words u) __attribute__((always_inline)) {
+            const int64_t at = q + i * of_word, other = at + chain;
+            if constexpr (of_word == step) {
+              add(one, at, v);
+              add(two, other, u);
+            } else {
+              add(one, at, upper_half(v));
+              add(two, other, upper_half(u));
+              add(one, at + 1, lower_cleared(v));
+              add(two, other + 1, lower_cleared(u));
+            }
+          });
+    }
+    for (int i = 0; i < MR; i++) total[i] = (accumulate || p > 0 ? total[i] + one[i] : one[i]) + two[i];
+  }
+  for (; p < k; p += chain) {
     Vec<float> sum[MR] = {};
     for (int64_t q = p; q < std::min(k, p + chain); q += w * of_word) {
       const int64_t left = k - q;
-      const auto add = [&](int64_t at, Words v) __attribute__((always_inline)) {
-        if constexpr (std::is_same_v<E, float>) {
-          for (int i = 0; i < MR; i++)
-            sum[i] = mul_add(broadcast(a[i * lda + q + at]), std::bit_cast<Vec<float>>(v), sum[i]);
-        } else {
-#if defined(__AVX512BF16__)
-          for (int i = 0; i < MR; i++) sum[i] = multiply_add(of_all(a + i * lda + (q + at) / 2), Pairs{v}, sum[i]);
-#endif
-        }
-      };
       const auto words = [&]<bool Whole>() __attribute__((always_inline)) {
         of.template words<Whole>(
             q / of_word, [&](int64_t i, Words v) __attribute__((always_inline)) {
               if constexpr (of_word == step) {
-                if (Whole || i * step < left) add(i * step, v);
+                if (Whole || i * step < left) add(sum, q + i * step, v);
               } else {
-                if (Whole || 2 * i < left) add(2 * i, upper_half(v));
-                if (Whole || 2 * i + 1 < left) add(2 * i + 1, lower_cleared(v));
+                if (Whole || 2 * i < left) add(sum, q + 2 * i, upper_half(v));
+                if (Whole || 2 * i + 1 < left) add(sum, q + 2 * i + 1, lower_cleared(v));
               }
             });
       };
@@ -378,12 +397,12 @@ template <class E, class A, class B, class C>
 void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
             bool accumulate) {
   constexpr int64_t w = width<float>;
-  const Side<E> rows = whole_rows<E>(a, lda, m, k);
-  for (int64_t j = 0; j < n; j += w) {
-    rows_of<rows_turned>(m, [&]<int MR>() {
-      turned_columns<MR>(k, rows.at, rows.row, b + j * ldb, ldb, c + j, ldc, std::min(w, n - j), accumulate);
-    });
-  }
+  const E* rows = steps_of_rows<E>(a, lda, m, k);
+  rows_of<rows_turned>(m, [&]<int MR>() {
+    for (int64_t j = 0; j < n; j += w) {
+      turned_columns<MR>(k, rows, b + j * ldb, ldb, c + j, ldc, std::min(w, n - j), accumulate);
+    }
+  });
 }
 #endif
 

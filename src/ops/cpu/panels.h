@@ -120,6 +120,19 @@ struct Columns {
     }
     each_four(rows, put);
   }
+  // Of whole vectors at two places: calls put(i, word at + i, word other + i), so that two sums go on side by side.
+  template <class F>
+  [[gnu::always_inline]] void words_of_two(int64_t at, int64_t other, F&& put) const {
+    const RowsApart rows(b_ + at * 4, distance_), others(b_ + other * 4, distance_);
+    ask(at);
+    ask(other);
+    for (int64_t i = 0; i < w; i += 4) {
+      Words v[4], u[4];
+      turn_four(rows, 4 * i, v);
+      turn_four(others, 4 * i, u);
+      for (int64_t j = 0; j < 4; j++) put(i + j, v[j], u[j]);
+    }
+  }
   // Asks for the words of one vector of the rows that come after these.
   void ask(int64_t at) const {
     for (int64_t i = 0; i < w; i++) __builtin_prefetch(b_ + (w + i) * distance_ + at * 4);
