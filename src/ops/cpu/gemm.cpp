@@ -13,7 +13,7 @@ constexpr int rows_nn = vector_bytes == 64 ? 6 : 3, vectors_nn = vector_bytes ==
 // Fewer rows than this multiply B as it lies: to pack it would cost as much.
 constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
 // As few rows multiply columns of B as these are turned, in registers.
-constexpr int rows_turned = vector_bytes == 64 ? 16 : 4;
+constexpr int rows_turned = vector_bytes == 64 ? 8 : 4;
 // So few have registers for two chains each.
 constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
 // Columns packed together, rows of A that meet them together, and rows of fp32 sums kept where C is narrower.
