@@ -1,7 +1,8 @@
 #!/bin/bash
 # The fuzzer on each target: fuzz.sh FUZZ [TARGET...]. By default FUZZ_SECONDS (20) of each; with FUZZ_RUNS that many inputs
-# (of safetensors five times as many), in FUZZ_PIECES processes (1) that share what they find. FUZZ_JOBS (2) run at a time.
-# It begins with the inputs of FUZZ_DATA/fuzz (tests/data) and keeps what it finds in FUZZ_CORPUS (nowhere). One line a
+# (of safetensors five times as many), in FUZZ_PIECES processes (1). FUZZ_JOBS (2) run at a time. Inputs have FUZZ_LENGTH bytes at
+# most (4,096, or 512). It begins with those of FUZZ_DATA/fuzz (tests/data) and keeps what it finds in FUZZ_CORPUS (nowhere), each
+# process in a folder of its own: to read what the others find takes longer than all the rest. One line a
 # target: inputs, seconds of the processes together, the largest memory, exit code. An input that does harm is left as
 # TARGET-crash-..., -timeout-... or -oom-... in the working folder, and the end of its log is shown.
 set -euo pipefail
@@ -19,12 +20,13 @@ export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_m
 stat() { sed -n "s/^stat::$2: *//p" "$work/$1".*.log; }
 
 one() {
-  local target=$1 piece=$2 corpus=${FUZZ_CORPUS:-$work}/$1 length rc=0 runs start=$SECONDS most=4096
+  local target=$1 piece=$2 corpus=${FUZZ_CORPUS:-$work}/$1/$2 length rc=0 runs start=$SECONDS most=4096
   case $target in chat | cli | grader) most=512 ;; esac  # whose time grows with the square of the length
+  most=${FUZZ_LENGTH:-$most}
   if [ -n "${FUZZ_RUNS:-}" ]; then
     runs=$FUZZ_RUNS
     [ "$target" != safetensors ] || runs=$((5 * runs))
-    length=(-runs=$(((runs + pieces - 1) / pieces)) -entropic=0)  # a quarter faster
+    length=(-runs=$(((runs + pieces - 1) / pieces)) -entropic=0 -reload=0)  # a quarter faster
   else
     length=(-max_total_time=${FUZZ_SECONDS:-20})
   fi
@@ -43,8 +45,8 @@ one() {
   fi
 }
 
-for ((piece = 0; piece < pieces; piece++)); do
-  for target in "${targets[@]}"; do
+for target in "${targets[@]}"; do
+  for ((piece = 0; piece < pieces; piece++)); do
     while [ "$(jobs -pr | wc -l)" -ge "${FUZZ_JOBS:-2}" ]; do wait -n || true; done
     one "$target" "$piece" &
   done
