@@ -10,6 +10,7 @@
 #include "ops/loss.h"
 #include "ops/moe.h"
 #include "ops/norm.h"
+#include "ops/packs.h"
 #include "ops/random.h"
 #include "ops/reduce.h"
 #include "ops/rope.h"
@@ -35,6 +36,8 @@ struct OpTable {
   decltype(&furlong::grouped_mlp) grouped_mlp;
   decltype(&furlong::grouped_linear_dx) grouped_linear_dx;
   decltype(&furlong::grouped_linear_dw) grouped_linear_dw;
+  decltype(&furlong::packed_bytes) packed_bytes;  // of CPUs only
+  decltype(&furlong::pack_weight) pack_weight;    //
   decltype(&furlong::norm_rope) norm_rope;
   decltype(&furlong::norm_rope_both) norm_rope_both;
   decltype(&furlong::norm_rope_backward) norm_rope_backward;

@@ -74,16 +74,24 @@ Engine::Engine(const ModelConfig& config, const Weights& weights, const EngineOp
     if (needs.unread > 0)
       unread_ = Tensor(data, weights.dtype(), {most_unread(options), config.hidden_size}, weights.device());
   };
+  const auto place_packs = [&](void* memory) {
+    if (needs.packs == 0) return;
+    packs_.emplace(weights_of_products(weights, options), memory);
+    stream_.use_packs(&*packs_);
+  };
   if (share_.defined()) {
-    share_ = share_.part(0, pools + needs.arena + needs.unread);
+    share_ = share_.part(0, pools + needs.arena + needs.unread + needs.packs);
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_, share_.part(0, pools));
     arena_ = Arena(share_.part(pools, needs.arena));
     place_unread(share_.part(pools + needs.arena, needs.unread).data());
+    place_packs(share_.part(pools + needs.arena + needs.unread, needs.packs).data());
   } else {
     memory_ = std::make_unique<RolloutMemory>(kept, weights.dtype(), needs.memory, &stream_);
     arena_ = Arena(needs.arena, weights.device());
     own_unread_ = Buffer(needs.unread, weights.device());
     place_unread(own_unread_.data());
+    own_packs_ = Buffer(needs.packs);
+    place_packs(own_packs_.data());
   }
   scheduler_ = std::make_unique<Scheduler>(*memory_, SchedulerOptions{.max_running = options.max_running,
                                                                       .drafts = options.drafts,
@@ -115,7 +123,9 @@ void Engine::enter() {
   if (share_.defined() && share_.enter()) {
     scheduler_->cache().clear();
     memory_->reset();
+    packs_are_old_ = true;
   }
+  if (packs_ && std::exchange(packs_are_old_, false)) packs_->fill(stream_);
   measure_speculation();
 }
 
@@ -137,6 +147,7 @@ std::vector<Completion> Engine::generate(std::span<const Request> requests, cons
   // What ends last starts first.
   std::stable_sort(order.begin(), order.end(),
                    [&](size_t a, size_t b) { return requests[a].expected_new > requests[b].expected_new; });
+  packs_are_old_ = packs_are_old_ || (!awake_ && !options_.keep_prefixes);
   enter();
   std::vector<Completion> done;
   std::vector<uint64_t> ids;
@@ -176,11 +187,14 @@ void Engine::sleep() {
   scheduler_->preempt_all();
   stream_.synchronize();
   awake_ = false;
+  packs_are_old_ = true;
 }
 
 void Engine::set_weights_version(uint64_t version) {
   CHECK(idle() || !awake_, "weights that change while requests run");
-  if (std::exchange(weights_version_, version) != version) scheduler_->cache().clear();
+  if (std::exchange(weights_version_, version) == version) return;
+  scheduler_->cache().clear();
+  packs_are_old_ = true;
 }
 
 void Engine::cancel(uint64_t request) { scheduler_->cancel(request); }

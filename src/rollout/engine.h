@@ -4,10 +4,12 @@
 #pragma once
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "model/weights.h"
+#include "ops/packs.h"
 #include "rollout/decode_graphs.h"
 #include "rollout/draft_policy.h"
 #include "rollout/memory.h"
@@ -18,17 +20,20 @@ namespace furlong {
 
 struct EngineOptions {
   int64_t max_running = 512;
-  int64_t drafts = 0;                  // MTP proposals per round; 0: no speculation
-  int64_t page = 32;                   // rows per page
-  int64_t max_tokens = 0;              // prompt + response of the longest request, to size the pool
-  int64_t prefill_budget = 2048;       // prompt rows per step, a multiple of 64
-  int64_t margin = 128;                // rows kept free for each sequence to grow; see SchedulerOptions
-  bool share_prefixes = true;          // prompts that begin alike run their common rows once
-  bool record_routes = false;          // for requests that want them; no step is a recorded graph then
-  bool keep_prefixes = false;          // what has been run is kept for requests to come, while there is room
-  size_t memory_bytes = 0;             // for pages and slots at most; 0: as much as max_running longest requests need
-  int64_t max_pages = 0;               // pages and slots at most, scrap included; 0: no further limit
-  int64_t max_slots = 0;               //
+  int64_t drafts = 0;             // MTP proposals per round; 0: no speculation
+  int64_t page = 32;              // rows per page
+  int64_t max_tokens = 0;         // prompt + response of the longest request, to size the pool
+  int64_t prefill_budget = 2048;  // prompt rows per step, a multiple of 64
+  int64_t margin = 128;           // rows kept free for each sequence to grow; see SchedulerOptions
+  bool share_prefixes = true;     // prompts that begin alike run their common rows once
+  bool record_routes = false;     // for requests that want them; no step is a recorded graph then
+  bool keep_prefixes = false;     // what has been run is kept for requests to come, while there is room
+  // For pages and slots at most, and for packed weights if a quarter of it is enough for these; 0: as much as
+  // max_running longest requests need.
+  size_t memory_bytes = 0;
+  bool pack_weights = true;  // on the CPU: products read the weights from a copy in their own order (ops/packs.h)
+  int64_t max_pages = 0;     // pages and slots at most, scrap included; 0: no further limit
+  int64_t max_slots = 0;     //
   std::vector<int64_t> graph_batches;  // batch sizes to record as CUDA graphs; without effect on the CPU
   // Above 0: a verification accepts this many tokens on average, whatever was drawn (to time random weights).
   double forced_accept_length = 0;
@@ -53,6 +58,7 @@ struct EngineStats {
 struct EngineNeeds {
   MemoryOptions memory;
   size_t pages = 0, slots = 0, arena = 0;
+  size_t packs = 0;   // packed weights
   size_t unread = 0;  // hidden rows that wait for the MTP head, if drafts may be left out
   size_t block = 0;   // of one block for all of it
   size_t least = 0;   // pages and slots for one longest request
@@ -89,6 +95,7 @@ class Engine {
   // meanwhile: tokens drawn before keep their log-probs.
   void sleep();
   // To be told when the weights have changed, idle or asleep: what is kept was made with weights of this version.
+  // Before a call of generate it is needed only where prefixes are kept.
   void set_weights_version(uint64_t version);
   const DraftPolicy& draft_policy() const { return policy_; }
 
@@ -146,6 +153,9 @@ class Engine {
   std::unique_ptr<RolloutMemory> memory_;
   std::unique_ptr<Scheduler> scheduler_;
   Arena arena_;
+  Buffer own_packs_;
+  std::optional<WeightPacks> packs_;
+  bool packs_are_old_ = true;
   std::unique_ptr<DecodeGraphs> graphs_, plain_graphs_;  // with drafts, without
   DraftPolicy policy_;
   Buffer own_unread_;

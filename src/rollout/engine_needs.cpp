@@ -14,8 +14,17 @@ constexpr int64_t least_slots = 3;
 // Prompts that a step runs pieces of.
 int64_t most_prompts(const EngineOptions& o) { return std::min(o.max_running, o.prefill_budget); }
 
-// As many pages and slots as memory_bytes hold, at most what the requests can use.
-MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o) {
+// In whole cache lines.
+size_t in_lines(size_t bytes) { return (bytes + 63) / 64 * 64; }
+
+size_t bytes_of_packs(const Weights& w, const EngineOptions& o) {
+  if (!o.pack_weights) return 0;
+  const size_t bytes = WeightPacks::bytes(weights_of_products(w, o));
+  return o.memory_bytes > 0 && bytes > o.memory_bytes / 4 ? 0 : bytes;
+}
+
+// As many pages and slots as `memory_bytes` hold, at most what the requests can use.
+MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const EngineOptions& o, size_t memory_bytes) {
   const ModelConfig c = remembered_model(whole, w.rank());
   MemoryOptions m{
       .page = o.page, .pages = 0, .slots = 0, .draft_rows = 1 + o.drafts, .mtp = o.drafts > 0, .exact = o.exact};
@@ -23,20 +32,20 @@ MemoryOptions memory_options(const ModelConfig& whole, const Weights& w, const E
   const int64_t per_sequence = pages_of_longest(o);
   m.slots = 2 + o.max_running + std::max<int64_t>(1, o.max_running / 4);
   m.pages = 1 + m.slots * per_sequence;
-  if (o.memory_bytes > 0) {
+  if (memory_bytes > 0) {
     const size_t slot = std::max<size_t>(1, RolloutMemory::slot_bytes(c, w.dtype(), m, w.device()));
     const size_t page = std::max<size_t>(1, RolloutMemory::page_bytes(c, w.dtype(), m));
     // Little memory means fewer sequences at once, not sequences without pages: slots stop at half of it, or where
     // the longest requests of all of them still have their pages.
-    const size_t sequences = o.memory_bytes / (slot + static_cast<size_t>(per_sequence) * page);
-    auto slots = static_cast<int64_t>(std::max(sequences, o.memory_bytes / 2 / slot));
+    const size_t sequences = memory_bytes / (slot + static_cast<size_t>(per_sequence) * page);
+    auto slots = static_cast<int64_t>(std::max(sequences, memory_bytes / 2 / slot));
     // They leave one longest request its pages.
     const size_t longest = static_cast<size_t>(per_sequence + 2) * page;
-    const size_t beside = o.memory_bytes > longest ? o.memory_bytes - longest : 0;
+    const size_t beside = memory_bytes > longest ? memory_bytes - longest : 0;
     slots = std::min(slots, static_cast<int64_t>(beside / slot));
     m.slots = std::min(m.slots, std::max(least_slots, slots));
     const size_t taken = static_cast<size_t>(m.slots) * slot;
-    const size_t left = o.memory_bytes > taken ? o.memory_bytes - taken : 0;
+    const size_t left = memory_bytes > taken ? memory_bytes - taken : 0;
     m.pages = std::min(m.pages, std::max<int64_t>(2, static_cast<int64_t>(left / page)));
   }
   if (o.max_pages > 0) m.pages = std::clamp<int64_t>(o.max_pages, 2, m.pages);
@@ -89,20 +98,35 @@ size_t arena_bytes_of(const ModelConfig& c, const Weights& w, const EngineOption
 
 }  // namespace
 
+std::vector<Tensor> weights_of_products(const Weights& w, const EngineOptions& o) {
+  std::vector<Tensor> found;
+  for_each_tensor(
+      [&](const TensorSpec& spec, const Tensor& t) {
+        const bool matrix = t.defined() && (t.rank() == 2 || (t.rank() == 3 && t.dim(1) > 1));  // not the convolution's
+        const bool looked_up = t.data() == w.embed.data() && t.data() != w.lm_head.data();
+        if (matrix && !looked_up && (o.drafts > 0 || !spec.mtp)) found.push_back(t);
+      },
+      w);
+  return found;
+}
+
 EngineNeeds engine_needs(const ModelConfig& c, const Weights& w, const EngineOptions& o, ThreadPool& threads) {
-  EngineNeeds needs{.memory = memory_options(c, w, o)};
+  EngineNeeds needs;
+  needs.packs = bytes_of_packs(w, o);
+  needs.memory = memory_options(c, w, o, o.memory_bytes - std::min(o.memory_bytes, needs.packs));
   const ModelConfig kept = remembered_model(c, w.rank());
   const auto bytes = RolloutMemory::bytes_of(kept, w.dtype(), needs.memory, w.device());
   needs.pages = bytes.pages;
   needs.slots = bytes.slots;
-  needs.arena = arena_bytes_of(c, w, o, threads);
+  needs.arena = in_lines(arena_bytes_of(c, w, o, threads));
   needs.least =
       static_cast<size_t>(least_slots) * RolloutMemory::slot_bytes(kept, w.dtype(), needs.memory, w.device()) +
       static_cast<size_t>(pages_of_longest(o) + 2) * RolloutMemory::page_bytes(kept, w.dtype(), needs.memory);
   if (may_leave_drafts_out(o) && w.rank().stage + 1 == w.rank().sizes.pipeline) {
-    needs.unread = static_cast<size_t>(most_unread(o) * c.hidden_size) * size_of(w.dtype());
+    needs.unread = in_lines(static_cast<size_t>(most_unread(o) * c.hidden_size) * size_of(w.dtype()));
   }
-  needs.block = RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena + needs.unread;
+  needs.block =
+      RolloutMemory::block_bytes(kept, w.dtype(), needs.memory, w.device()) + needs.arena + needs.unread + needs.packs;
   return needs;
 }
 

@@ -56,6 +56,9 @@ inline int64_t most_unread(const EngineOptions& o) {
   return std::max(o.prefill_budget, o.max_running * (1 + o.drafts));
 }
 
+// What packs may be made of: the weights that an engine of these options multiplies by.
+std::vector<Tensor> weights_of_products(const Weights& w, const EngineOptions& o);
+
 // Pages of the longest sequence that an engine of these options is made for.
 inline int64_t pages_of_longest(const EngineOptions& o) { return (o.max_tokens + o.drafts + o.page - 1) / o.page + 1; }
 

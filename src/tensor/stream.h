@@ -11,6 +11,8 @@
 
 namespace furlong {
 
+class WeightPacks;  // ops/packs.h
+
 class Stream {
  public:
   explicit Stream(ThreadPool& threads, Device device = Device::cpu)
@@ -29,6 +31,9 @@ class Stream {
     CHECK(queue_ != nullptr, "an op on device memory in a stream of the CPU");
     return *queue_;
   }
+  // What products on the CPU may read in place of the weights themselves; null: nothing. Borrowed.
+  const WeightPacks* packs() const { return packs_; }
+  void use_packs(const WeightPacks* packs) { packs_ = packs; }
   // Waits until everything before has run.
   void synchronize() const {
     if (queue_ != nullptr) cuda::synchronize(*queue_);
@@ -39,6 +44,7 @@ class Stream {
   ThreadPool* threads_;
   Device device_ = Device::cpu;
   std::shared_ptr<cuda::Queue> queue_;
+  const WeightPacks* packs_ = nullptr;
   bool dry_ = false;
 };
 

@@ -224,6 +224,29 @@ TEST(Scheduler, RequestsStartInOrder) {
   for (size_t i = 0; i < 3; i++) EXPECT_EQ(scheduler.prefixes()[i]->job->id, i + 1);
 }
 
+// Packed weights lie beside the pools where a quarter of the memory is enough for them; completions are the same.
+TEST(Pools, PackedWeightsLeaveThemRoom) {
+  const TestModel m = toy_model();
+  ThreadPool threads(1);
+  Numbers numbers(42);
+  const Request r{
+      .prompt = random_tokens(numbers, 40, 8), .samples = 2, .params = {.temperature = 1}, .max_new_tokens = 20};
+  EngineOptions options{.max_running = 4, .page = page, .max_tokens = 60};
+  options.pack_weights = false;
+  EXPECT_EQ(engine_needs(m.config, m.weights, options, threads).packs, 0u);
+  const auto expected = generate(m, options, {r});
+  options.pack_weights = true;
+  const EngineNeeds unlimited = engine_needs(m.config, m.weights, options, threads);
+  ASSERT_GT(unlimited.packs, 0u);
+  for (const size_t memory : {4 * unlimited.packs, 4 * unlimited.packs - 1}) {
+    options.memory_bytes = memory;
+    const EngineNeeds needs = engine_needs(m.config, m.weights, options, threads);
+    EXPECT_EQ(needs.packs, memory == 4 * unlimited.packs ? unlimited.packs : 0);
+    EXPECT_LE(needs.pages + needs.slots + needs.packs, memory);
+    expect_same(generate(m, options, {r}), expected, fmt::format("{} bytes", memory));
+  }
+}
+
 // The engine in every pool from one page up: refused before anything runs, or the same completions as with room.
 TEST(Pools, DownToTheSmallest) {
   const TestModel m = toy_model();

@@ -132,6 +132,20 @@ TEST(Prefixes, NewWeightsForgetTheOldOnesRows) {
   expect_same(after, generate(m, {.max_running = 4, .max_tokens = 200}, {r}), "new weights");
 }
 
+// Without prefixes that are kept nobody has to say so.
+TEST(Prefixes, WeightsMayChangeBetweenCalls) {
+  TestModel m = toy_model();
+  ThreadPool threads(1);
+  Numbers numbers(4);
+  const Request r{.prompt = random_tokens(numbers, 150, 8), .params = {.temperature = 1}, .max_new_tokens = 30};
+  Engine engine(m.config, m.weights, {.max_running = 4, .max_tokens = 200}, threads);
+  const auto before = engine.generate({&r, 1});
+  init_weights(m.weights, m.config, 6, 0.3);
+  const auto after = engine.generate({&r, 1});
+  EXPECT_NE(after[0].log_probs, before[0].log_probs);
+  expect_same(after, generate(m, {.max_running = 4, .max_tokens = 200}, {r}), "new weights");
+}
+
 // What is kept gives way: in pools that hold little more than what runs, with sequences that are preempted beside it.
 TEST(Prefixes, GiveWayInSmallPools) {
   const TestModel& m = tiny_model();

@@ -36,6 +36,8 @@ void grouped_swiglu(Stream&, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tenso
 void grouped_mlp(Stream&, const GroupedMlp&, Tensor y, Tensor x, Tensor w);
 void grouped_linear_dx(Stream&, Tensor dx, Tensor dy, Tensor w, Tensor offsets);
 void grouped_linear_dw(Stream&, Tensor dw, Tensor dy, Tensor x, Tensor offsets);
+size_t packed_bytes(const Tensor& w);
+void pack_weight(Stream&, void* to, Tensor w);
 void norm_rope(Stream&, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape&);
 void norm_rope_both(Stream&, const RopeOf& queries, const RopeOf& keys, Tensor positions);
 void norm_rope_backward(Stream&, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,

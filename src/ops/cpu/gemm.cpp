@@ -124,7 +124,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* pane
     }
     for (const int64_t end = std::min(depth, p + piece); p < end; p++) {
       decltype(vector_of(panel)) b[NV];
-      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + (v * panel_depth + p) * w);
+      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + (v * panel_steps<E> + p) * w);
       for (int i = 0; i < MR; i++) {
         const auto x = of_all(a + i * row + p * column);
         for (int v = 0; v < NV; v++) {
@@ -256,21 +256,34 @@ void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel
   }
 }
 
+template <class E>
+constexpr int64_t panel_wide = block_vectors* width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
+// Numbers or pairs of a panel, and of the panels of one column.
+template <class E>
+constexpr int64_t panel_size = panel_wide<E>* panel_steps<E>;
+template <class E>
+int64_t column_size(int64_t k) {
+  return (k + panel_depth - 1) / panel_depth * panel_steps<E>;
+}
+
 // C (M,N), kept in S, [+]= A · B with B packed. Transposed: B is (N,K), and each panel's part of a sum begins from 0;
-// otherwise (K,N), and a sum goes on from panel to panel.
+// otherwise (K,N), and a sum goes on from panel to panel. whole: panels of all of B from its first column on, the
+// depths of the first ones after each other, or null.
 template <bool Transposed, class E, class S, class A, class B>
 void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, S* c,
-            int64_t ldc, bool accumulate) {
-  constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = block_vectors * width<S>, w = width<S>;
+            int64_t ldc, bool accumulate, [[maybe_unused]] const E* whole = nullptr) {
+  constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = panel_wide<E>, w = width<S>;
   const int64_t together = m <= row_tile ? wide : panel_columns / wide * wide;
-  E* panels = scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_depth);
+  E* panels = whole != nullptr
+                  ? nullptr
+                  : scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_steps<E>);
   for (int64_t j0 = 0; j0 < n; j0 += together) {
     const int64_t j1 = std::min(n, j0 + together);
     const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
     for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
       const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step - 1) / of_step;
-      const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_depth; };
-      for (int64_t j = j0; j < j1; j += wide) {
+      const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_steps<E>; };
+      for (int64_t j = j0; whole == nullptr && j < j1; j += wide) {
         const int64_t columns = std::min(wide, j1 - j);
         if constexpr (Transposed) {
           pack_columns(panel_of(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
@@ -282,7 +295,9 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
         const int64_t rows = std::min(row_tile, m - i);
         const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
         for (int64_t j = j0; j < j1; j += wide) {
-          panel_product(rows_of_a, rows, steps, panel_of(j), width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
+          const E* panel =
+              whole != nullptr ? whole + j * column_size<E>(k) + p0 / panel_depth * panel_size<E> : panel_of(j);
+          panel_product(rows_of_a, rows, steps, panel, width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
                         !Transposed, accumulate || p0 > 0);
         }
       }
@@ -297,11 +312,12 @@ using Element = std::conditional_t<has_dots && std::is_same_v<A, bf16> && std::i
 // The same with C of any type: sums are kept in S until they are whole.
 template <bool Transposed, class A, class B, class C>
 void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
-              int64_t ldc, bool accumulate) {
+              int64_t ldc, bool accumulate, const void* whole = nullptr) {
   using S = Acc<C>;
   using E = Element<A, B, C>;
+  const E* panels = static_cast<const E*>(whole);
   if constexpr (std::is_same_v<C, S>) {
-    packed<Transposed, E, S>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
+    packed<Transposed, E, S>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate, panels);
   } else {
     for (int64_t j0 = 0; j0 < n; j0 += panel_columns) {
       const int64_t columns = std::min(panel_columns, n - j0);
@@ -313,7 +329,8 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
         for (int64_t i = 0; accumulate && i < rows; i++) {
           for (int64_t j = 0; j < columns; j++) sums[i * columns + j] = widen(to[i * ldc + j]);
         }
-        packed<Transposed, E, S>(rows, columns, k, a + i0 * row, row, column, bj, ldb, sums, columns, accumulate);
+        packed<Transposed, E, S>(rows, columns, k, a + i0 * row, row, column, bj, ldb, sums, columns, accumulate,
+                                 panels == nullptr ? nullptr : panels + j0 * column_size<E>(k));
         for (int64_t i = 0; i < rows; i++) {
           for (int64_t j = 0; j < columns; j++) to[i * ldc + j] = narrow<C>(sums[i * columns + j]);
         }
@@ -410,15 +427,49 @@ void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b
 
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate) {
+             bool accumulate, const void* packed) {
 #if defined(__AVX2__)
-  if (m <= rows_turned) {
+  if (packed == nullptr && m <= rows_turned) {
     turned<Element<A, B, C>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
     return;
   }
 #endif
-  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate);
+  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate, packed);
 }
+
+template <class B>
+int64_t packed_size(int64_t n, int64_t k) {
+  using E = Element<B, B, Acc<B>>;
+  constexpr bool widened = std::is_same_v<B, bf16> && !std::is_same_v<E, Pair>;
+  constexpr int64_t wide = panel_wide<E>, bytes = sizeof(E);
+  return widened ? 0 : (n + wide - 1) / wide * wide * column_size<E>(k) * bytes;
+}
+
+template <class B>
+void pack_nt(void* to, const B* b, int64_t k, int64_t begin, int64_t end) {
+  using E = Element<B, B, Acc<B>>;
+  constexpr int64_t wide = panel_wide<E>, w = width<Acc<B>>;
+  for (int64_t j = begin; j < end; j += wide) {
+    const int64_t columns = std::min(wide, end - j);
+    E* panel = static_cast<E*>(to) + j * column_size<E>(k);
+    for (int64_t p = 0; p < k; p += panel_depth, panel += panel_size<E>) {
+      pack_columns(panel, (columns + w - 1) / w * w, b + j * k + p, k, std::min(panel_depth, k - p), columns);
+    }
+  }
+}
+
+template <class B>
+const void* packed_columns(const void* packed, int64_t k, int64_t begin) {
+  using E = Element<B, B, Acc<B>>;
+  return static_cast<const E*>(packed) + begin * column_size<E>(k);
+}
+
+template int64_t packed_size<float>(int64_t, int64_t);
+template int64_t packed_size<bf16>(int64_t, int64_t);
+template void pack_nt(void*, const float*, int64_t, int64_t, int64_t);
+template void pack_nt(void*, const bf16*, int64_t, int64_t, int64_t);
+template const void* packed_columns<float>(const void*, int64_t, int64_t);
+template const void* packed_columns<bf16>(const void*, int64_t, int64_t);
 
 template <class A, class B, class C>
 void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
@@ -438,27 +489,36 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
   }
 }
 
-template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
-template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
-template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
-template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, float*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
-template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
-template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const float*, int64_t, float*, int64_t, bool);
+template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const float*, int64_t, float*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
 #if !defined(__AVX2__)
-template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t,
-                      bool);
+template int64_t packed_size<double>(int64_t, int64_t);
+template void pack_nt(void*, const double*, int64_t, int64_t, int64_t);
+template const void* packed_columns<double>(const void*, int64_t, int64_t);
+template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool,
+                      const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const double*, int64_t, int64_t, const double*, int64_t, double*,
                       int64_t, bool);
 #endif

@@ -7,9 +7,21 @@ namespace furlong::cpu::FURLONG_ISA {
 
 // C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of 32 multiply-adds (`chain`, panels.h)
 // over K, each begun from 0, added up in order.
+// packed: B from pack_nt (packed_columns), which is then read in its place, or null.
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate = false);
+             bool accumulate = false, const void* packed = nullptr);
+
+// Bytes of B (N,K) in the order in which gemm_nt multiplies its columns by rows of the same type; 0: its numbers would
+// be widened for that.
+template <class B>
+int64_t packed_size(int64_t n, int64_t k);
+// The columns [begin, end) of B (N,K), contiguous, into `to` for all of it. begin is a multiple of 64.
+template <class B>
+void pack_nt(void* to, const B* b, int64_t k, int64_t begin, int64_t end);
+// From column `begin` on, a multiple of 64.
+template <class B>
+const void* packed_columns(const void* packed, int64_t k, int64_t begin);
 
 // C (M,N) [+]= A (M,K) · B (K,N) with contiguous N; element (i,p) of A at a[i·row + p·column], so that Aᵀ works too.
 // Per element: one chain of multiply-adds over p = 0, 1, …, starting from 0 or from C. Where bf16 meets bf16 and the

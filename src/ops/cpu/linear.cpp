@@ -2,6 +2,7 @@
 
 #include "ops/cpu/bodies.h"
 #include "ops/cpu/gemm.h"
+#include "ops/packs.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -33,12 +34,12 @@ void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& til
 }
 
 template <class A, class B, class C>
-void nt(Stream& stream, const Tensor& y, const Tensor& x, const B* w, int64_t n, int64_t k) {
+void nt(Stream& stream, const Tensor& y, const Tensor& x, const B* w, int64_t n, int64_t k, const void* packed) {
   const A* xp = x.as<A>();
   C* yp = y.as<C>();
   tiles(stream, x.rows(), n, k, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), w + c0 * k, k, yp + r0 * y.row_stride() + c0,
-            y.row_stride());
+            y.row_stride(), false, packed == nullptr ? nullptr : packed_columns<B>(packed, k, c0));
   });
 }
 
@@ -64,12 +65,14 @@ void tn(Stream& stream, Acc<B>* dw, const Tensor& dy, const Tensor& x) {
 
 // The three products by the dtype of the model and whether the other side is kept in fp32.
 void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t n, int64_t k, int64_t expert) {
+  const void* packs = stream.packs() == nullptr ? nullptr : stream.packs()->find(w);
   dispatch(w.dtype(), [&]<class T>() {
     const T* wp = w.as<T>() + expert * n * k;
+    const void* packed = packs == nullptr ? nullptr : static_cast<const char*>(packs) + expert * packed_size<T>(n, k);
     if (y.dtype() == dtype_of<T>) {
-      nt<T, T, T>(stream, y, x, wp, n, k);
+      nt<T, T, T>(stream, y, x, wp, n, k, packed);
     } else {
-      nt<T, T, Acc<T>>(stream, y, x, wp, n, k);
+      nt<T, T, Acc<T>>(stream, y, x, wp, n, k, packed);
     }
   });
 }
@@ -155,6 +158,26 @@ void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor of
 void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
   each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
     product_dw(s, dw, dy.rows(r0, r1), x.rows(r0, r1), e);
+  });
+}
+
+size_t packed_bytes(const Tensor& w) {
+  const int64_t last = w.rank() - 1, matrices = w.rank() == 3 ? w.rows() : 1;
+  size_t bytes = 0;
+  dispatch(w.dtype(),
+           [&]<class T>() { bytes = static_cast<size_t>(matrices * packed_size<T>(w.dim(last - 1), w.dim(last))); });
+  return bytes;
+}
+
+void pack_weight(Stream& stream, void* to, Tensor w) {
+  const int64_t last = w.rank() - 1, n = w.dim(last - 1), k = w.dim(last);
+  const int64_t matrices = w.rank() == 3 ? w.rows() : 1, parts = (n + column_block - 1) / column_block;
+  dispatch(w.dtype(), [&]<class T>() {
+    stream.threads().parallel(matrices * parts, [&](int64_t i) {
+      const int64_t matrix = i / parts, begin = i % parts * column_block;
+      pack_nt(static_cast<char*>(to) + matrix * packed_size<T>(n, k), w.as<T>() + matrix * n * k, k, begin,
+              std::min(n, begin + column_block));
+    });
   });
 }
 

@@ -1,6 +1,6 @@
 // Packing for the matrix kernels (gemm.cpp): a panel holds `panel_depth` steps of a sum for the columns that one block
 // of sums spans, step after step, so that a block reads it straight through. Panels live in the calling thread's
-// scratch memory for the length of one product: no copy of a weight outlives it.
+// scratch memory for the length of one product, or are those of a whole weight (ops/packs.h).
 #pragma once
 #include <algorithm>
 
@@ -170,12 +170,16 @@ template <class B, class F>
 }
 #endif
 
+// Steps of a panel: numbers of a sum, or pairs of them.
+template <class E>
+constexpr int64_t panel_steps = std::is_same_v<E, Pair> ? panel_depth / 2 : panel_depth;
+
 // Where entry (step p, column j) of a panel lies: the columns of one vector together, step after step, so that packing
 // writes straight on.
 template <class E>
 inline E* panel_at(E* panel, int64_t p, int64_t j) {
   constexpr int64_t w = width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
-  return panel + j / w * (panel_depth * w) + p * w + j % w;
+  return panel + j / w * (panel_steps<E> * w) + p * w + j % w;
 }
 
 // Entry (p,j) = b[j·ldb + p] for p < depth, j < columns; columns up to `wide`, a multiple of the width, hold anything.
