@@ -3,6 +3,7 @@
 
 #include "ops/cpu/bodies.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 // Query rows per task, and the scores that one task may hold (a long context shrinks its tile).
 constexpr int64_t query_tile = 32, backward_tile = 64;
 constexpr int64_t score_budget = 4 << 20;
+constexpr int64_t rows_waiting = 16;  // of all heads of a group
 
 struct Tile {
   int32_t segment;
@@ -71,9 +73,12 @@ void attend(const Tile& tile, int64_t kv_head, const Tensor& o, const Tensor& ls
   // Row (g, t) of the scores is query row t of the group's head g.
   std::vector<S> scores(static_cast<size_t>(group * rows * keys));
   std::vector<S> out(static_cast<size_t>(group * rows * d));
+  // Few rows take longer to wait for keys, which are not multiplied in the order in which they lie, than to multiply.
+  const bool touches = context.table != nullptr && rows * group <= rows_waiting;
   for (int64_t r = 0, first = 0; first < keys; r++, first += context.run) {
     const int64_t n = std::min(context.run, keys - first);
     const T* key = context.key(r) + kv_head * d;
+    for (int64_t i = 0; touches && i < n; i++) touch(key + i * context.stride, d * static_cast<int64_t>(sizeof(T)));
     if (rows >= group) {
       for (int64_t g = 0; g < group; g++) {
         gemm_nt(rows, n, d, queries + g * d, q_stride, key, context.stride, scores.data() + g * rows * keys + first,

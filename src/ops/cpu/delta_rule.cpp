@@ -3,6 +3,7 @@
 
 #include "ops/cpu/bodies.h"
 #include "ops/cpu/delta_chunk.h"
+#include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -161,60 +162,171 @@ struct Head {
   }
 };
 
-template <class T>
-void normalise(Stream& stream, const Tensor& x, const DeltaSaved& saved, const DeltaShape& shape) {
-  using S = Acc<T>;
-  const int64_t heads = shape.key_heads, dk = shape.key_dim;
-  const int64_t block = std::max<int64_t>(1, serial_work / (8 * heads * dk));
-  stream.threads().parallel((x.rows() + block - 1) / block, [&](int64_t task) {
-    for (int64_t t = task * block; t < std::min(x.rows(), (task + 1) * block); t++) {
-      const T* row = x.as<T>() + t * x.row_stride();
-      for (int64_t h = 0; h < heads; h++) {
-        const int64_t at = t * heads + h;
-        saved.q_r.as<S>()[at] = l2_normalise(saved.q.as<S>() + at * dk, row + h * dk, dk);
-        saved.k_r.as<S>()[at] = l2_normalise(saved.k.as<S>() + at * dk, row + (heads + h) * dk, dk);
-      }
-    }
-  });
-}
+// What delta_gates takes.
+struct Gates {
+  const Tensor &a, &b, &A_log, &dt_bias;
+};
 
-// Puts the rows that are still needed into the rings.
-template <class S>
-void write_rings(const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved) {
-  const int64_t ring = slots.ring_k.dim(1);
-  for (int64_t s = 0; s < segments.count(); s++) {
-    const int32_t* starts = segments.starts.as<int32_t>() + s;
-    if (starts[0] == starts[1]) continue;
-    const int64_t slot = slots.slots.as<int32_t>()[s];
-    const int32_t* positions = segments.positions.as<int32_t>();
-    const bool speculative = slots.speculative.as<int32_t>()[s] != 0;
-    const int64_t end = positions[starts[1] - 1] + 1;
-    for (int64_t t = starts[0]; t < starts[1]; t++) {
-      const int64_t p = positions[t];
-      if (!speculative && p < end / delta_chunk * delta_chunk) continue;
-      const Tensor k = slots.ring_k.at(slot).at(p % ring), u = slots.ring_u.at(slot).at(p % ring);
-      std::copy_n(saved.k.as<S>() + t * k.numel(), k.numel(), k.as<S>());
-      std::copy_n(saved.u.as<S>() + t * u.numel(), u.numel(), u.as<S>());
-      const int64_t heads = slots.ring_g.dim(2);
-      std::copy_n(saved.gamma.as<double>() + t * heads, heads, slots.ring_g.at(slot).as<double>() + p % ring * heads);
+// Of the rows [begin, end) and the heads [first, last).
+template <class T>
+void gates_of(const Tensor& g, const Tensor& beta, const Gates& from, int64_t begin, int64_t end, int64_t first,
+              int64_t last) {
+  using S = Acc<T>;
+  const int64_t heads = g.dim(1);
+  for (int64_t h = first; h < last; h++) {
+    const S rate = -std::exp(from.A_log.as<S>()[h]), bias = widen(from.dt_bias.as<T>()[h]);
+    for (int64_t t = begin; t < end; t++) {
+      g.as<S>()[t * heads + h] = rate * softplus<S>(widen(from.a.as<T>()[t * from.a.row_stride() + h]) + bias);
+      beta.as<S>()[t * heads + h] = sigmoid<S>(widen(from.b.as<T>()[t * from.b.row_stride() + h]));
     }
   }
 }
 
+// The batch's segments at one key head and its value heads.
+template <class T>
+class Rule {
+ public:
+  using S = Acc<T>;
+  Rule(const Tensor& o, const Tensor& x, const Tensor& g, const Tensor& beta, const Tensor& state0,
+       const Tensor& state1, const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved,
+       const DeltaShape& shape, const Gates* gates)
+      : o_(o),
+        x_(x),
+        g_(g),
+        beta_(beta),
+        state0_(state0),
+        state1_(state1),
+        segments_(segments),
+        slots_(slots),
+        saved_(saved),
+        shape_(shape),
+        gates_(gates),
+        starts_(segments.starts.as<int32_t>()),
+        positions_(segments.positions.as<int32_t>()),
+        group_(shape.value_heads / shape.key_heads),
+        first_chunk_(static_cast<size_t>(segments.count()) + 1, 0) {
+    for (int64_t s = 0; s < segments.count(); s++) {
+      const int64_t chunks = starts_[s] == starts_[s + 1] ? 0
+                                                          : positions_[starts_[s + 1] - 1] / delta_chunk -
+                                                                positions_[starts_[s]] / delta_chunk + 1;
+      first_chunk_[static_cast<size_t>(s) + 1] = first_chunk_[static_cast<size_t>(s)] + chunks;
+    }
+  }
+
+  void run(Stream& stream) const {
+    const int64_t count = segments_.count();
+    // Where sequences decode, a task takes all heads of one, whose rows of the ring then come straight from memory.
+    const bool whole = slots_.defined() && x_.rows() <= 4 * count && count >= 2 * stream.threads().size();
+    const int64_t heads = whole ? shape_.key_heads : 1;
+    stream.threads().parallel_uneven(count * shape_.key_heads / heads, [&](int64_t task) {
+      const int64_t s = task * heads / shape_.key_heads, first = task * heads % shape_.key_heads;
+      if (starts_[s] == starts_[s + 1]) return;
+      if (whole) touch_ring(s);
+      for (int64_t h = first; h < first + heads; h++) segment(s, h);
+    });
+  }
+
+ private:
+  int64_t slot(int64_t s) const { return slots_.slots.as<int32_t>()[s]; }
+  bool speculative(int64_t s) const { return slots_.speculative.as<int32_t>()[s] != 0; }
+  int64_t state_size() const { return shape_.key_dim * shape_.value_dim; }
+  S* state_at(const Tensor& states, int64_t entry, int64_t vh) const {
+    return states.as<S>() + (entry * shape_.value_heads + vh) * state_size();
+  }
+
+  // The chunk's rows of the ring, whole: a head's own ones lie apart.
+  void touch_ring(int64_t s) const {
+    const int64_t p = positions_[starts_[s]], ring = slots_.ring_k.dim(1);
+    for (const Tensor* t : {&slots_.ring_k, &slots_.ring_u}) {
+      const Tensor rows = t->at(slot(s));
+      for (int64_t q = p / delta_chunk * delta_chunk; q < p; q++) {
+        touch(rows.as<S>() + q % ring * rows.row_stride(), rows.row_stride() * static_cast<int64_t>(sizeof(S)));
+      }
+    }
+  }
+
+  void normalise(int64_t t, int64_t kh) const {
+    const int64_t heads = shape_.key_heads, dk = shape_.key_dim, at = t * heads + kh;
+    const T* row = x_.as<T>() + t * x_.row_stride();
+    saved_.q_r.as<S>()[at] = l2_normalise(saved_.q.as<S>() + at * dk, row + kh * dk, dk);
+    saved_.k_r.as<S>()[at] = l2_normalise(saved_.k.as<S>() + at * dk, row + (heads + kh) * dk, dk);
+  }
+
+  void segment(int64_t s, int64_t kh) const {
+    const int64_t begin_row = starts_[s], end_row = starts_[s + 1];
+    for (int64_t t = begin_row; t < end_row; t++) normalise(t, kh);
+    if (gates_ != nullptr) gates_of<T>(g_, beta_, *gates_, begin_row, end_row, kh * group_, (kh + 1) * group_);
+    const bool keep = slots_.defined() && !speculative(s);
+    Head<T> head{shape_, saved_, x_, g_, beta_, o_, kh};
+    // The states, one value head's after the other: a slot's in place, unless a draft may yet be refused, or copies.
+    S* states = slots_.defined() ? state_at(slots_.state, slot(s), kh * group_) : nullptr;
+    bool copies = false;
+    const auto copy_states = [&](const S* from) {
+      states = scratch<S, Scratch::delta_states>(group_ * state_size());
+      if (from != nullptr) {
+        std::copy_n(from, group_ * state_size(), states);
+      } else {
+        std::fill_n(states, group_ * state_size(), S(0));
+      }
+      copies = true;
+    };
+    if (!slots_.defined()) copy_states(state0_.defined() ? state_at(state0_, s, kh * group_) : nullptr);
+    int64_t chunk = first_chunk_[static_cast<size_t>(s)];
+    for (int64_t t = begin_row; t < end_row; chunk++) {
+      const int64_t p = positions_[t], begin = p / delta_chunk * delta_chunk;
+      const int64_t n = std::min<int64_t>(end_row - t, begin + delta_chunk - p);
+      const bool advances = p + n == begin + delta_chunk || (t + n == end_row && state1_.defined());
+      if (advances && !copies && !keep) copy_states(states);
+      for (int64_t i = 0; i < group_; i++) {
+        const int64_t vh = kh * group_ + i;
+        S* mine = states + i * state_size();
+        if (saved_.states.defined()) std::copy_n(mine, state_size(), state_at(saved_.states, chunk, vh));
+        ChunkRows<S> rows;
+        if (slots_.defined() && t == begin_row) push_ring(rows, slots_, slot(s), kh, vh, begin, p);
+        if (i == 0) head.keys(t, n, rows);
+        head.solve(vh, t, n, mine, rows);
+        if (!advances) continue;
+        rows.push(head.run(vh, t, n));
+        advance_state(mine, shape_.key_dim, shape_.value_dim, rows);
+      }
+      t += n;
+    }
+    if (state1_.defined()) std::copy_n(states, group_ * state_size(), state_at(state1_, s, kh * group_));
+    if (slots_.defined()) write_ring(s, kh);
+  }
+
+  // Puts the rows that are still needed into the ring.
+  void write_ring(int64_t s, int64_t kh) const {
+    const int64_t ring = slots_.ring_k.dim(1), heads = shape_.value_heads, dk = shape_.key_dim, dv = shape_.value_dim;
+    const Tensor ks = slots_.ring_k.at(slot(s)), us = slots_.ring_u.at(slot(s)), gs = slots_.ring_g.at(slot(s));
+    const int64_t end = positions_[starts_[s + 1] - 1] + 1, first = kh * group_;
+    for (int64_t t = starts_[s]; t < starts_[s + 1]; t++) {
+      const int64_t p = positions_[t], entry = p % ring;
+      if (!speculative(s) && p < end / delta_chunk * delta_chunk) continue;
+      std::copy_n(saved_.k.as<S>() + (t * shape_.key_heads + kh) * dk, dk,
+                  ks.as<S>() + entry * ks.row_stride() + kh * dk);
+      std::copy_n(saved_.u.as<S>() + (t * heads + first) * dv, group_ * dv,
+                  us.as<S>() + entry * us.row_stride() + first * dv);
+      std::copy_n(saved_.gamma.as<double>() + t * heads + first, group_,
+                  gs.as<double>() + entry * gs.row_stride() + first);
+    }
+  }
+
+  const Tensor &o_, &x_, &g_, &beta_, &state0_, &state1_;
+  const Segments& segments_;
+  const DeltaSlots& slots_;
+  const DeltaSaved& saved_;
+  const DeltaShape& shape_;
+  const Gates* gates_;
+  const int32_t *starts_, *positions_;
+  int64_t group_;  // value heads of a key head
+  std::vector<int64_t> first_chunk_;
+};
+
 }  // namespace
 
 void delta_gates(Stream&, Tensor g, Tensor beta, Tensor a, Tensor b, Tensor A_log, Tensor dt_bias) {
-  dispatch(a.dtype(), [&]<class T>() {
-    using S = Acc<T>;
-    const int64_t heads = g.dim(1);
-    for (int64_t h = 0; h < heads; h++) {
-      const S rate = -std::exp(A_log.as<S>()[h]), bias = widen(dt_bias.as<T>()[h]);
-      for (int64_t t = 0; t < g.rows(); t++) {
-        g.as<S>()[t * heads + h] = rate * softplus<S>(widen(a.as<T>()[t * a.row_stride() + h]) + bias);
-        beta.as<S>()[t * heads + h] = sigmoid<S>(widen(b.as<T>()[t * b.row_stride() + h]));
-      }
-    }
-  });
+  dispatch(a.dtype(), [&]<class T>() { gates_of<T>(g, beta, {a, b, A_log, dt_bias}, 0, g.rows(), 0, g.dim(1)); });
 }
 
 void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor ddt_bias, Tensor dg, Tensor dbeta,
@@ -240,64 +352,7 @@ void delta_gates_backward(Stream&, Tensor da, Tensor db, Tensor dA_log, Tensor d
 void delta_rule(Stream& stream, Tensor o, Tensor x, Tensor g, Tensor beta, Tensor state0, Tensor state1,
                 const Segments& segments, const DeltaSlots& slots, const DeltaSaved& saved, const DeltaShape& shape) {
   dispatch(x.dtype(), [&]<class T>() {
-    using S = Acc<T>;
-    normalise<T>(stream, x, saved, shape);
-    const int64_t state_size = shape.key_dim * shape.value_dim;
-    std::vector<int64_t> first_chunk(static_cast<size_t>(segments.count()) + 1, 0);
-    const int32_t* starts = segments.starts.as<int32_t>();
-    const int32_t* positions = segments.positions.as<int32_t>();
-    for (int64_t s = 0; s < segments.count(); s++) {
-      const int64_t chunks = starts[s] == starts[s + 1]
-                                 ? 0
-                                 : positions[starts[s + 1] - 1] / delta_chunk - positions[starts[s]] / delta_chunk + 1;
-      first_chunk[static_cast<size_t>(s) + 1] = first_chunk[static_cast<size_t>(s)] + chunks;
-    }
-    const int64_t group = shape.value_heads / shape.key_heads;
-    stream.threads().parallel_uneven(segments.count() * shape.key_heads, [&](int64_t task) {
-      const int64_t s = task / shape.key_heads, kh = task % shape.key_heads;
-      if (starts[s] == starts[s + 1]) return;
-      const int64_t slot = slots.defined() ? slots.slots.as<int32_t>()[s] : 0;
-      const bool keep = slots.defined() && slots.speculative.as<int32_t>()[s] == 0;
-      Head<T> head{shape, saved, x, g, beta, o, kh};
-      const auto at = [&](const Tensor& states, int64_t entry, int64_t vh) {
-        return states.as<S>() + (entry * shape.value_heads + vh) * state_size;
-      };
-      // The states, one value head's after the other: a slot's in place, unless a draft may yet be refused, or copies.
-      S* states = slots.defined() ? at(slots.state, slot, kh * group) : nullptr;
-      bool copies = false;
-      const auto copy_states = [&](const S* from) {
-        states = scratch<S, Scratch::delta_states>(group * state_size);
-        if (from != nullptr) {
-          std::copy_n(from, group * state_size, states);
-        } else {
-          std::fill_n(states, group * state_size, S(0));
-        }
-        copies = true;
-      };
-      if (!slots.defined()) copy_states(state0.defined() ? at(state0, s, kh * group) : nullptr);
-      int64_t chunk = first_chunk[static_cast<size_t>(s)];
-      for (int64_t t = starts[s]; t < starts[s + 1]; chunk++) {
-        const int64_t p = positions[t], begin = p / delta_chunk * delta_chunk;
-        const int64_t n = std::min<int64_t>(starts[s + 1] - t, begin + delta_chunk - p);
-        const bool advances = p + n == begin + delta_chunk || (t + n == starts[s + 1] && state1.defined());
-        if (advances && !copies && !keep) copy_states(states);
-        for (int64_t i = 0; i < group; i++) {
-          const int64_t vh = kh * group + i;
-          S* mine = states + i * state_size;
-          if (saved.states.defined()) std::copy_n(mine, state_size, at(saved.states, chunk, vh));
-          ChunkRows<S> rows;
-          if (slots.defined() && t == starts[s]) push_ring(rows, slots, slot, kh, vh, begin, p);
-          if (i == 0) head.keys(t, n, rows);
-          head.solve(vh, t, n, mine, rows);
-          if (!advances) continue;
-          rows.push(head.run(vh, t, n));
-          advance_state(mine, shape.key_dim, shape.value_dim, rows);
-        }
-        t += n;
-      }
-      if (state1.defined()) std::copy_n(states, group * state_size, at(state1, s, kh * group));
-    });
-    if (slots.defined()) write_rings<S>(segments, slots, saved);
+    Rule<T>(o, x, g, beta, state0, state1, segments, slots, saved, shape, nullptr).run(stream);
   });
 }
 
@@ -306,8 +361,10 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
   const int64_t heads = y.rows() * shape.value_heads;
   const auto by_head = [&](const Tensor& t) { return t.reshape({heads, shape.value_dim}); };
   FURLONG_ISA::conv_silu(stream, core.mixed, core.qkv, core.conv, segments, slots);
-  FURLONG_ISA::delta_gates(stream, core.g, core.beta, core.a, core.b, core.A_log, core.dt_bias);
-  FURLONG_ISA::delta_rule(stream, core.o, core.mixed, core.g, core.beta, {}, {}, segments, slots, saved, shape);
+  const Gates gates{core.a, core.b, core.A_log, core.dt_bias};
+  dispatch(core.mixed.dtype(), [&]<class T>() {
+    Rule<T>(core.o, core.mixed, core.g, core.beta, {}, {}, segments, slots, saved, shape, &gates).run(stream);
+  });
   FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
 }
 

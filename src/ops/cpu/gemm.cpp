@@ -211,6 +211,39 @@ Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_
 }
 #endif
 
+#if defined(__AVX2__)
+// to[p·rows + i] = word p of row i, for the first p, a multiple of four, of `words`; returns how many. What follows
+// them in `to` may be overwritten, by eight words at most.
+inline int64_t steps_of_words(uint32_t* to, const void* from, int64_t distance, int64_t rows, int64_t words) {
+  const auto load_four = [&](int64_t i, int64_t p) {
+    return i < rows ? _mm_loadu_si128(
+                          reinterpret_cast<const __m128i*>(static_cast<const char*>(from) + i * distance + p * 4))
+                    : _mm_setzero_si128();
+  };
+  int64_t p = 0;
+  for (; p + 4 <= words; p += 4) {
+    // A step's last words run into the next step, which is written after it.
+    __m128i step[4][2];
+    for (int64_t half = 0; half < (rows > 4 ? 2 : 1); half++) {
+      const __m128i a = load_four(4 * half, p), b = load_four(4 * half + 1, p), c = load_four(4 * half + 2, p),
+                    d = load_four(4 * half + 3, p);
+      const __m128i ab = _mm_unpacklo_epi32(a, b), cd = _mm_unpacklo_epi32(c, d), AB = _mm_unpackhi_epi32(a, b),
+                    CD = _mm_unpackhi_epi32(c, d);
+      step[0][half] = _mm_unpacklo_epi64(ab, cd);
+      step[1][half] = _mm_unpackhi_epi64(ab, cd);
+      step[2][half] = _mm_unpacklo_epi64(AB, CD);
+      step[3][half] = _mm_unpackhi_epi64(AB, CD);
+    }
+    for (int64_t j = 0; j < 4; j++) {
+      uint32_t* at = to + (p + j) * rows;
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(at), step[j][0]);
+      if (rows > 4) _mm_storeu_si128(reinterpret_cast<__m128i*>(at + 4), step[j][1]);
+    }
+  }
+  return p;
+}
+#endif
+
 // A few rows of A at whole length, step after step, widened or in pairs where they are not so already.
 template <class E, class A>
 const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
@@ -219,10 +252,17 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   }
   constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1;
   const int64_t steps = (depth + of_step - 1) / of_step;
-  E* to = scratch<E, Scratch::side>(std::max(rows * steps, row_tile * panel_depth));
+  E* to = scratch<E, Scratch::side>(std::max(rows * steps + 8, row_tile * panel_depth));
+  int64_t done = 0;
+#if defined(__AVX2__)
+  if constexpr (std::is_same_v<E, A> || of_step == 2) {
+    done = steps_of_words(reinterpret_cast<uint32_t*>(to), a, lda * static_cast<int64_t>(sizeof(A)), rows,
+                          depth / of_step);
+  }
+#endif
   for (int64_t i = 0; i < rows; i++) {
     const A* from = a + i * lda;
-    for (int64_t p = 0; p < steps; p++) {
+    for (int64_t p = done; p < steps; p++) {
       if constexpr (std::is_same_v<E, Pair>) {
         to[p * rows + i] = {from[2 * p].bits, 2 * p + 1 < depth ? from[2 * p + 1].bits : uint16_t{0}};
       } else {
@@ -480,7 +520,9 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
     multiply<false>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate);
     return;
   }
-  const int64_t parts = (m + rows_nn - 1) / rows_nn;
+  // Two rows meet whole lines of B, which then comes straight from memory.
+  const bool wide = vector_bytes == 64 && m <= 4 && n >= 2 * vectors_nn * width<Acc<B>>;
+  const int64_t parts = wide ? (m + 1) / 2 : (m + rows_nn - 1) / rows_nn;
   for (int64_t part = 0; part < parts; part++) {
     const int64_t i = m * part / parts;
     rows_of<rows_nn>(m * (part + 1) / parts - i, [&]<int MR>() {

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <array>
+#include <vector>
 
 #include "ops/cpu/bodies.h"
 #include "ops/cpu/gemm.h"
@@ -34,16 +36,6 @@ void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& til
 }
 
 template <class A, class B, class C>
-void nt(Stream& stream, const Tensor& y, const Tensor& x, const B* w, int64_t n, int64_t k, const void* packed) {
-  const A* xp = x.as<A>();
-  C* yp = y.as<C>();
-  tiles(stream, x.rows(), n, k, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
-    gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), w + c0 * k, k, yp + r0 * y.row_stride() + c0,
-            y.row_stride(), false, packed == nullptr ? nullptr : packed_columns<B>(packed, k, c0));
-  });
-}
-
-template <class A, class B, class C>
 void nn(Stream& stream, const Tensor& dx, const Tensor& dy, const B* w, int64_t n, int64_t k, bool accumulate) {
   const A* a = dy.as<A>();
   C* c = dx.as<C>();
@@ -63,19 +55,74 @@ void tn(Stream& stream, Acc<B>* dw, const Tensor& dy, const Tensor& x) {
   });
 }
 
-// The three products by the dtype of the model and whether the other side is kept in fp32.
-void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t n, int64_t k, int64_t expert) {
+// Calls f(part), where part(r0, r1, c0, c1) computes those rows and columns of y = x wᵀ, w one of (E,N,K) or (N,K).
+template <class F>
+void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert, F&& f) {
+  const int64_t k = x.dim(1), n = y.dim(1);
   const void* packs = stream.packs() == nullptr ? nullptr : stream.packs()->find(w);
   dispatch(w.dtype(), [&]<class T>() {
-    const T* wp = w.as<T>() + expert * n * k;
+    const T *wp = w.as<T>() + expert * n * k, *xp = x.as<T>();
     const void* packed = packs == nullptr ? nullptr : static_cast<const char*>(packs) + expert * packed_size<T>(n, k);
+    const auto into = [&]<class C>(C* yp) {
+      f([&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+        gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), wp + c0 * k, k,
+                yp + r0 * y.row_stride() + c0, y.row_stride(), false,
+                packed == nullptr ? nullptr : packed_columns<T>(packed, k, c0));
+      });
+    };
     if (y.dtype() == dtype_of<T>) {
-      nt<T, T, T>(stream, y, x, wp, n, k, packed);
+      into(y.as<T>());
     } else {
-      nt<T, T, Acc<T>>(stream, y, x, wp, n, k, packed);
+      into(y.as<Acc<T>>());
     }
   });
 }
+
+void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert) {
+  with_parts(stream, y, x, w, expert, [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
+}
+
+// Products of the same few rows, which share out their columns in one go: a block of columns is a task.
+class Together {
+ public:
+  // So few are not worth splitting.
+  static bool serves(const Tensor& x) { return x.rows() < 2 * row_block; }
+
+  explicit Together(const Tensor& x) : x_(x) {}
+  void add(const Tensor& y, const Tensor& w) {
+    CHECK(count_ < most, "more than {} products", most);
+    products_[count_++] = {y, w, tasks_};
+    tasks_ += (w.rows() + column_block - 1) / column_block;
+    work_ += x_.rows() * w.numel();
+  }
+  int64_t tasks() const { return tasks_; }
+  void run(Stream& stream, int64_t task) const {
+    size_t i = count_ - 1;
+    while (task < products_[i].first) i--;
+    const auto& [y, w, first] = products_[i];
+    const int64_t c0 = (task - first) * column_block, c1 = std::min(w.rows(), c0 + column_block);
+    with_parts(stream, y, x_, w, 0, [&](const auto& part) { part(0, x_.rows(), c0, c1); });
+  }
+  void run(Stream& stream) const {
+    if (work_ < serial_work) {
+      for (int64_t i = 0; i < tasks_; i++) run(stream, i);
+    } else {
+      stream.threads().parallel_uneven(tasks_, [&](int64_t i) { run(stream, i); });
+    }
+  }
+
+ private:
+  struct Product {
+    Tensor y, w;
+    int64_t first = 0;  // task
+  };
+  static constexpr size_t most = 8;
+
+  Tensor x_;
+  std::array<Product, most> products_;
+  size_t count_ = 0;
+  int64_t tasks_ = 0, work_ = 0;
+};
 
 void product_dx(Stream& stream, const Tensor& dx, const Tensor& dy, const Tensor& w, int64_t n, int64_t k,
                 int64_t expert, bool accumulate) {
@@ -100,30 +147,62 @@ void product_dw(Stream& stream, const Tensor& dw, const Tensor& dy, const Tensor
   });
 }
 
-// Calls f(serial stream, expert, row begin, row end) for every expert that has rows, experts spread over the threads.
+// The experts that have rows, those with most first: what is left for the end is small.
+std::vector<int32_t> by_rows(const Tensor& offsets) {
+  const int32_t* at = offsets.as<int32_t>();
+  std::vector<int32_t> order;
+  for (int32_t e = 0; e < offsets.rows() - 1; e++) {
+    if (at[e] < at[e + 1]) order.push_back(e);
+  }
+  std::stable_sort(order.begin(), order.end(),
+                   [&](int32_t a, int32_t b) { return at[a + 1] - at[a] > at[b + 1] - at[b]; });
+  return order;
+}
+
+// Calls f(expert, row begin, row end) for every expert that has rows, experts spread over the threads.
 template <class F>
 void each_expert(Stream& stream, const Tensor& offsets, F&& f) {
   const int32_t* at = offsets.as<int32_t>();
-  stream.threads().parallel_uneven(offsets.rows() - 1, [&](int64_t e) {
-    if (at[e] < at[e + 1]) f(stream, e, at[e], at[e + 1]);
+  const auto order = by_rows(offsets);
+  stream.threads().parallel_uneven(std::ssize(order), [&](int64_t i) {
+    const int32_t e = order[static_cast<size_t>(i)];
+    f(e, at[e], at[e + 1]);
   });
 }
 
 }  // namespace
 
-void linear(Stream& stream, Tensor y, Tensor x, Tensor w) { product(stream, y, x, w, w.rows(), w.dim(1), 0); }
+void linear(Stream& stream, Tensor y, Tensor x, Tensor w) {
+  if (!Together::serves(x)) return product(stream, y, x, w, 0);
+  Together one(x);
+  one.add(y, w);
+  one.run(stream);
+}
 
 void linear_many(Stream& stream, Tensor x, std::initializer_list<LinearOf> products) {
-  for (const auto& p : products) FURLONG_ISA::linear(stream, p.y, x, p.w);
+  if (!Together::serves(x)) {
+    for (const auto& p : products) FURLONG_ISA::linear(stream, p.y, x, p.w);
+    return;
+  }
+  Together all(x);
+  for (const auto& p : products) all.add(p.y, p.w);
+  all.run(stream);
 }
 
 void linear_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w_gate, Tensor w_up,
                    std::initializer_list<LinearOf> others) {
   const int64_t f = y.dim(1);
-  FURLONG_ISA::linear(stream, gate_up.columns(0, f), x, w_gate);
-  FURLONG_ISA::linear(stream, gate_up.columns(f, 2 * f), x, w_up);
+  const LinearOf gate{gate_up.columns(0, f), w_gate}, up{gate_up.columns(f, 2 * f), w_up};
+  if (Together::serves(x)) {
+    Together all(x);
+    for (const auto& p : {gate, up}) all.add(p.y, p.w);
+    for (const auto& p : others) all.add(p.y, p.w);
+    all.run(stream);
+  } else {
+    FURLONG_ISA::linear_many(stream, x, {gate, up});
+    FURLONG_ISA::linear_many(stream, x, others);
+  }
   FURLONG_ISA::swiglu(stream, y, gate_up);
-  FURLONG_ISA::linear_many(stream, x, others);
 }
 
 void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) {
@@ -133,9 +212,8 @@ void linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, bool accumulate) 
 void linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x) { product_dw(stream, dw, dy, x, 0); }
 
 void grouped_linear(Stream& stream, Tensor y, Tensor x, Tensor w, Tensor offsets) {
-  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
-    product(s, y.rows(r0, r1), x.rows(r0, r1), w, w.dim(1), w.dim(2), e);
-  });
+  each_expert(stream, offsets,
+              [&](int64_t e, int64_t r0, int64_t r1) { product(stream, y.rows(r0, r1), x.rows(r0, r1), w, e); });
 }
 
 void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w, Tensor offsets) {
@@ -144,21 +222,35 @@ void grouped_swiglu(Stream& stream, Tensor y, Tensor gate_up, Tensor x, Tensor w
 }
 
 void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor w) {
-  FURLONG_ISA::linear(stream, y, x, w);
-  FURLONG_ISA::grouped_swiglu(stream, m.act, m.gate_up, m.x, m.w_gate_up, m.offsets);
-  FURLONG_ISA::grouped_linear(stream, m.y, m.act, m.w_down, m.offsets);
+  if (!Together::serves(x)) {
+    FURLONG_ISA::linear(stream, y, x, w);
+    FURLONG_ISA::grouped_swiglu(stream, m.act, m.gate_up, m.x, m.w_gate_up, m.offsets);
+    FURLONG_ISA::grouped_linear(stream, m.y, m.act, m.w_down, m.offsets);
+    return;
+  }
+  // An expert from its rows to their results, and the other product's columns between the last of them.
+  Together beside(x);
+  beside.add(y, w);
+  const int32_t* at = m.offsets.as<int32_t>();
+  const auto order = by_rows(m.offsets);
+  stream.threads().parallel_uneven(std::ssize(order) + beside.tasks(), [&](int64_t i) {
+    if (i >= std::ssize(order)) return beside.run(stream, i - std::ssize(order));
+    const int32_t e = order[static_cast<size_t>(i)], r0 = at[e], r1 = at[e + 1];
+    product(stream, m.gate_up.rows(r0, r1), m.x.rows(r0, r1), m.w_gate_up, e);
+    FURLONG_ISA::swiglu(stream, m.act.rows(r0, r1), m.gate_up.rows(r0, r1));
+    product(stream, m.y.rows(r0, r1), m.act.rows(r0, r1), m.w_down, e);
+  });
 }
 
 void grouped_linear_dx(Stream& stream, Tensor dx, Tensor dy, Tensor w, Tensor offsets) {
-  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
-    product_dx(s, dx.rows(r0, r1), dy.rows(r0, r1), w, w.dim(1), w.dim(2), e, false);
+  each_expert(stream, offsets, [&](int64_t e, int64_t r0, int64_t r1) {
+    product_dx(stream, dx.rows(r0, r1), dy.rows(r0, r1), w, w.dim(1), w.dim(2), e, false);
   });
 }
 
 void grouped_linear_dw(Stream& stream, Tensor dw, Tensor dy, Tensor x, Tensor offsets) {
-  each_expert(stream, offsets, [&](Stream& s, int64_t e, int64_t r0, int64_t r1) {
-    product_dw(s, dw, dy.rows(r0, r1), x.rows(r0, r1), e);
-  });
+  each_expert(stream, offsets,
+              [&](int64_t e, int64_t r0, int64_t r1) { product_dw(stream, dw, dy.rows(r0, r1), x.rows(r0, r1), e); });
 }
 
 size_t packed_bytes(const Tensor& w) {

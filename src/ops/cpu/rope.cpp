@@ -54,43 +54,56 @@ void turn_back(Acc<T>* d, const T* dy, const Acc<T>* c, const Acc<T>* s, int64_t
   for (int64_t i = 2 * half; i < n; i++) d[i] = widen(dy[i]);
 }
 
+template <class T>
+void turn_heads(Stream& stream, const RopeOf& p, const Angles<Acc<T>>& angles) {
+  using S = Acc<T>;
+  const RopeShape& shape = p.shape;
+  const int64_t n = shape.head_dim, half = shape.rotary_dim / 2, heads = shape.heads;
+  const auto scale = widened<S>(p.w, 1);
+  const T* xp = p.x.as<T>();
+  T* yp = p.y.as<T>();
+  S* rp = p.r.as<S>();
+  blocks(stream, p.x.rows(), 4 * n * heads, [&](int64_t begin, int64_t end) {
+    std::vector<S> scratch(static_cast<size_t>(n));
+    S* v = scratch.data();
+    for (int64_t t = begin; t < end; t++) {
+      const S *c = angles.cos(t), *s = angles.sin(t);
+      for (int64_t h = 0; h < heads; h++) {
+        const T* xt = xp + t * p.x.row_stride() + h * shape.head_stride;
+        T* yt = yp + t * p.y.row_stride() + h * n;
+        const S rt = S(1) / std::sqrt(dot(xt, xt, n) / static_cast<S>(n) + static_cast<S>(shape.eps));
+        rp[t * heads + h] = rt;
+        for (int64_t i = 0; i < n; i++) v[i] = widen(xt[i]) * rt * scale[static_cast<size_t>(i)];
+        for (int64_t j = 0; j < half; j++) {
+          yt[j] = narrow<T>(v[j] * c[j] - v[j + half] * s[j]);
+          yt[j + half] = narrow<T>(v[j + half] * c[j] + v[j] * s[j]);
+        }
+        for (int64_t i = 2 * half; i < n; i++) yt[i] = narrow<T>(v[i]);
+      }
+    }
+  });
+}
+
 }  // namespace
 
 void norm_rope(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, Tensor positions, const RopeShape& shape) {
   dispatch(x.dtype(), [&]<class T>() {
-    using S = Acc<T>;
-    const int64_t n = shape.head_dim, half = shape.rotary_dim / 2, heads = shape.heads;
-    const auto scale = widened<S>(w, 1);
-    const Angles<S> angles(stream, positions, shape);
-    const T* xp = x.as<T>();
-    T* yp = y.as<T>();
-    S* rp = r.as<S>();
-    blocks(stream, x.rows(), 4 * n * heads, [&](int64_t begin, int64_t end) {
-      std::vector<S> scratch(static_cast<size_t>(n));
-      S* v = scratch.data();
-      for (int64_t t = begin; t < end; t++) {
-        const S *c = angles.cos(t), *s = angles.sin(t);
-        for (int64_t h = 0; h < heads; h++) {
-          const T* xt = xp + t * x.row_stride() + h * shape.head_stride;
-          T* yt = yp + t * y.row_stride() + h * n;
-          const S rt = S(1) / std::sqrt(dot(xt, xt, n) / static_cast<S>(n) + static_cast<S>(shape.eps));
-          rp[t * heads + h] = rt;
-          for (int64_t i = 0; i < n; i++) v[i] = widen(xt[i]) * rt * scale[static_cast<size_t>(i)];
-          for (int64_t j = 0; j < half; j++) {
-            yt[j] = narrow<T>(v[j] * c[j] - v[j + half] * s[j]);
-            yt[j + half] = narrow<T>(v[j + half] * c[j] + v[j] * s[j]);
-          }
-          for (int64_t i = 2 * half; i < n; i++) yt[i] = narrow<T>(v[i]);
-        }
-      }
-    });
+    const Angles<Acc<T>> angles(stream, positions, shape);
+    turn_heads<T>(stream, {y, r, x, w, shape}, angles);
   });
 }
 
 void norm_rope_both(Stream& stream, const RopeOf& queries, const RopeOf& keys, Tensor positions) {
-  for (const RopeOf* p : {&queries, &keys}) {
-    FURLONG_ISA::norm_rope(stream, p->y, p->r, p->x, p->w, positions, p->shape);
+  if (queries.shape.rotary_dim != keys.shape.rotary_dim || queries.shape.theta != keys.shape.theta) {
+    for (const RopeOf* p : {&queries, &keys}) {
+      FURLONG_ISA::norm_rope(stream, p->y, p->r, p->x, p->w, positions, p->shape);
+    }
+    return;
   }
+  dispatch(queries.x.dtype(), [&]<class T>() {
+    const Angles<Acc<T>> angles(stream, positions, queries.shape);
+    for (const RopeOf* p : {&queries, &keys}) turn_heads<T>(stream, *p, angles);
+  });
 }
 
 void norm_rope_backward(Stream& stream, Tensor dx, Tensor dw, Tensor dy, Tensor x, Tensor w, Tensor r, Tensor positions,

@@ -19,7 +19,8 @@ enum class Scratch {
   delta_decayed,
   delta_sums,
   delta_states,
-  delta_scaled
+  delta_scaled,
+  taps
 };
 
 // Room for `count` numbers, as large as the largest asked for so far. What was in it is lost when it grows, and when
