@@ -14,6 +14,12 @@ targets=("$@")
 pieces=${FUZZ_PIECES:-1}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+for name in FUZZ_SECONDS FUZZ_RUNS FUZZ_PIECES FUZZ_JOBS FUZZ_LENGTH; do
+  if [ -n "${!name:-}" ] && ! [[ ${!name} =~ ^[1-9][0-9]*$ ]]; then
+    echo "fuzz.sh: $name=${!name}: a whole number from 1 on is wanted" >&2
+    exit 2
+  fi
+done
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1:quarantine_size_mb=32:malloc_context_size=8
 
 # stat TARGET NAME: of each of its processes.
