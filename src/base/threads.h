@@ -22,7 +22,9 @@ class ThreadPool {
   int size() const { return size_; }
 
   // Calls task(i) for i in [0, n) and returns when all are done. Tasks are handed out in contiguous blocks, several per
-  // thread, to whichever thread is free. Calls from inside a task run serially. A task must not throw.
+  // thread. Each thread begins with blocks of its own, the same ones in every call of so many tasks, so that it finds
+  // in its caches what it left there, and then takes what others have left over. Calls from inside a task run serially.
+  // A task must not throw.
   template <class F>
   void parallel(int64_t n, F&& task) {
     if (n <= 0) return;
@@ -31,7 +33,7 @@ class ThreadPool {
       return;
     }
     run(
-        n, std::min<int64_t>(n, blocks_per_thread * size_),
+        n, std::min<int64_t>(n, blocks_per_thread * size_), Own::part,
         [](void* context, int64_t begin, int64_t end) {
           auto& f = *static_cast<std::remove_reference_t<F>*>(context);
           for (int64_t i = begin; i < end; i++) f(i);
@@ -39,7 +41,8 @@ class ThreadPool {
         &task);
   }
 
-  // The same with tasks handed out one by one: for tasks of unequal size.
+  // The same with tasks handed out one by one, of which each thread begins with every so manieth: for tasks of unequal
+  // size, the largest first.
   template <class F>
   void parallel_uneven(int64_t n, F&& task) {
     if (n <= 1 || size_ == 1) {
@@ -47,7 +50,7 @@ class ThreadPool {
       return;
     }
     run(
-        n, std::min<int64_t>(n, most_blocks),
+        n, std::min<int64_t>(n, most_blocks), Own::every_so_manieth,
         [](void* context, int64_t begin, int64_t end) {
           auto& f = *static_cast<std::remove_reference_t<F>*>(context);
           for (int64_t i = begin; i < end; i++) f(i);
@@ -57,21 +60,30 @@ class ThreadPool {
 
  private:
   using Body = void (*)(void*, int64_t, int64_t);
+  // Which blocks are a thread's own: as many that follow each other, or each size-th.
+  enum class Own { part, every_so_manieth };
   // Enough that a thread whose core is taken away holds up little; few enough that handing out costs nothing.
   static constexpr int64_t blocks_per_thread = 4, most_blocks = 1 << 20;
-  void run(int64_t n, int64_t blocks, Body body, void* context);
-  void take_blocks(uint32_t generation);
-  void work();
+  void run(int64_t n, int64_t blocks, Own own, Body body, void* context);
+  void take_blocks(int thread, uint32_t generation);
+  void work(int thread);
+  // Of the blocks that are a thread's own: how many, and which is the i-th.
+  int64_t own_blocks(int thread) const;
+  int64_t own_block(int thread, int64_t i) const;
 
   int size_;
   std::vector<std::thread> threads_;
-  // One job at a time. A block is taken by raising the count in `ticket_`, which also names the job it belongs to: a
-  // thread that comes late takes nothing, and nobody waits for it. The fields stay as they are until every block of the
-  // job is done.
+  // One job at a time. A block is taken by raising the count in the ticket of the thread whose own it is, which also
+  // names the job it belongs to: a thread that comes late takes nothing, and nobody waits for it. The fields stay as
+  // they are until every block of the job is done.
   Body body_ = nullptr;
   void* context_ = nullptr;
-  int64_t n_ = 0;
-  std::atomic<uint64_t> ticket_{0};  // generation (20 bits), blocks (22), blocks taken (22)
+  int64_t n_ = 0, blocks_ = 0;
+  Own own_ = Own::part;
+  struct alignas(64) Ticket {
+    std::atomic<uint64_t> value{0};  // generation (20 bits), blocks (22), blocks taken (22)
+  };
+  std::unique_ptr<Ticket[]> tickets_;
   std::atomic<int64_t> done_{0};
   std::atomic<uint32_t> generation_{0};
   std::atomic<int> sleepers_{0};

@@ -16,7 +16,30 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
       std::vector<std::atomic<int>> runs(static_cast<size_t>(n));
       pool.parallel(n, [&](int64_t i) { runs[static_cast<size_t>(i)]++; });
       for (const auto& count : runs) EXPECT_EQ(count, 1) << threads << " threads, " << n << " tasks";
+      pool.parallel_uneven(n, [&](int64_t i) { runs[static_cast<size_t>(i)]++; });
+      for (const auto& count : runs) EXPECT_EQ(count, 2) << threads << " threads, " << n << " uneven tasks";
     }
+  }
+}
+
+// The first task waits for all others, its thread's own ones among them.
+TEST(ThreadPool, OthersTakeWhatAThreadDoesNotComeTo) {
+  ThreadPool pool(2);
+  for (const bool uneven : {false, true}) {
+    std::atomic<int> done = 0;
+    auto task = [&](int64_t i) {
+      if (i > 0) {
+        done++;
+      } else {
+        while (done < 7) std::this_thread::yield();
+      }
+    };
+    if (uneven) {
+      pool.parallel_uneven(8, task);
+    } else {
+      pool.parallel(8, task);
+    }
+    EXPECT_EQ(done, 7);
   }
 }
 
