@@ -234,6 +234,7 @@ Value Run::evaluate_slice(const Expr& expr, const Scope& scope) {
   const int64_t stride = count <= 1 ? 1 : step;
   if (list == nullptr) return text(python::pick(whole.text(), begin, stride, count));
   std::vector<Value> items;
+  items.reserve(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; i++) items.push_back(list->items[static_cast<size_t>(begin + i * stride)]);
   return make_list(std::move(items), list->kind);
 }

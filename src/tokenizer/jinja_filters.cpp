@@ -93,6 +93,7 @@ Value items(Run& run, const Value& value, const Args&) {
   if (value.undefined()) return make_list({}, ListKind::generator);
   if (value.dict() == nullptr) run.fail(fmt::format("items needs a dict, not a value of type {}", type_name(value)));
   run.charge(item_weight * std::ssize(value.dict()->items));
+  out.reserve(value.dict()->items.size());
   for (const auto& [key, item] : value.dict()->items) out.push_back(make_list({key, item}, ListKind::tuple));
   return make_list(std::move(out), ListKind::generator);
 }
@@ -180,12 +181,14 @@ Value key_of(Run& run, const Value& item, const Value* attribute, bool case_sens
 std::vector<Value> sorted(Run& run, const std::vector<Value>& all, bool reversed,
                           const std::function<Value(const Value&)>& key) {
   std::vector<std::pair<Value, size_t>> keys;
+  keys.reserve(all.size());
   for (size_t i = 0; i < all.size(); i++) keys.emplace_back(key(all[i]), i);
   std::stable_sort(keys.begin(), keys.end(), [&](const auto& a, const auto& b) {
     if (run.same(a.first, b.first)) return false;
     return reversed ? compare(b.first, a.first) < 0 : compare(a.first, b.first) < 0;
   });
   std::vector<Value> out;
+  out.reserve(all.size());
   for (const auto& [unused, i] : keys) out.push_back(all[i]);
   return out;
 }
@@ -249,7 +252,9 @@ Value map(Run& run, const Value& value, const Args& args) {
   std::vector<Value> out;
   if (args.positional.empty()) {
     const auto bound = bind(run, "map", args, {"attribute", "default"}, 1);
-    for (const Value& item : run.iterate(value)) {
+    const auto all = run.iterate(value);
+    out.reserve(all.size());
+    for (const Value& item : all) {
       Value part = run.path(item, *bound[0]);
       out.push_back(part.undefined() && bound[1] != nullptr ? *bound[1] : std::move(part));
     }
@@ -258,7 +263,9 @@ Value map(Run& run, const Value& value, const Args& args) {
   const std::string name = need_text(run, "map", args.positional[0]);
   Args rest = args;
   rest.positional.erase(rest.positional.begin());
-  for (const Value& item : run.iterate(value)) out.push_back(apply_filter(run, name, item, rest));
+  const auto all = run.iterate(value);
+  out.reserve(all.size());
+  for (const Value& item : all) out.push_back(apply_filter(run, name, item, rest));
   return make_list(std::move(out), ListKind::generator);
 }
 
@@ -275,8 +282,10 @@ Value choose(Run& run, const Value& value, const Args& args, bool of_attribute, 
   const Value attribute = of_attribute ? take() : Value(None{});
   const bool tested = !rest.positional.empty();
   const std::string test = tested ? need_text(run, nameless, take()) : "";
+  const auto all = run.iterate(value);
   std::vector<Value> out;
-  for (const Value& item : run.iterate(value)) {
+  out.reserve(all.size());
+  for (const Value& item : all) {
     const Value subject = of_attribute ? run.path(item, attribute) : item;
     if ((tested ? apply_test(run, test, subject, rest) : truth(subject)) == wanted) out.push_back(item);
   }

@@ -24,6 +24,7 @@ Value strip(Run& run, const std::string& text, const Args& args) {
 Value texts(Run& run, const std::vector<std::string_view>& parts, ListKind kind = ListKind::list) {
   run.charge(item_weight * std::ssize(parts));
   std::vector<Value> items;
+  items.reserve(parts.size());
   for (const std::string_view part : parts) items.push_back(make_text(std::string(part)));
   return make_list(std::move(items), kind);
 }
@@ -248,6 +249,7 @@ Value call_dict(Run& run, const Value& self, const std::string& name, const Args
   bind(run, name, args, {});
   if (name == "copy") return self;
   std::vector<Value> out;
+  out.reserve(dict.items.size());
   for (const auto& [key, value] : dict.items) {
     out.push_back(name == "keys" ? key : name == "values" ? value : make_list({key, value}, ListKind::tuple));
   }

@@ -302,12 +302,14 @@ Value Run::call_function(const std::string& name, Args args) {
     if (bound[1] != nullptr) begin = std::exchange(end, need_integer(*this, name, *bound[1]));
     const int64_t step = bound[2] == nullptr ? 1 : need_integer(*this, name, *bound[2]);
     if (step == 0) fail("range: the step cannot be 0");
+    const __int128 length = step > 0 ? __int128{end} - begin : __int128{begin} - end,
+                   stride = step > 0 ? step : -__int128{step};
+    const __int128 count = length <= 0 ? 0 : (length + stride - 1) / stride;
+    if (count > max_range) fail(fmt::format("range has more than {} numbers", max_range));
+    charge(item_weight * static_cast<int64_t>(count));
     std::vector<Value> items;
-    for (__int128 i = begin; step > 0 ? i < end : i > end; i += step) {
-      if (std::ssize(items) == max_range) fail(fmt::format("range has more than {} numbers", max_range));
-      charge(0);
-      items.emplace_back(static_cast<int64_t>(i));
-    }
+    items.reserve(static_cast<size_t>(count));
+    for (__int128 i = begin; std::ssize(items) < count; i += step) items.emplace_back(static_cast<int64_t>(i));
     return make_list(std::move(items), ListKind::range);
   }
   // namespace and dict: a dict's items, then the named ones.
@@ -414,10 +416,12 @@ std::vector<Value> Run::iterate(const Value& value) {
     if (!std::exchange(list->consumed, true)) out = list->items;
   } else if (const Dict* dict = value.dict()) {
     charge(walk_weight * std::ssize(dict->items));
+    out.reserve(dict->items.size());
     for (const auto& item : dict->items) out.push_back(item.first);
   } else if (value.string()) {
     charge(item_weight * std::ssize(value.text()));  // each becomes a value of its own
     std::string_view rest = value.text();
+    out.reserve(rest.size());
     for (size_t n = 0; (n = python::first_bytes(rest)) > 0; rest.remove_prefix(n)) {
       out.push_back(make_text(std::string(rest.substr(0, n))));
     }

@@ -62,6 +62,19 @@ TEST(Jinja, ErrorsNameTheLine) {
   expect_error(Exit::input, {"v", "18446744073709551615"}, [] { (void)render("a", R"({"n": 18446744073709551615})"); });
 }
 
+TEST(Jinja, RangesFollowPython) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"{{ range(0)|list }}", "[]"},
+      {"{{ range(3)|list }}", "[0, 1, 2]"},
+      {"{{ range(2, 9, 3)|list }}", "[2, 5, 8]"},
+      {"{{ range(9, 0, -4)|list }}", "[9, 5, 1]"},
+      {"{{ range(0, 9, -1)|list }}", "[]"},
+      {"{{ range(9223372036854775806, 9223372036854775807, 9223372036854775807)|list }}", "[9223372036854775806]"},
+      {"{{ range(-9223372036854775807, 9223372036854775807, 9223372036854775807)|list }}",
+       "[-9223372036854775807, 0]"}};
+  for (const auto& [source, text] : cases) EXPECT_EQ(render(source), text) << source;
+}
+
 // Templates that would never end, or fill the memory or the stack.
 TEST(Jinja, StopsAtItsLimits) {
   const std::pair<std::string, const char*> cases[] = {
