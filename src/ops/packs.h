@@ -9,9 +9,10 @@
 namespace furlong {
 
 // Bytes of a weight (N,K) or (E,N,K) in that order: N up to a multiple of a vector's width, K of 128. 0 where nothing
-// is gained: on a GPU, and where numbers are widened for the product.
+// is gained: on a GPU, and where numbers are widened for the product. w: contiguous, f32, bf16 or f64; anything else is
+// a failed CHECK, as it is to pack what is not packed.
 size_t packed_bytes(const Tensor& w);
-// to: packed_bytes(w), 64-byte aligned.
+// to: packed_bytes(w) > 0 bytes, 64-byte aligned.
 void pack_weight(Stream&, void* to, Tensor w);
 
 // Of some weights, to be given to a stream (Stream::use_packs) while they do not change.
@@ -22,7 +23,7 @@ class WeightPacks {
   WeightPacks(std::span<const Tensor> weights, void* memory);
   // To be called before use, and when the weights or the memory have changed.
   void fill(Stream&) const;
-  // Of exactly this tensor; null: there is none.
+  // Of exactly this tensor (address and shape), as pack_weight made it; null: there is none. Any thread may ask.
   const void* find(const Tensor& w) const;
 
  private:
