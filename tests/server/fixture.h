@@ -279,11 +279,14 @@ inline std::vector<Json> events(const std::string& body) {
   return out;
 }
 
-// Whether `condition` comes true within some seconds.
+// Whether `condition` comes true within some seconds; it need not stay so.
 template <class F>
 bool soon(F&& condition) {
-  for (int i = 0; i < 5000 && !condition(); i++) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-  return condition();
+  for (int i = 0; i < 5000; i++) {
+    if (condition()) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  return false;
 }
 
 class ServerTest : public testing::Test {
@@ -320,8 +323,9 @@ class ServerTest : public testing::Test {
   Answer chat(const Json& body) { return ask(post("/v1/chat/completions", body.dump())); }
   Answer generate(const Json& body) { return ask(post("/generate", body.dump())); }
   // A number of /metrics.
-  double metric(const std::string& name) {
-    const std::string text = server->metrics_text();
+  double metric(const std::string& name) { return metric_of(server->metrics_text(), name); }
+  // Of one answer of /metrics, so that several figures are of one moment.
+  static double metric_of(const std::string& text, const std::string& name) {
     const size_t at = text.find("\nfurlong_" + name + " ");
     EXPECT_NE(at, text.npos) << name;
     return at == text.npos ? -1 : std::stod(text.substr(at + name.size() + 10));
