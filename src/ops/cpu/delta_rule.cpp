@@ -275,11 +275,17 @@ class Rule {
     for (int64_t t = begin_row; t < end_row; chunk++) {
       const int64_t p = positions_[t], begin = p / delta_chunk * delta_chunk;
       const int64_t n = std::min<int64_t>(end_row - t, begin + delta_chunk - p);
-      const bool advances = p + n == begin + delta_chunk || (t + n == end_row && state1_.defined());
+      // Of a chunk that ends the segment nobody wants the state, unless it is asked for or the slot's own moves on.
+      const bool last = t + n == end_row, completes = p + n == begin + delta_chunk;
+      const bool advances = last ? state1_.defined() || (completes && keep) : completes;
       if (advances && !copies && !keep) copy_states(states);
       for (int64_t i = 0; i < group_; i++) {
         const int64_t vh = kh * group_ + i;
         S* mine = states + i * state_size();
+        // One row meets its state in columns as wide as short vectors allow, an order that processors do not foresee.
+        if (vector_bytes < 64 && slots_.defined() && n == 1) {
+          touch_in_quarters(mine, state_size() * static_cast<int64_t>(sizeof(S)));
+        }
         if (saved_.states.defined()) std::copy_n(mine, state_size(), state_at(saved_.states, chunk, vh));
         ChunkRows<S> rows;
         if (slots_.defined() && t == begin_row) push_ring(rows, slots_, slot(s), kh, vh, begin, p);

@@ -5,6 +5,7 @@
 
 #include "ops/cpu/panels.h"
 #include "ops/cpu/scratch.h"
+#include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -16,8 +17,12 @@ constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
 constexpr int rows_turned = vector_bytes == 64 ? 8 : 4;
 // So few have registers for two chains each.
 constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
-// Columns packed together, rows of A that meet them together, and rows of fp32 sums kept where C is narrower.
-constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
+// Columns packed together, rows of A that meet them together (all, if there are few), and rows of fp32 sums kept where
+// C is narrower.
+constexpr int64_t panel_columns = 256, row_tile = 24, few_rows = 32, kept_rows = 480;
+// Whether blocks ask for the panel after theirs, which they then find in a cache. With long vectors a block takes a
+// panel for about as long as memory takes to send the next.
+constexpr bool asks_ahead = vector_bytes == 32;
 
 template <int MR, int NV, class A, class B, class C>
 void block_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c, int64_t ldc,
@@ -107,15 +112,25 @@ inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
 }
 #endif
 
+// What a block asks for meanwhile: `lines` lines of memory at each chain's begin.
+struct Ahead {
+  const char* at = nullptr;
+  int64_t lines = 0;
+};
+
 // C (MR, NV vectors): the sum over the panel's steps, begun from C (`carries`), or in chains begun from 0 and added to
 // C.
 template <int MR, int NV, class E, class S>
 void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, S* c, int64_t ldc, bool carries,
-           bool adds) {
+           bool adds, [[maybe_unused]] Ahead ahead) {
   constexpr int w = width<S>;
   const int64_t piece = carries ? depth : chain / (std::is_same_v<E, S> ? 1 : 2);
   int64_t p = 0;
   do {
+    if constexpr (asks_ahead) {
+      for (int64_t l = 0; l < ahead.lines; l++) __builtin_prefetch(ahead.at + l * line_bytes, 0, 2);
+      ahead.at += ahead.lines * line_bytes;
+    }
     Vec<S> sum[MR][NV] = {};
     if (carries && adds) {
       for (int i = 0; i < MR; i++) {
@@ -147,7 +162,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* pane
 }
 
 template <class E, class S>
-using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, S*, int64_t, bool, bool);
+using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, S*, int64_t, bool, bool, Ahead);
 template <int NV, class E, class S>
 Block<E, S> block_of_rows(int64_t rows) {
   static_assert(block_rows <= 6);
@@ -183,31 +198,31 @@ Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t dept
   if constexpr (std::is_same_v<S, A>) {
     return {a, row, column};
   } else if (column == 1) {
-    S* to = scratch<S, Scratch::side>(row_tile * panel_depth);
+    S* to = scratch<S, Scratch::side>(few_rows * panel_depth);
     for (int64_t i = 0; i < rows; i++) {
       for (int64_t p = 0; p < depth; p++) to[i * panel_depth + p] = widen(a[i * row + p]);
     }
     return {to, panel_depth, 1};
   } else {
-    S* to = scratch<S, Scratch::side>(row_tile * panel_depth);
+    S* to = scratch<S, Scratch::side>(few_rows * panel_depth);
     for (int64_t p = 0; p < depth; p++) {
-      for (int64_t i = 0; i < rows; i++) to[p * row_tile + i] = widen(a[i * row + p * column]);
+      for (int64_t i = 0; i < rows; i++) to[p * few_rows + i] = widen(a[i * row + p * column]);
     }
-    return {to, 1, row_tile};
+    return {to, 1, few_rows};
   }
 }
 #if defined(__AVX512BF16__)
 template <>
 Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
   if (column == 1 && row % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), row / 2, 1};
-  Pair* to = scratch<Pair, Scratch::side>(row_tile * panel_depth);
+  Pair* to = scratch<Pair, Scratch::side>(few_rows * panel_depth);
   for (int64_t p = 0; p < depth; p += 2) {
     for (int64_t i = 0; i < rows; i++) {
       const bf16* at = a + i * row + p * column;
-      to[p / 2 * row_tile + i] = {at[0].bits, p + 1 < depth ? at[column].bits : uint16_t{0}};
+      to[p / 2 * few_rows + i] = {at[0].bits, p + 1 < depth ? at[column].bits : uint16_t{0}};
     }
   }
-  return {to, 1, row_tile};
+  return {to, 1, few_rows};
 }
 #endif
 
@@ -252,7 +267,7 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   }
   constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1;
   const int64_t steps = (depth + of_step - 1) / of_step;
-  E* to = scratch<E, Scratch::side>(std::max(rows * steps + 8, row_tile * panel_depth));
+  E* to = scratch<E, Scratch::side>(std::max(rows * steps + 8, few_rows * panel_depth));
   int64_t done = 0;
 #if defined(__AVX2__)
   if constexpr (std::is_same_v<E, A> || of_step == 2) {
@@ -273,29 +288,6 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   return to;
 }
 
-// One panel's columns of C, which is S here, for the rows of a side.
-template <class E, class S>
-void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel, int64_t wide, S* c, int64_t ldc,
-                   int64_t columns, bool carries, bool adds) {
-  constexpr int w = width<S>;
-  const int64_t blocks = (rows + block_rows - 1) / block_rows;
-  S tile[block_rows * block_vectors * w];
-  for (int64_t n = 0; n < blocks; n++) {
-    const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
-    const auto f = block_for<E, S>(count, wide / w);
-    if (columns == wide) {
-      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds);
-      continue;
-    }
-    for (int64_t r = 0; adds && r < count; r++) {
-      std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
-      std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
-    }
-    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds);
-    for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
-  }
-}
-
 template <class E>
 constexpr int64_t panel_wide = block_vectors* width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
 // Numbers or pairs of a panel, and of the panels of one column.
@@ -306,6 +298,32 @@ int64_t column_size(int64_t k) {
   return (k + panel_depth - 1) / panel_depth * panel_steps<E>;
 }
 
+// One panel's columns of C, which is S here, for the rows of a side. next: the panel that is wanted after it, or null.
+template <class E, class S>
+void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel, int64_t wide, S* c, int64_t ldc,
+                   int64_t columns, bool carries, bool adds, const E* next) {
+  constexpr int w = width<S>;
+  const int64_t blocks = (rows + block_rows - 1) / block_rows, chains = blocks * (panel_depth / chain);
+  constexpr int64_t panel_lines = panel_size<E> * sizeof(E) / line_bytes;
+  const int64_t lines = next == nullptr ? 0 : (panel_lines + chains - 1) / chains;
+  S tile[block_rows * block_vectors * w];
+  for (int64_t n = 0; n < blocks; n++) {
+    const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
+    const auto f = block_for<E, S>(count, wide / w);
+    const Ahead ahead{reinterpret_cast<const char*>(next) + n * (panel_depth / chain) * lines * line_bytes, lines};
+    if (columns == wide) {
+      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds, ahead);
+      continue;
+    }
+    for (int64_t r = 0; adds && r < count; r++) {
+      std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
+      std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
+    }
+    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds, ahead);
+    for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
+  }
+}
+
 // C (M,N), kept in S, [+]= A · B with B packed. Transposed: B is (N,K), and each panel's part of a sum begins from 0;
 // otherwise (K,N), and a sum goes on from panel to panel. whole: panels of all of B from its first column on, the
 // depths of the first ones after each other, or null.
@@ -313,7 +331,8 @@ template <bool Transposed, class E, class S, class A, class B>
 void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, S* c,
             int64_t ldc, bool accumulate, [[maybe_unused]] const E* whole = nullptr) {
   constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = panel_wide<E>, w = width<S>;
-  const int64_t together = m <= row_tile ? wide : panel_columns / wide * wide;
+  const bool few = m <= few_rows;
+  const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
   E* panels = whole != nullptr
                   ? nullptr
                   : scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_steps<E>);
@@ -331,14 +350,15 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
           pack_rows(panel_of(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
         }
       }
-      for (int64_t i = 0; i < m; i += row_tile) {
-        const int64_t rows = std::min(row_tile, m - i);
+      for (int64_t i = 0; i < m; i += tile) {
+        const int64_t rows = std::min(tile, m - i);
         const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
         for (int64_t j = j0; j < j1; j += wide) {
           const E* panel =
               whole != nullptr ? whole + j * column_size<E>(k) + p0 / panel_depth * panel_size<E> : panel_of(j);
+          const E* next = asks_ahead && whole != nullptr && few ? panel + panel_size<E> : nullptr;
           panel_product(rows_of_a, rows, steps, panel, width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
-                        !Transposed, accumulate || p0 > 0);
+                        !Transposed, accumulate || p0 > 0, next);
         }
       }
     }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <vector>
 
 #include "ops/cpu/softmax_row.h"
@@ -9,6 +10,16 @@ namespace {
 
 // Fewest tokens worth a task of their own.
 constexpr int64_t scan_block = 8192;
+
+// Tokens looked at in one go.
+constexpr int64_t tile = 16;
+template <class F>
+bool any_of_tile(F&& is) {
+  uint32_t any = 0;
+#pragma GCC unroll 1  // unrolled, it would not be vectorised
+  for (int64_t j = 0; j < tile; j++) any |= is(j) ? 1u : 0u;
+  return any != 0;
+}
 
 // A token and its value; the better of two is the larger, at equal values the lower id.
 template <class S>
@@ -22,7 +33,9 @@ struct Entry {
 template <class S>
 Entry<S> likeliest(const S* l, int64_t n) {
   const S top = row_max(l, n);
-  for (int64_t i = 0; i < n; i++) {
+  int64_t first = 0;
+  while (first + tile <= n && !any_of_tile([&](int64_t j) { return l[first + j] == top; })) first += tile;
+  for (int64_t i = first; i < n; i++) {
     if (l[i] == top) return {top, i};
   }
   return {top, 0};  // only for a row of NaN
@@ -69,37 +82,57 @@ Entry<S> last_kept(const S* l, int64_t n, const SampleParams& params, S temperat
 // Tokens whose noise is drawn together.
 constexpr int64_t group = 128;
 
+#if defined(__AVX2__)
+// A number of 32 bits of each of several blocks; what else its lanes hold, products do not read.
+constexpr int64_t lanes = vector_bytes / 8;
+using Lanes = uint64_t __attribute__((vector_size(vector_bytes)));
+
+inline Lanes product(Lanes a, uint32_t b) {
+#if defined(__AVX512F__)
+  return std::bit_cast<Lanes>(_mm512_mul_epu32(std::bit_cast<__m512i>(a), _mm512_set1_epi64(b)));
+#else
+  return std::bit_cast<Lanes>(_mm256_mul_epu32(std::bit_cast<__m256i>(a), _mm256_set1_epi64x(b)));
+#endif
+}
+
 // words[i] = random_word(key, first + i), first a multiple of 4: random_block's rounds over the lanes of a vector.
 void random_words(const RngKey& key, uint32_t first, uint32_t* words) {
-  constexpr int lanes = group / 4;
   const uint64_t mixed = key.seed * 0x9E3779B97F4A7C15ull + static_cast<uint32_t>(key.purpose);
-  uint32_t k0 = static_cast<uint32_t>(mixed), k1 = static_cast<uint32_t>(mixed >> 32);
-  uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
-  for (int i = 0; i < lanes; i++) {
-    c0[i] = first / 4 + static_cast<uint32_t>(i);
-    c1[i] = key.position;
-    c2[i] = key.sample;
-    c3[i] = key.group;
+  // Even lanes of two vectors side by side have the first half of the blocks, odd ones the second.
+  Lanes block{}, even{}, odd{};
+  for (int64_t j = 0; j < lanes; j++) {
+    block[j] = static_cast<uint64_t>(j / 2 + j % 2 * (lanes / 2));
+    even[j] = static_cast<uint64_t>(j / 2 * 2 + j % 2 * lanes);
+    odd[j] = even[j] + 1;
   }
-  for (int round = 0; round < 10; round++) {
-#pragma GCC unroll 1  // unrolled, it would not be vectorised
-    for (int i = 0; i < lanes; i++) {
-      const uint64_t p0 = uint64_t{philox::multiplier0} * c0[i], p1 = uint64_t{philox::multiplier1} * c2[i];
-      c0[i] = static_cast<uint32_t>(p1 >> 32) ^ c1[i] ^ k0;
-      c1[i] = static_cast<uint32_t>(p1);
-      c2[i] = static_cast<uint32_t>(p0 >> 32) ^ c3[i] ^ k1;
-      c3[i] = static_cast<uint32_t>(p0);
+  for (int64_t i = 0; i < group / 4; i += lanes) {
+    Lanes c0 = block + (first / 4 + static_cast<uint64_t>(i)), c1 = Lanes{} + key.position, c2 = Lanes{} + key.sample,
+          c3 = Lanes{} + key.group;
+    uint32_t k0 = static_cast<uint32_t>(mixed), k1 = static_cast<uint32_t>(mixed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; round++) {
+      const Lanes p0 = product(c0, philox::multiplier0), p1 = product(c2, philox::multiplier1);
+      c0 = (p1 >> 32) ^ c1 ^ k0;
+      c1 = p1;
+      c2 = (p0 >> 32) ^ c3 ^ k1;
+      c3 = p0;
+      k0 += philox::weyl0;
+      k1 += philox::weyl1;
     }
-    k0 += philox::weyl0;
-    k1 += philox::weyl1;
-  }
-  for (int i = 0; i < lanes; i++) {
-    words[4 * i] = c0[i];
-    words[4 * i + 1] = c1[i];
-    words[4 * i + 2] = c2[i];
-    words[4 * i + 3] = c3[i];
+    const Lanes a = (c0 & 0xffffffffu) | c1 << 32, b = (c2 & 0xffffffffu) | c3 << 32;
+    const Lanes ab[] = {__builtin_shuffle(a, b, even), __builtin_shuffle(a, b, odd)};
+    std::memcpy(words + 4 * i, ab, sizeof ab);
   }
 }
+#else
+// words[i] = random_word(key, first + i), first a multiple of 4.
+void random_words(const RngKey& key, uint32_t first, uint32_t* words) {
+  for (int64_t i = 0; i < group; i += 4) {
+    const auto block = random_block(key, (first + static_cast<uint32_t>(i)) / 4);
+    std::copy(block.begin(), block.end(), words + i);
+  }
+}
+#endif
 
 // No less than gumbel(word), which is <= -log(v) with v >= 2^-(z+1), z the leading zeros of the word.
 template <class S>
@@ -107,8 +140,19 @@ S noise_bound(uint32_t word) {
   return S(0.694) * static_cast<S>(std::countl_zero(word) + 1);
 }
 
+// Whether the noise may lift one of a tile's tokens to `best`. Its bound for a whole vector: 8 + the exponent of the
+// upper 24 bits, which a float holds, is 31 - z; of no bits the exponent is that of 0, and the bound large.
+template <class S>
+bool may_win(const S* l, const uint32_t* words, S temperature, S best) {
+  return any_of_tile([&](int64_t j) {
+    const auto upper = static_cast<float>(static_cast<int32_t>(words[j] >> 8));
+    const auto z = 31 + 127 - 8 - static_cast<int32_t>(std::bit_cast<uint32_t>(upper) >> 23);
+    return l[j] / temperature + S(0.694) * static_cast<S>(z + 1) >= best;
+  });
+}
+
 // The larger of `best` and l/T + G over tokens [begin, end) at least as good as `last`. The bound on the noise passes
-// over groups and tokens that cannot win, so that the result is exact and few logarithms are taken.
+// over groups, tiles and tokens that cannot win, so that the result is exact and few logarithms are taken.
 template <class S>
 Entry<S> scan(const S* l, int64_t begin, int64_t end, S temperature, const RngKey& key, const Entry<S>& last,
               Entry<S> best) {
@@ -121,11 +165,14 @@ Entry<S> scan(const S* l, int64_t begin, int64_t end, S temperature, const RngKe
     uint32_t smallest = words[0];
     for (int64_t j = 0; j < group; j++) smallest = std::min(smallest, words[j]);
     if (largest / temperature + noise_bound<S>(smallest) < best.value) continue;
-    for (int64_t j = 0; j < count; j++) {
-      const S z = l[i + j] / temperature;
-      if (last.better_than({l[i + j], i + j}) || z + noise_bound<S>(words[j]) < best.value) continue;
-      const Entry<S> entry{z + static_cast<S>(gumbel(words[j])), i + j};
-      if (entry.better_than(best)) best = entry;
+    for (int64_t t = 0; t < count; t += tile) {
+      if (t + tile <= count && !may_win(l + i + t, words + t, temperature, best.value)) continue;
+      for (int64_t j = t; j < std::min(count, t + tile); j++) {
+        const S z = l[i + j] / temperature;
+        if (last.better_than({l[i + j], i + j}) || z + noise_bound<S>(words[j]) < best.value) continue;
+        const Entry<S> entry{z + static_cast<S>(gumbel(words[j])), i + j};
+        if (entry.better_than(best)) best = entry;
+      }
     }
   }
   return best;
