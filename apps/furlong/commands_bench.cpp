@@ -1,5 +1,6 @@
 // bench: what this machine's CPU does with a shape, beside what it could do at most.
 #include <algorithm>
+#include <array>
 #include <cstdio>
 
 #include "base/error.h"
@@ -18,6 +19,8 @@ namespace {
 
 constexpr int64_t train_sequences = 8, train_length = 512, slice_sequences = 2;
 constexpr int64_t decode_prompt = 128, decode_tokens = 192, prefill_length = 1024;
+constexpr int64_t decode_context = decode_prompt + decode_tokens / 2;  // on average
+constexpr std::array<int64_t, 2> decode_batches{1, 32};
 constexpr int warm_up = 1, fewest_runs = 5;
 
 struct Bench {
@@ -83,8 +86,8 @@ struct Bench {
     return r;
   }
 
-  // Steps in which all sequences decode and nothing else happens.
-  void decode(int64_t batch) const {
+  // Steps in which all sequences decode and nothing else happens. read: bytes/s of reading what they go over.
+  void decode(int64_t batch, double read) const {
     Engine engine(config, weights, {.max_running = batch, .max_tokens = decode_prompt + decode_tokens}, threads);
     std::vector<Request> requests;
     for (int64_t i = 0; i < batch; i++) requests.push_back(request(i, decode_prompt, decode_tokens));
@@ -104,7 +107,7 @@ struct Bench {
     }
     std::sort(seconds.begin(), seconds.end());
     row(fmt::format("decoding, {} at a time", batch), static_cast<double>(batch), seconds,
-        limits.decode_step(batch, decode_prompt + decode_tokens / 2));
+        limits.decode_step(batch, decode_context, read));
   }
 
   void prefill() const {
@@ -127,12 +130,19 @@ int run_bench(const Settings& settings) {
   Weights weights(config, dtype);
   init_weights(weights, config, 1, 0.02, &threads);
   const CpuLimits limits(config, dtype, ceilings, read_rate(threads, clock, weights.bytes()));
+  std::vector<double> reads;
+  std::string of_steps;
+  for (const int64_t batch : decode_batches) {
+    const double block = limits.decode_block(batch, decode_context);
+    reads.push_back(read_rate(threads, clock, static_cast<size_t>(block)));
+    of_steps += fmt::format(", {:.0f} MB (decoding {}) {:.1f} GB/s", block / 1e6, batch, reads.back() / 1e9);
+  }
   std::printf(
       "%d threads, %s; fp32 multiply-adds %.0f GFLOP/s, bf16 dot products %s; reading memory %.1f GB/s, "
-      "a block of the weights' size %.1f GB/s\n%s, %s: %.1f M parameters, %.1f M at work per token\n\n",
+      "weights %.1f GB/s%s\n%s, %s: %.1f M parameters, %.1f M at work per token\n\n",
       threads.size(), ops::isa_name().c_str(), ceilings.fp32 / 1e9,
       ceilings.bf16 > 0 ? fmt::format("{:.0f} GFLOP/s", ceilings.bf16 / 1e9).c_str() : "none", ceilings.memory / 1e9,
-      limits.weights_rate() / 1e9, settings.preset.c_str(), dtype == DType::bf16 ? "bf16" : "fp32",
+      limits.weights_rate() / 1e9, of_steps.c_str(), settings.preset.c_str(), dtype == DType::bf16 ? "bf16" : "fp32",
       limits.parameters() / 1e6, limits.active_parameters() / 1e6);
   std::fflush(stdout);
   Table table({{"tokens/s"},
@@ -147,7 +157,7 @@ int run_bench(const Settings& settings) {
            settings.bench_figures.end();
   };
   if (wanted("decode")) {
-    for (const int64_t batch : {1, 32}) bench.decode(batch);
+    for (size_t i = 0; i < decode_batches.size(); i++) bench.decode(decode_batches[i], reads[i]);
   }
   if (wanted("prefill")) bench.prefill();
   if (wanted("train")) bench.train();

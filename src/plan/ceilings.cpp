@@ -7,6 +7,9 @@
 #include <utility>
 #include <vector>
 
+#include "ops/segments.h"
+#include "tensor/buffer.h"
+
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -93,11 +96,13 @@ double bench_seconds(BenchClock clock) {
 
 double read_rate(ThreadPool& threads, BenchClock clock, size_t bytes) {
   const size_t part = std::max<size_t>(bytes / sizeof(float) / static_cast<size_t>(threads.size()) / 64 * 64, 64);
-  std::vector<float> block(part * static_cast<size_t>(threads.size()), 1.0f);
-  const double all = static_cast<double>(block.size() * sizeof(float));
+  const size_t numbers = part * static_cast<size_t>(threads.size());
+  const Buffer block(numbers * sizeof(float));
+  std::fill_n(static_cast<float*>(block.data()), numbers, 1.0f);
+  const double all = static_cast<double>(numbers * sizeof(float));
   const int64_t passes = std::max<int64_t>(1, static_cast<int64_t>(3e8 / all));
   const double rate = calls_per_second(threads, clock, [&](int64_t t) {
-    const float* p = block.data() + static_cast<size_t>(t) * part;
+    const float* p = static_cast<const float*>(block.data()) + static_cast<size_t>(t) * part;
     Lanes sum[4] = {};
     for (int64_t pass = 0; pass < passes; pass++) {
       asm volatile("" : "+r"(p)::"memory");
@@ -145,16 +150,32 @@ double CpuLimits::operations(double tokens, double length) const {
   return tokens * (cost_.linear_flops + cost_.delta_flops + cost_.attention_flops * length / 2);
 }
 
-double CpuLimits::decode_step(int64_t batch, int64_t context) const {
-  const double rows = static_cast<double>(batch), width = static_cast<double>(size_of(dtype_));
-  const double experts = static_cast<double>(config_.num_experts);
+double CpuLimits::sequence_bytes(int64_t context) const {
+  const auto d = [](int64_t x) { return static_cast<double>(x); };
+  const double chunk = delta_chunk, heads = d(config_.linear_num_value_heads);
+  const double keys = d(config_.linear_num_key_heads * config_.linear_key_head_dim), values = d(config_.value_dim());
+  const double row = d(config_.num_delta_layers()) * ((keys + values) * 4 + heads * 8);
+  return d(context) * cost_.kv_bytes + cost_.window_bytes + cost_.state_bytes * (1 + 1 / chunk) + (chunk - 1) / 2 * row;
+}
+
+double CpuLimits::decode_bytes(int64_t batch, int64_t context) const {
+  const double rows = static_cast<double>(batch), experts = static_cast<double>(config_.num_experts);
   const double untouched = std::pow(1 - static_cast<double>(config_.experts_per_token) / experts, rows);
   const double weights = cost_.dense + cost_.head + cost_.expert * experts * (1 - untouched);
-  const double cached = static_cast<double>(context) * cost_.kv_bytes + cost_.state_bytes + cost_.window_bytes;
+  return weights * static_cast<double>(size_of(dtype_)) + rows * sequence_bytes(context);
+}
+
+double CpuLimits::decode_block(int64_t batch, int64_t context) const {
+  const double weights = (parameters() - cost_.head) * static_cast<double>(size_of(dtype_));
+  return weights + static_cast<double>(batch) * sequence_bytes(context);
+}
+
+double CpuLimits::decode_step(int64_t batch, int64_t context, double rate) const {
   const double delta = cost_.state_bytes / 4 * 7;
   const double attention = cost_.attention_flops * static_cast<double>(context);
-  const double compute = rows * ((cost_.linear_flops + cost_.head_flops + attention) / peak_ + delta / ceilings_.fp32);
-  return std::max((weights * width + rows * cached) / weights_rate_, compute);
+  const double compute = static_cast<double>(batch) *
+                         ((cost_.linear_flops + cost_.head_flops + attention) / peak_ + delta / ceilings_.fp32);
+  return std::max(decode_bytes(batch, context) / rate, compute);
 }
 
 double CpuLimits::prefill(int64_t tokens) const {

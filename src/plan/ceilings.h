@@ -21,7 +21,8 @@ struct Ceilings {
 };
 Ceilings measure_ceilings(ThreadPool& threads, BenchClock clock);
 
-// Bytes/s of reading a block of so many bytes repeatedly, each thread its own part: of the cache that holds it.
+// Bytes/s of reading a block of so many bytes repeatedly, each thread its own part: of the cache that holds it, or of
+// memory. It lies as weights and caches do, on large pages.
 double read_rate(ThreadPool& threads, BenchClock clock, size_t bytes);
 
 // The least seconds that a model's work takes on the CPU: the larger of
@@ -36,9 +37,15 @@ class CpuLimits {
   // weights_rate: of reading a block as large as the model, which a cache may hold.
   CpuLimits(const ModelConfig& config, DType dtype, const Ceilings& ceilings, double weights_rate);
 
-  // A step of `batch` sequences with `context` cached tokens each: all touched weights once (experts by even routing),
-  // and of every sequence its keys and values, window and state, read once.
-  double decode_step(int64_t batch, int64_t context) const;
+  // Bytes that a step of `batch` sequences with `context` cached tokens each moves: all touched weights once (experts
+  // by even routing), and of every sequence its keys and values, window and state, read once. A state must also be kept
+  // up to date: it is written once per chunk of 64 rows, and until then the chunk's earlier rows, half of them on
+  // average, are read with it (keys and corrections of fp32, decays of fp64).
+  double decode_bytes(int64_t batch, int64_t context) const;
+  // Bytes that such steps go over again and again: all weights beside those of the sequences.
+  double decode_block(int64_t batch, int64_t context) const;
+  // Such a step, its bytes at `rate`: that of reading a block as large as decode_block.
+  double decode_step(int64_t batch, int64_t context, double rate) const;
   // One prompt; logits of its last token.
   double prefill(int64_t tokens) const;
   // Forward and backward without recomputation, three times a forward's operations (attention's core 3.5 times) with
@@ -51,6 +58,7 @@ class CpuLimits {
 
  private:
   double operations(double tokens, double length) const;  // of a forward without the head
+  double sequence_bytes(int64_t context) const;           // that a decoding sequence moves besides weights
 
   ModelConfig config_;
   DType dtype_;

@@ -33,16 +33,23 @@ TEST(BenchLimits, AreThoseOfTheShapeWorkedOutByHand) {
               0.01 * fp32.prefill(1024));
   // A decoded token's delta rule stays in fp32.
   const double one = 2 * active + 4 * 512 * 100.0, recurrent = 12 * 7 * 128 * 128.0;
-  EXPECT_NEAR(bf16.decode_step(32, 100), 32 * (one / 400e9 + recurrent / 200e9), 0.01 * bf16.decode_step(32, 100));
+  const double step = bf16.decode_step(32, 100, 1e15);
+  EXPECT_NEAR(step, 32 * (one / 400e9 + recurrent / 200e9), 0.01 * step);
 }
 
 TEST(BenchLimits, FollowTheRateOfReadingWhereThatIsSlower) {
   const Ceilings ceilings{.fp32 = 200e9, .bf16 = 0, .memory = 50e9};
   const CpuLimits limits(benched("mini"), DType::bf16, ceilings, 1e9);
   // One token reads every active weight (of the experts those it goes to) and its sequence's memory: 12 states of 64
-  // KiB, 3 windows of 3 x 1,024 and 100 x 2 x 128 of keys and values.
-  const double bytes = 2 * active + 12 * 65536 + 2 * (3 * 3 * 1024 + 100 * 2 * 128);
-  EXPECT_NEAR(limits.decode_step(1, 100), bytes / 1e9, 0.01 * bytes / 1e9);
+  // KiB, of which it writes a 64th, 3 windows of 3 x 1,024, 100 x 2 x 128 of keys and values, and of the 3 layers'
+  // chunks 31.5 rows of 2 x 128 keys, 4 x 128 corrections and 4 decays.
+  const double sequence =
+      12 * 65536 * (1 + 1 / 64.0) + 2 * (3 * 3 * 1024 + 100 * 2 * 128) + 3 * 31.5 * ((2 * 128 + 4 * 128) * 4 + 4 * 8);
+  const double bytes = 2 * active + sequence;
+  EXPECT_NEAR(limits.decode_bytes(1, 100), bytes, 0.01 * bytes);
+  EXPECT_NEAR(limits.decode_step(1, 100, 1e9), bytes / 1e9, 0.01 * bytes / 1e9);
+  const double weights = 2 * (limits.parameters() - head);  // one embedding row is read, not all
+  EXPECT_NEAR(limits.decode_block(32, 100), weights + 32 * sequence, 0.001 * weights);
   // Without dot products of bf16, numbers are widened: the ceiling is that of fp32.
   const CpuLimits same(benched("mini"), DType::f32, ceilings, 1e9);
   EXPECT_DOUBLE_EQ(limits.train_step(64, 64), same.train_step(64, 64));
