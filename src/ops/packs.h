@@ -9,7 +9,7 @@
 namespace furlong {
 
 // Bytes of a weight (N,K) or (E,N,K) in that order: N up to a multiple of a vector's width, K of 128. 0 where nothing
-// is gained: on a GPU, and where numbers are widened for the product. w: contiguous, f32, bf16 or f64; anything else is
+// is gained: on a GPU, and for bf16 without AVX2. w: contiguous, f32, bf16 or f64; anything else is
 // a failed CHECK, as it is to pack what is not packed.
 size_t packed_bytes(const Tensor& w);
 // to: packed_bytes(w) > 0 bytes, 64-byte aligned.

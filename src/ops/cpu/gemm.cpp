@@ -3,9 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "ops/cpu/panels.h"
-#include "ops/cpu/scratch.h"
-#include "ops/cpu/touch.h"
+#include "ops/cpu/blocks.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -19,10 +17,8 @@ constexpr int rows_turned = vector_bytes == 64 ? 8 : 4;
 constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
 // Columns packed together, rows of A that meet them together (all, if there are few), and rows of fp32 sums kept where
 // C is narrower.
-constexpr int64_t panel_columns = 256, row_tile = 24, few_rows = 32, kept_rows = 480;
-// Whether blocks ask for the panel after theirs, which they then find in a cache. With long vectors a block takes a
-// panel for about as long as memory takes to send the next.
-constexpr bool asks_ahead = vector_bytes == 32;
+constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
+static_assert(row_tile <= few_rows);
 
 template <int MR, int NV, class A, class B, class C>
 void block_nn(int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c, int64_t ldc,
@@ -88,144 +84,6 @@ void rows_of(int64_t rows, F&& f) {
   f.template operator()<Most>();
 }
 
-// What the two sides hold in a block, and a block's arithmetic: numbers in S, or pairs of bf16.
-template <class S>
-Vec<S> of_all(const S* x) {
-  return broadcast(*x);
-}
-template <class S>
-Vec<S> vector_of(const S* x) {
-  return load(x);
-}
-#if defined(__AVX512BF16__)
-struct Pairs {
-  __m512i bits;
-};
-inline Pairs of_all(const Pair* x) {
-  int32_t word;
-  std::memcpy(&word, x, sizeof word);
-  return {_mm512_set1_epi32(word)};
-}
-inline Pairs vector_of(const Pair* x) { return {_mm512_loadu_si512(x)}; }
-inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
-  return _mm512_dpbf16_ps(c, std::bit_cast<__m512bh>(a.bits), std::bit_cast<__m512bh>(b.bits));
-}
-#endif
-
-// What a block asks for meanwhile: `lines` lines of memory at each chain's begin.
-struct Ahead {
-  const char* at = nullptr;
-  int64_t lines = 0;
-};
-
-// C (MR, NV vectors): the sum over the panel's steps, begun from C (`carries`), or in chains begun from 0 and added to
-// C.
-template <int MR, int NV, class E, class S>
-void block(int64_t depth, const E* a, int64_t row, int64_t column, const E* panel, S* c, int64_t ldc, bool carries,
-           bool adds, [[maybe_unused]] Ahead ahead) {
-  constexpr int w = width<S>;
-  const int64_t piece = carries ? depth : chain / (std::is_same_v<E, S> ? 1 : 2);
-  int64_t p = 0;
-  do {
-    if constexpr (asks_ahead) {
-      for (int64_t l = 0; l < ahead.lines; l++) __builtin_prefetch(ahead.at + l * line_bytes, 0, 2);
-      ahead.at += ahead.lines * line_bytes;
-    }
-    Vec<S> sum[MR][NV] = {};
-    if (carries && adds) {
-      for (int i = 0; i < MR; i++) {
-        for (int v = 0; v < NV; v++) sum[i][v] = load(c + i * ldc + v * w);
-      }
-    }
-    for (const int64_t end = std::min(depth, p + piece); p < end; p++) {
-      decltype(vector_of(panel)) b[NV];
-      for (int v = 0; v < NV; v++) b[v] = vector_of(panel + (v * panel_steps<E> + p) * w);
-      for (int i = 0; i < MR; i++) {
-        const auto x = of_all(a + i * row + p * column);
-        for (int v = 0; v < NV; v++) {
-          if constexpr (std::is_same_v<E, S>) {
-            sum[i][v] = mul_add(x, b[v], sum[i][v]);
-          } else {
-            sum[i][v] = multiply_add(x, b[v], sum[i][v]);
-          }
-        }
-      }
-    }
-    for (int i = 0; i < MR; i++) {
-      for (int v = 0; v < NV; v++) {
-        S* to = c + i * ldc + v * w;
-        store(to, !carries && adds ? load(to) + sum[i][v] : sum[i][v]);
-      }
-    }
-    adds = true;
-  } while (p < depth);
-}
-
-template <class E, class S>
-using Block = void (*)(int64_t, const E*, int64_t, int64_t, const E*, S*, int64_t, bool, bool, Ahead);
-template <int NV, class E, class S>
-Block<E, S> block_of_rows(int64_t rows) {
-  static_assert(block_rows <= 6);
-  switch (rows) {
-    case 1: return block<1, NV, E, S>;
-    case 2: return block<2, NV, E, S>;
-    case 3: return block<3, NV, E, S>;
-    case 4: return block<4, NV, E, S>;
-    case 5: return block<std::min(5, block_rows), NV, E, S>;
-    default: return block<std::min(6, block_rows), NV, E, S>;
-  }
-}
-template <class E, class S>
-Block<E, S> block_for(int64_t rows, int64_t vectors) {
-  static_assert(block_vectors <= 4);
-  switch (vectors) {
-    case 1: return block_of_rows<1, E, S>(rows);
-    case 2: return block_of_rows<2, E, S>(rows);
-    case 3: return block_of_rows<std::min(3, block_vectors), E, S>(rows);
-    default: return block_of_rows<std::min(4, block_vectors), E, S>(rows);
-  }
-}
-
-// Rows of A as blocks read them: element (i,p) at at[i·row + p·column].
-template <class E>
-struct Side {
-  const E* at;
-  int64_t row, column;
-};
-
-template <class S, class A>
-Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
-  if constexpr (std::is_same_v<S, A>) {
-    return {a, row, column};
-  } else if (column == 1) {
-    S* to = scratch<S, Scratch::side>(few_rows * panel_depth);
-    for (int64_t i = 0; i < rows; i++) {
-      for (int64_t p = 0; p < depth; p++) to[i * panel_depth + p] = widen(a[i * row + p]);
-    }
-    return {to, panel_depth, 1};
-  } else {
-    S* to = scratch<S, Scratch::side>(few_rows * panel_depth);
-    for (int64_t p = 0; p < depth; p++) {
-      for (int64_t i = 0; i < rows; i++) to[p * few_rows + i] = widen(a[i * row + p * column]);
-    }
-    return {to, 1, few_rows};
-  }
-}
-#if defined(__AVX512BF16__)
-template <>
-Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_t depth) {
-  if (column == 1 && row % 2 == 0 && depth % 2 == 0) return {reinterpret_cast<const Pair*>(a), row / 2, 1};
-  Pair* to = scratch<Pair, Scratch::side>(few_rows * panel_depth);
-  for (int64_t p = 0; p < depth; p += 2) {
-    for (int64_t i = 0; i < rows; i++) {
-      const bf16* at = a + i * row + p * column;
-      to[p / 2 * few_rows + i] = {at[0].bits, p + 1 < depth ? at[column].bits : uint16_t{0}};
-    }
-  }
-  return {to, 1, few_rows};
-}
-#endif
-
 #if defined(__AVX2__)
 // to[p·rows + i] = word p of row i, for the first p, a multiple of four, of `words`; returns how many. What follows
 // them in `to` may be overwritten, by eight words at most.
@@ -288,61 +146,22 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   return to;
 }
 
-template <class E>
-constexpr int64_t panel_wide = block_vectors* width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
-// Numbers or pairs of a panel, and of the panels of one column.
-template <class E>
-constexpr int64_t panel_size = panel_wide<E>* panel_steps<E>;
-template <class E>
-int64_t column_size(int64_t k) {
-  return (k + panel_depth - 1) / panel_depth * panel_steps<E>;
-}
-
-// One panel's columns of C, which is S here, for the rows of a side. next: the panel that is wanted after it, or null.
-template <class E, class S>
-void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const E* panel, int64_t wide, S* c, int64_t ldc,
-                   int64_t columns, bool carries, bool adds, const E* next) {
-  constexpr int w = width<S>;
-  const int64_t blocks = (rows + block_rows - 1) / block_rows, chains = blocks * (panel_depth / chain);
-  constexpr int64_t panel_lines = panel_size<E> * sizeof(E) / line_bytes;
-  const int64_t lines = next == nullptr ? 0 : (panel_lines + chains - 1) / chains;
-  S tile[block_rows * block_vectors * w];
-  for (int64_t n = 0; n < blocks; n++) {
-    const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
-    const auto f = block_for<E, S>(count, wide / w);
-    const Ahead ahead{reinterpret_cast<const char*>(next) + n * (panel_depth / chain) * lines * line_bytes, lines};
-    if (columns == wide) {
-      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds, ahead);
-      continue;
-    }
-    for (int64_t r = 0; adds && r < count; r++) {
-      std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
-      std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
-    }
-    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds, ahead);
-    for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
-  }
-}
-
-// C (M,N), kept in S, [+]= A · B with B packed. Transposed: B is (N,K), and each panel's part of a sum begins from 0;
-// otherwise (K,N), and a sum goes on from panel to panel. whole: panels of all of B from its first column on, the
-// depths of the first ones after each other, or null.
+// C (M,N), kept in S, [+]= A · B with B packed here. Transposed: B is (N,K), and each panel's part of a sum begins from
+// 0; otherwise (K,N), and a sum goes on from panel to panel.
 template <bool Transposed, class E, class S, class A, class B>
 void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, S* c,
-            int64_t ldc, bool accumulate, [[maybe_unused]] const E* whole = nullptr) {
-  constexpr int64_t of_step = std::is_same_v<E, Pair> ? 2 : 1, wide = panel_wide<E>, w = width<S>;
+            int64_t ldc, bool accumulate) {
+  constexpr int64_t wide = panel_wide<E>, w = width<S>;
   const bool few = m <= few_rows;
   const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
-  E* panels = whole != nullptr
-                  ? nullptr
-                  : scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_steps<E>);
+  E* panels = scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_steps<E>);
   for (int64_t j0 = 0; j0 < n; j0 += together) {
     const int64_t j1 = std::min(n, j0 + together);
     const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
     for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
-      const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step - 1) / of_step;
+      const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step<E> - 1) / of_step<E>;
       const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_steps<E>; };
-      for (int64_t j = j0; whole == nullptr && j < j1; j += wide) {
+      for (int64_t j = j0; j < j1; j += wide) {
         const int64_t columns = std::min(wide, j1 - j);
         if constexpr (Transposed) {
           pack_columns(panel_of(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
@@ -354,11 +173,61 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
         const int64_t rows = std::min(tile, m - i);
         const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
         for (int64_t j = j0; j < j1; j += wide) {
-          const E* panel =
-              whole != nullptr ? whole + j * column_size<E>(k) + p0 / panel_depth * panel_size<E> : panel_of(j);
-          const E* next = asks_ahead && whole != nullptr && few ? panel + panel_size<E> : nullptr;
-          panel_product(rows_of_a, rows, steps, panel, width_at(j), c + i * ldc + j, ldc, std::min(wide, j1 - j),
-                        !Transposed, accumulate || p0 > 0, next);
+          panel_product<E, E, S>(rows_of_a, rows, steps, panel_of(j), width_at(j), c + i * ldc + j, ldc,
+                                 std::min(wide, j1 - j), !Transposed, accumulate || p0 > 0, nullptr);
+        }
+      }
+    }
+  }
+}
+
+// The same, transposed, with the panels of B from pack_nt: the depths of the first columns after each other.
+template <class E, class P, class S, class A>
+void product_of_packs(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const P* packs, S* c, int64_t ldc,
+                      bool accumulate) {
+  constexpr int64_t wide = panel_wide<E>, w = width<S>;
+  const bool few = m <= few_rows;
+  const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
+  // Where numbers are widened: those of a few rows once, one panel's depth of them after the other, and panels for many
+  // rows together.
+  constexpr bool widens = !std::is_same_v<E, P>;
+  const E* once = nullptr;
+  E* panels = nullptr;
+  if constexpr (widens) {
+    if (!few) {
+      panels = scratch<E, Scratch::panels>(together * panel_depth);
+    } else {
+      E* to = scratch<E, Scratch::side>(few_rows * (k + panel_depth));
+      for (int64_t p0 = 0; p0 < k; p0 += panel_depth) {
+        widened(to + p0 * m, a + p0, lda, m, std::min(panel_depth, k - p0));
+      }
+      once = to;
+    }
+  }
+  for (int64_t j0 = 0; j0 < n; j0 += together) {
+    const int64_t j1 = std::min(n, j0 + together);
+    for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
+      const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step<P> - 1) / of_step<P>;
+      const auto panel_of = [&](int64_t j) { return packs + j * column_size<P>(k) + p0 / panel_depth * panel_size<P>; };
+      if constexpr (widens) {
+        for (int64_t j = j0; panels != nullptr && j < j1; j += wide) {
+          widen_pairs(panels + (j - j0) * panel_depth, panel_of(j), steps, std::min(wide, (j1 - j + w - 1) / w * w));
+        }
+      }
+      for (int64_t i = 0; i < m; i += tile) {
+        const int64_t rows = std::min(tile, m - i);
+        const Side<E> rows_of_a =
+            once != nullptr ? Side<E>{once + p0 * m, panel_depth, 1} : side<E>(a + i * lda + p0, lda, 1, rows, depth);
+        for (int64_t j = j0; j < j1; j += wide) {
+          const int64_t columns = std::min(wide, j1 - j), covered = (columns + w - 1) / w * w;
+          S* to = c + i * ldc + j;
+          if (widens && panels != nullptr) {
+            panel_product<E, E, S>(rows_of_a, rows, depth, panels + (j - j0) * panel_depth, covered, to, ldc, columns,
+                                   false, accumulate || p0 > 0, nullptr);
+          } else {
+            panel_product<E, P, S>(rows_of_a, rows, steps, panel_of(j), covered, to, ldc, columns, false,
+                                   accumulate || p0 > 0, asks_ahead && few ? panel_of(j) + panel_size<P> : nullptr);
+          }
         }
       }
     }
@@ -368,20 +237,35 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
 // What is multiplied: pairs where the instruction set has their dot products, otherwise single numbers.
 template <class A, class B, class C>
 using Element = std::conditional_t<has_dots && std::is_same_v<A, bf16> && std::is_same_v<B, bf16>, Pair, Acc<C>>;
+// What packs hold: pairs of bf16 always (as large as the weight), where vectors widen them.
+template <class B>
+using Stored = std::conditional_t<vector_bytes != 16 && std::is_same_v<B, bf16>, Pair, Acc<B>>;
 
-// The same with C of any type: sums are kept in S until they are whole.
+// Both with C of any type: sums are kept in S until they are whole. packs: of B, from its first column on, or null; A
+// is of its type then.
 template <bool Transposed, class A, class B, class C>
 void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
-              int64_t ldc, bool accumulate, const void* whole = nullptr) {
+              int64_t ldc, bool accumulate, const void* packs = nullptr) {
   using S = Acc<C>;
   using E = Element<A, B, C>;
-  const E* panels = static_cast<const E*>(whole);
+  // Rows from i0, columns from j0 of the product into sums.
+  const auto part = [&](int64_t i0, int64_t j0, int64_t rows, int64_t columns, S* sums, int64_t ld) {
+    if constexpr (Transposed && std::is_same_v<A, B>) {
+      if (packs != nullptr) {
+        product_of_packs<E, Stored<B>, S>(rows, columns, k, a + i0 * row, row,
+                                          static_cast<const Stored<B>*>(packs) + j0 * column_size<Stored<B>>(k), sums,
+                                          ld, accumulate);
+        return;
+      }
+    }
+    packed<Transposed, E, S>(rows, columns, k, a + i0 * row, row, column, b + (Transposed ? j0 * ldb : j0), ldb, sums,
+                             ld, accumulate);
+  };
   if constexpr (std::is_same_v<C, S>) {
-    packed<Transposed, E, S>(m, n, k, a, row, column, b, ldb, c, ldc, accumulate, panels);
+    part(0, 0, m, n, c, ldc);
   } else {
     for (int64_t j0 = 0; j0 < n; j0 += panel_columns) {
       const int64_t columns = std::min(panel_columns, n - j0);
-      const B* bj = b + (Transposed ? j0 * ldb : j0);
       for (int64_t i0 = 0; i0 < m; i0 += kept_rows) {
         const int64_t rows = std::min(kept_rows, m - i0);
         S* sums = scratch<S, Scratch::sums>(rows * columns);
@@ -389,8 +273,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
         for (int64_t i = 0; accumulate && i < rows; i++) {
           for (int64_t j = 0; j < columns; j++) sums[i * columns + j] = widen(to[i * ldc + j]);
         }
-        packed<Transposed, E, S>(rows, columns, k, a + i0 * row, row, column, bj, ldb, sums, columns, accumulate,
-                                 panels == nullptr ? nullptr : panels + j0 * column_size<E>(k));
+        part(i0, j0, rows, columns, sums, columns);
         for (int64_t i = 0; i < rows; i++) {
           for (int64_t j = 0; j < columns; j++) to[i * ldc + j] = narrow<C>(sums[i * columns + j]);
         }
@@ -499,20 +382,20 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* 
 
 template <class B>
 int64_t packed_size(int64_t n, int64_t k) {
-  using E = Element<B, B, Acc<B>>;
-  constexpr bool widened = std::is_same_v<B, bf16> && !std::is_same_v<E, Pair>;
-  constexpr int64_t wide = panel_wide<E>, bytes = sizeof(E);
-  return widened ? 0 : (n + wide - 1) / wide * wide * column_size<E>(k) * bytes;
+  using P = Stored<B>;
+  constexpr bool widened = std::is_same_v<B, bf16> && !std::is_same_v<P, Pair>;
+  constexpr int64_t wide = panel_wide<P>, bytes = sizeof(P);
+  return widened ? 0 : (n + wide - 1) / wide * wide * column_size<P>(k) * bytes;
 }
 
 template <class B>
 void pack_nt(void* to, const B* b, int64_t k, int64_t begin, int64_t end) {
-  using E = Element<B, B, Acc<B>>;
-  constexpr int64_t wide = panel_wide<E>, w = width<Acc<B>>;
+  using P = Stored<B>;
+  constexpr int64_t wide = panel_wide<P>, w = width<Acc<B>>;
   for (int64_t j = begin; j < end; j += wide) {
     const int64_t columns = std::min(wide, end - j);
-    E* panel = static_cast<E*>(to) + j * column_size<E>(k);
-    for (int64_t p = 0; p < k; p += panel_depth, panel += panel_size<E>) {
+    P* panel = static_cast<P*>(to) + j * column_size<P>(k);
+    for (int64_t p = 0; p < k; p += panel_depth, panel += panel_size<P>) {
       pack_columns(panel, (columns + w - 1) / w * w, b + j * k + p, k, std::min(panel_depth, k - p), columns);
     }
   }
@@ -520,8 +403,8 @@ void pack_nt(void* to, const B* b, int64_t k, int64_t begin, int64_t end) {
 
 template <class B>
 const void* packed_columns(const void* packed, int64_t k, int64_t begin) {
-  using E = Element<B, B, Acc<B>>;
-  return static_cast<const E*>(packed) + begin * column_size<E>(k);
+  using P = Stored<B>;
+  return static_cast<const P*>(packed) + begin * column_size<P>(k);
 }
 
 template int64_t packed_size<float>(int64_t, int64_t);

@@ -12,8 +12,8 @@ template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate = false, const void* packed = nullptr);
 
-// Bytes of B (N,K) in the order in which gemm_nt multiplies its columns by rows of the same type; 0: its numbers would
-// be widened for that.
+// Bytes of B (N,K) in the order in which gemm_nt multiplies its columns by rows of the same type. bf16 stays bf16, and
+// is widened as it is read where there are no dot products of it; 0 where that has no vector instructions.
 template <class B>
 int64_t packed_size(int64_t n, int64_t k);
 // The columns [begin, end) of B (N,K), contiguous, into `to` for all of it. begin is a multiple of 64.

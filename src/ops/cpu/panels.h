@@ -14,7 +14,7 @@ constexpr int64_t panel_depth = 128;
 // Numbers of one chain of a sum over columns (gemm_nt): short chains round less.
 constexpr int64_t chain = 32;
 
-// Two bf16 numbers that follow each other in a sum, for dot products of pairs.
+// Two bf16 numbers that follow each other in a sum: for dot products of pairs, and for packs, which are widened there.
 struct Pair {
   uint16_t first, second;
 };
@@ -27,11 +27,13 @@ constexpr bool has_dots = false;
 
 #if defined(__AVX512F__)
 using Words = __m512i;
+inline Words load_words(const void* p) { return _mm512_loadu_si512(p); }
 inline void store_words(void* p, Words v) { _mm512_storeu_si512(p, v); }
 inline Words upper_half(Words v) { return _mm512_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))); }
 #elif defined(__AVX2__)
 using Words = __m256i;
+inline Words load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store_words(void* p, Words v) { _mm256_storeu_si256(static_cast<__m256i*>(p), v); }
 inline Words upper_half(Words v) { return _mm256_slli_epi32(v, 16); }
 inline Words lower_cleared(Words v) { return _mm256_and_si256(v, _mm256_set1_epi32(static_cast<int>(0xffff0000u))); }
@@ -172,7 +174,7 @@ template <class B, class F>
 
 // Steps of a panel: numbers of a sum, or pairs of them.
 template <class E>
-constexpr int64_t panel_steps = std::is_same_v<E, Pair> ? panel_depth / 2 : panel_depth;
+constexpr int64_t panel_steps = std::is_same_v<std::remove_const_t<E>, Pair> ? panel_depth / 2 : panel_depth;
 
 // Where entry (step p, column j) of a panel lies: the columns of one vector together, step after step, so that packing
 // writes straight on.
@@ -207,7 +209,7 @@ void pack_columns(S* panel, [[maybe_unused]] int64_t wide, const B* b, int64_t l
   }
 #endif
 }
-#if defined(__AVX512BF16__)
+#if defined(__AVX2__)
 // The same in pairs; a last step alone is paired with zero.
 inline void pack_columns(Pair* panel, [[maybe_unused]] int64_t wide, const bf16* b, int64_t ldb, int64_t depth,
                          int64_t columns) {
@@ -215,6 +217,19 @@ inline void pack_columns(Pair* panel, [[maybe_unused]] int64_t wide, const bf16*
   for (int64_t j = 0; j < columns; j += w) {
     columns_by_words(b + j * ldb, ldb, depth, std::min(w, columns - j),
                      [=](int64_t word, Words v) { store_words(panel_at(panel, word, j), v); });
+  }
+}
+#endif
+
+#if defined(__AVX2__)
+// A panel's first `steps` pairs as numbers, for the first `wide` columns, a multiple of the width.
+inline void widen_pairs(float* panel, const Pair* pairs, int64_t steps, int64_t wide) {
+  for (int64_t j = 0; j < wide; j += width<float>) {
+    for (int64_t p = 0; p < steps; p++) {
+      const Words v = load_words(panel_at(pairs, p, j));
+      store_words(panel_at(panel, 2 * p, j), upper_half(v));
+      store_words(panel_at(panel, 2 * p + 1, j), lower_cleared(v));
+    }
   }
 }
 #endif
