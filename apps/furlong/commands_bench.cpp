@@ -86,8 +86,12 @@ struct Bench {
     return r;
   }
 
-  // Steps in which all sequences decode and nothing else happens. read: bytes/s of reading what they go over.
-  void decode(int64_t batch, double read) const {
+  // Steps in which all sequences decode and nothing else happens. Returns how fast what they go over can be read, which
+  // others on the machine change within minutes: it is measured before and after them.
+  std::string decode(int64_t batch) const {
+    const double block = limits.decode_block(batch, decode_context);
+    const auto read = [&] { return read_rate(threads, clock, static_cast<size_t>(block)); };
+    const double before_steps = read();
     Engine engine(config, weights, {.max_running = batch, .max_tokens = decode_prompt + decode_tokens}, threads);
     std::vector<Request> requests;
     for (int64_t i = 0; i < batch; i++) requests.push_back(request(i, decode_prompt, decode_tokens));
@@ -106,8 +110,11 @@ struct Bench {
       });
     }
     std::sort(seconds.begin(), seconds.end());
+    const double after_steps = read();
     row(fmt::format("decoding, {} at a time", batch), static_cast<double>(batch), seconds,
-        limits.decode_step(batch, decode_context, read));
+        limits.decode_step(batch, decode_context, (before_steps + after_steps) / 2));
+    return fmt::format("decoding {}: reading {:.0f} MB at {:.1f} GB/s before it, {:.1f} after it\n", batch, block / 1e6,
+                       before_steps / 1e9, after_steps / 1e9);
   }
 
   void prefill() const {
@@ -130,19 +137,12 @@ int run_bench(const Settings& settings) {
   Weights weights(config, dtype);
   init_weights(weights, config, 1, 0.02, &threads);
   const CpuLimits limits(config, dtype, ceilings, read_rate(threads, clock, weights.bytes()));
-  std::vector<double> reads;
-  std::string of_steps;
-  for (const int64_t batch : decode_batches) {
-    const double block = limits.decode_block(batch, decode_context);
-    reads.push_back(read_rate(threads, clock, static_cast<size_t>(block)));
-    of_steps += fmt::format(", {:.0f} MB (decoding {}) {:.1f} GB/s", block / 1e6, batch, reads.back() / 1e9);
-  }
   std::printf(
       "%d threads, %s; fp32 multiply-adds %.0f GFLOP/s, bf16 dot products %s; reading memory %.1f GB/s, "
-      "weights %.1f GB/s%s\n%s, %s: %.1f M parameters, %.1f M at work per token\n\n",
+      "weights %.1f GB/s\n%s, %s: %.1f M parameters, %.1f M at work per token\n\n",
       threads.size(), ops::isa_name().c_str(), ceilings.fp32 / 1e9,
       ceilings.bf16 > 0 ? fmt::format("{:.0f} GFLOP/s", ceilings.bf16 / 1e9).c_str() : "none", ceilings.memory / 1e9,
-      limits.weights_rate() / 1e9, of_steps.c_str(), settings.preset.c_str(), dtype == DType::bf16 ? "bf16" : "fp32",
+      limits.weights_rate() / 1e9, settings.preset.c_str(), dtype == DType::bf16 ? "bf16" : "fp32",
       limits.parameters() / 1e6, limits.active_parameters() / 1e6);
   std::fflush(stdout);
   Table table({{"tokens/s"},
@@ -156,12 +156,13 @@ int run_bench(const Settings& settings) {
     return std::find(settings.bench_figures.begin(), settings.bench_figures.end(), name) !=
            settings.bench_figures.end();
   };
+  std::string rates;
   if (wanted("decode")) {
-    for (size_t i = 0; i < decode_batches.size(); i++) bench.decode(decode_batches[i], reads[i]);
+    for (const int64_t batch : decode_batches) rates += bench.decode(batch);
   }
   if (wanted("prefill")) bench.prefill();
   if (wanted("train")) bench.train();
-  const std::string text = table.str();
+  const std::string text = table.str() + (rates.empty() ? "" : "\n" + rates);
   const bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
   if (!written) fail(Exit::resources, "cannot write to standard output");
   return 0;

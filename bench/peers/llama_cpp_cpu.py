@@ -7,8 +7,8 @@ fp32, or in bf16 as checkpoints are released (llama.cpp keeps its cache in fp16 
 LLAMA_CPP is the source of llama.cpp, whose own converter writes the same weights as GGUF, once, beside the checkpoint (without the MTP head
 and the tokenizer, which are not used here): in the source distribution of llama-cpp-python it is vendor/llama.cpp. python3 has llama_cpp
 (built on this machine, with -DGGML_NATIVE=ON), torch and transformers. As in transformers_cpu.py furlong's rates are differences between whole runs of
-`furlong generate`; llama.cpp is timed inside its process, warm. Each figure is the median of five. The lengths are those of
-transformers_cpu.py. Before any timing both draw the likeliest tokens of one prompt, which must be the same."""
+`furlong generate`; llama.cpp is timed inside its process, warm. Each figure is the median of five, ours in a row: on a virtual machine a process after another's is slower by a fifth for the memory
+that it is given, which the one that stays in its process is not. Before any timing both draw the likeliest tokens of one prompt, which must be the same."""
 import ctypes
 import json
 import statistics
@@ -121,8 +121,8 @@ def theirs_decode(sequences, new):
     return seconds, tokens
 
 
-def median(f):
-    return statistics.median(f() for _ in range(repeats))
+def rate(tokens, seconds):
+    return tokens / statistics.median(seconds() for _ in range(repeats))
 
 
 n, many = 1024, 8
@@ -134,11 +134,12 @@ agreed = next((i for i, (a, b) in enumerate(zip(mine, found)) if a != b), 16)
 print(f"llama.cpp by llama-cpp-python {llama.__version__}, {threads} threads, {dtype}, {folder}; {agreed} of 16 tokens the same")
 assert agreed >= 8 or dtype == "bf16", (mine, found)  # in bf16 roundings decide between likeliest tokens of a random model
 theirs_prefill(n)
-a = n / median(lambda: (ours([prompt(i, n) for i in range(1 + many)], 1) - ours([prompt(0, n)], 1)) / many)
-b = n / median(lambda: theirs_prefill(n))
+a = rate(n, lambda: (ours([prompt(i, n) for i in range(1 + many)], 1) - ours([prompt(0, n)], 1)) / many)
+b = rate(n, lambda: theirs_prefill(n))
 print(f"prefill of {n} tokens: furlong {a:.0f} tok/s, llama.cpp {b:.0f} tok/s: {a / b:.2f}x")
 for sequences in (1, 8, most):
     prompts = [prompt(i, 8) for i in range(sequences)]
-    a = sequences * 192 / median(lambda: ours(prompts, 256) - ours(prompts, 64))
-    b = sequences * 192 / median(lambda: theirs_decode(sequences, 192)[0])
+    new = max(192, 1024 // sequences)  # one sequence's 192 take as long as starting the program varies
+    a = rate(sequences * new, lambda: ours(prompts, 64 + new) - ours(prompts, 64))
+    b = rate(sequences * new, lambda: theirs_decode(sequences, new)[0])
     print(f"decode, batch {sequences}: furlong {a:.0f} tok/s, llama.cpp {b:.0f} tok/s: {a / b:.2f}x")

@@ -57,6 +57,29 @@ TEST(Packs, DoNotChangeBits) {
   EXPECT_GT(tested, 200);
 }
 
+// So do packs that no cache keeps, which are asked for ahead, to the last column.
+TEST(Packs, FromMemoryDoNotChangeBits) {
+  Random random(74);
+  ThreadPool threads(2);
+  const int64_t n = 8333, k = 1091;
+  for (const auto* ops : cpu::all_ops()) {
+    for (const DType dtype : {DType::f32, DType::bf16}) {
+      const Array w(dtype, {n, k}, random.normal(n * k));
+      if (ops->packed_bytes(w) == 0 || packed_bytes(w) == 0) continue;
+      Stream stream(threads);
+      const PacksOfOne packed(*ops, stream, w);
+      ASSERT_TRUE(packed.packs.from_memory());
+      for (const int64_t rows : {1, 7, 32}) {
+        const Array x(dtype, {rows, k}, random.normal(rows * k));
+        stream.use_packs(nullptr);
+        const auto wanted = product(*ops, stream, x, w, dtype);
+        stream.use_packs(&packed.packs);
+        EXPECT_EQ(product(*ops, stream, x, w, dtype), wanted) << ops->isa << " " << name_of(dtype) << ", " << rows;
+      }
+    }
+  }
+}
+
 TEST(Packs, OfExperts) {
   Random random(72);
   ThreadPool threads(2);
@@ -87,6 +110,7 @@ TEST(Packs, AreOfOneTensor) {
   const Buffer memory(WeightPacks::bytes(weights));
   const WeightPacks packs(weights, memory.data());
   packs.fill(stream);
+  EXPECT_FALSE(packs.from_memory());
   const OpTable& ops = cpu::ops(DType::f32);
   const auto before = product(ops, stream, x, w, DType::f32);
   w.set(random.normal(n * k));

@@ -11,10 +11,6 @@ namespace furlong::cpu::FURLONG_ISA {
 
 // Most rows of a side.
 constexpr int64_t few_rows = 32;
-// Whether blocks ask for the panel after theirs, which they then find in a cache. With long vectors a block takes a
-// panel for about as long as memory takes to send the next.
-constexpr bool asks_ahead = vector_bytes == 32;
-
 // What the two sides hold in a block, and a block's arithmetic: numbers in S, pairs of bf16, or pairs in the panel that
 // are widened for numbers.
 template <class S>
@@ -48,6 +44,20 @@ inline Vec<float> multiply_add(Pairs a, Pairs b, Vec<float> c) {
 }
 #endif
 
+template <class P>
+constexpr int64_t panel_wide = block_vectors* width<std::conditional_t<std::is_same_v<P, double>, double, float>>;
+// Numbers or pairs of a panel, and of the panels of one column.
+template <class P>
+constexpr int64_t panel_size = panel_wide<P>* panel_steps<P>;
+template <class P>
+int64_t column_size(int64_t k) {
+  return (k + panel_depth - 1) / panel_depth * panel_steps<P>;
+}
+
+// Whether blocks ask for the panel after theirs, which they then find in a cache. A large one's lines would be waited
+// for by those of the panel at hand.
+template <class P>
+constexpr bool asks_ahead = vector_bytes > 16 && panel_size<P> * sizeof(P) <= 16384;
 // What a block asks for meanwhile: `lines` lines of memory at each chain's begin.
 struct Ahead {
   const char* at = nullptr;
@@ -67,7 +77,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const P* pane
   const int64_t piece = carries ? depth : chain / of_step<P>;
   int64_t p = 0;
   do {
-    if constexpr (asks_ahead) {
+    if constexpr (asks_ahead<P>) {
       for (int64_t l = 0; l < ahead.lines; l++) __builtin_prefetch(ahead.at + l * line_bytes, 0, 2);
       ahead.at += ahead.lines * line_bytes;
     }
@@ -177,16 +187,6 @@ Side<Pair> side(const bf16* a, int64_t row, int64_t column, int64_t rows, int64_
   return {to, 1, few_rows};
 }
 #endif
-
-template <class E>
-constexpr int64_t panel_wide = block_vectors* width<std::conditional_t<std::is_same_v<E, double>, double, float>>;
-// Numbers or pairs of a panel, and of the panels of one column.
-template <class E>
-constexpr int64_t panel_size = panel_wide<E>* panel_steps<E>;
-template <class E>
-int64_t column_size(int64_t k) {
-  return (k + panel_depth - 1) / panel_depth * panel_steps<E>;
-}
 
 // One panel's columns of C, which is S here, for the rows of a side. next: the panel that is wanted after it, or null.
 template <class E, class P, class S>

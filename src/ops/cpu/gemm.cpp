@@ -184,7 +184,7 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
 // The same, transposed, with the panels of B from pack_nt: the depths of the first columns after each other.
 template <class E, class P, class S, class A>
 void product_of_packs(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const P* packs, S* c, int64_t ldc,
-                      bool accumulate) {
+                      bool accumulate, bool asks) {
   constexpr int64_t wide = panel_wide<E>, w = width<S>;
   const bool few = m <= few_rows;
   const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
@@ -226,7 +226,8 @@ void product_of_packs(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, 
                                    false, accumulate || p0 > 0, nullptr);
           } else {
             panel_product<E, P, S>(rows_of_a, rows, steps, panel_of(j), covered, to, ldc, columns, false,
-                                   accumulate || p0 > 0, asks_ahead && few ? panel_of(j) + panel_size<P> : nullptr);
+                                   accumulate || p0 > 0,
+                                   asks_ahead<P> && asks && few ? panel_of(j) + panel_size<P> : nullptr);
           }
         }
       }
@@ -245,7 +246,7 @@ using Stored = std::conditional_t<vector_bytes != 16 && std::is_same_v<B, bf16>,
 // is of its type then.
 template <bool Transposed, class A, class B, class C>
 void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
-              int64_t ldc, bool accumulate, const void* packs = nullptr) {
+              int64_t ldc, bool accumulate, const void* packs = nullptr, bool asks = false) {
   using S = Acc<C>;
   using E = Element<A, B, C>;
   // Rows from i0, columns from j0 of the product into sums.
@@ -254,7 +255,7 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
       if (packs != nullptr) {
         product_of_packs<E, Stored<B>, S>(rows, columns, k, a + i0 * row, row,
                                           static_cast<const Stored<B>*>(packs) + j0 * column_size<Stored<B>>(k), sums,
-                                          ld, accumulate);
+                                          ld, accumulate, asks);
         return;
       }
     }
@@ -370,14 +371,14 @@ void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b
 
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate, const void* packed) {
+             bool accumulate, const void* packed, bool asks) {
 #if defined(__AVX2__)
   if (packed == nullptr && m <= rows_turned) {
     turned<Element<A, B, C>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
     return;
   }
 #endif
-  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate, packed);
+  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate, packed, asks);
 }
 
 template <class B>
@@ -435,27 +436,27 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
 }
 
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
 #if !defined(__AVX2__)
@@ -463,7 +464,7 @@ template int64_t packed_size<double>(int64_t, int64_t);
 template void pack_nt(void*, const double*, int64_t, int64_t, int64_t);
 template const void* packed_columns<double>(const void*, int64_t, int64_t);
 template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool,
-                      const void*);
+                      const void*, bool);
 template void gemm_nn(int64_t, int64_t, int64_t, const double*, int64_t, int64_t, const double*, int64_t, double*,
                       int64_t, bool);
 #endif

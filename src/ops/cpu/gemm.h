@@ -7,10 +7,11 @@ namespace furlong::cpu::FURLONG_ISA {
 
 // C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of 32 multiply-adds (`chain`, panels.h)
 // over K, each begun from 0, added up in order.
-// packed: B from pack_nt (packed_columns), which is then read in its place, or null; A is of B's type then.
+// packed: B from pack_nt (packed_columns), which is then read in its place, or null; A is of B's type then. asks: what
+// comes next of it is asked for ahead, where that pays if it lies in memory.
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate = false, const void* packed = nullptr);
+             bool accumulate = false, const void* packed = nullptr, bool asks = false);
 
 // Bytes of B (N,K) in the order in which gemm_nt multiplies its columns by rows of the same type. bf16 stays bf16, and
 // is widened as it is read where there are no dot products of it; 0 where that has no vector instructions.

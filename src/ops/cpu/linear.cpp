@@ -60,6 +60,7 @@ template <class F>
 void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert, F&& f) {
   const int64_t k = x.dim(1), n = y.dim(1);
   const void* packs = stream.packs() == nullptr ? nullptr : stream.packs()->find(w);
+  const bool asks = packs != nullptr && stream.packs()->from_memory();
   dispatch(w.dtype(), [&]<class T>() {
     const T *wp = w.as<T>() + expert * n * k, *xp = x.as<T>();
     const void* packed = packs == nullptr ? nullptr : static_cast<const char*>(packs) + expert * packed_size<T>(n, k);
@@ -67,7 +68,7 @@ void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& 
       f([&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
         gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), wp + c0 * k, k,
                 yp + r0 * y.row_stride() + c0, y.row_stride(), false,
-                packed == nullptr ? nullptr : packed_columns<T>(packed, k, c0));
+                packed == nullptr ? nullptr : packed_columns<T>(packed, k, c0), asks);
       });
     };
     if (y.dtype() == dtype_of<T>) {
