@@ -150,7 +150,7 @@ void decode(Stream& stream, int64_t sequences, int64_t rows) {
   const Indices before(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 10)),
       after(stream, std::vector<int32_t>(static_cast<size_t>(sequences), 12));
   report("delta commit of none " + name,
-         median_ms(stream, [&] { ops.delta_commit(stream, memory, before, after, shape); }), 0, 0);
+         median_ms(stream, [&] { ops.delta_commit(stream, {memory}, sl, before, after, shape); }), 0, 0);
 }
 
 }  // namespace

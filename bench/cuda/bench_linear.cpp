@@ -164,7 +164,7 @@ void experts(Stream& stream, int64_t tokens) {
   const double all = size(rows.view()), one = size(x.view()), act = size(a.view());
   const auto line = [&](const char* name, double bytes, auto&& f) { report(name, median_ms(stream, f, 15), bytes); };
   line("route", size(logits.view()), [&] { cuda::route(stream, r, logits); });
-  line("sort_by_expert", 12.0 * tokens * k, [&] { cuda::sort_by_expert(stream, r); });
+  line("sort_by_expert", 12.0 * tokens * k, [&] { cuda::sort_by_expert(stream, r, 0, experts); });
   line("route_backward", size(dlogits.view()), [&] { cuda::route_backward(stream, dlogits, dweights, r); });
   line("gather_rows", one + all, [&] { cuda::gather_rows(stream, rows, x, r); });
   line("gather_rows_backward", 2 * one + all, [&] { cuda::gather_rows_backward(stream, y, rows, r); });

@@ -126,9 +126,10 @@ void embeddings(Stream& stream) {
     std::sort(ids.begin(), ids.end());
     const auto distinct = std::unique(ids.begin(), ids.end()) - ids.begin();
     const std::string rows = std::to_string(t) + "x2048";
-    time(stream, ("embed " + rows).c_str(), size({x, x}), [&] { op.embed(stream, x, tokens, table); });
+    time(stream, ("embed " + rows).c_str(), size({x, x}), [&] { op.embed(stream, x, tokens, table, 0, -1); });
     time(stream, ("embed_backward " + rows + ", " + std::to_string(distinct) + " distinct").c_str(),
-         size({x}) + static_cast<double>(distinct) * 2048 * 8, [&] { op.embed_backward(stream, dtable, x, tokens); });
+         size({x}) + static_cast<double>(distinct) * 2048 * 8,
+         [&] { op.embed_backward(stream, dtable, x, tokens, 0, -1); });
   }
 }
 
