@@ -7,8 +7,8 @@ fp32, or in bf16 as checkpoints are released (llama.cpp keeps its cache in fp16 
 LLAMA_CPP is the source of llama.cpp, whose own converter writes the same weights as GGUF, once, beside the checkpoint (without the MTP head
 and the tokenizer, which are not used here): in the source distribution of llama-cpp-python it is vendor/llama.cpp. python3 has llama_cpp
 (built on this machine, with -DGGML_NATIVE=ON), torch and transformers. As in transformers_cpu.py furlong's rates are differences between whole runs of
-`furlong generate`; llama.cpp is timed inside its process, warm. Each figure is the median of five, ours in a row: on a virtual machine a process after another's is slower by a fifth for the memory
-that it is given, which the one that stays in its process is not. Before any timing both draw the likeliest tokens of one prompt, which must be the same."""
+`furlong generate`; llama.cpp is timed inside its process, warm. Each figure is the median of five, ours in a row: by turns, the run of ours that follows one of llama.cpp's, in
+its standing process, takes a fifth longer from begin to end, and the next one does not (docs/performance.md). Before any timing both draw the likeliest tokens of one prompt, which must be the same."""
 import ctypes
 import json
 import statistics
