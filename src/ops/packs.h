@@ -9,8 +9,8 @@
 namespace furlong {
 
 // Bytes of a weight (N,K) or (E,N,K) in that order: N up to a multiple of a vector's width, K of 128. 0 where nothing
-// is gained: on a GPU, and for bf16 without AVX2. w: contiguous, f32, bf16 or f64; anything else is
-// a failed CHECK, as it is to pack what is not packed.
+// is gained: on a GPU, and for bf16 without AVX2. w: contiguous, f32, bf16 or f64; anything else is a failed CHECK, as
+// it is to pack what is not packed.
 size_t packed_bytes(const Tensor& w);
 // to: packed_bytes(w) > 0 bytes, 64-byte aligned.
 void pack_weight(Stream&, void* to, Tensor w);
@@ -23,7 +23,8 @@ class WeightPacks {
   WeightPacks(std::span<const Tensor> weights, void* memory);
   // To be called before use, and when the weights or the memory have changed.
   void fill(Stream&) const;
-  // Whether they are more than a cache keeps from step to step, so that products had better ask for what comes next.
+  // Whether they are more than a cache keeps from step to step (16 MiB, docs/performance.md), so that products had
+  // better ask for what comes next.
   bool from_memory() const { return bytes_ > size_t{1} << 24; }
   // Of exactly this tensor (address and shape), as pack_weight made it; null: there is none. Any thread may ask.
   const void* find(const Tensor& w) const;

@@ -219,9 +219,6 @@ inline void pack_columns(Pair* panel, [[maybe_unused]] int64_t wide, const bf16*
                      [=](int64_t word, Words v) { store_words(panel_at(panel, word, j), v); });
   }
 }
-#endif
-
-#if defined(__AVX2__)
 // A panel's first `steps` pairs as numbers, for the first `wide` columns, a multiple of the width.
 inline void widen_pairs(float* panel, const Pair* pairs, int64_t steps, int64_t wide) {
   for (int64_t j = 0; j < wide; j += width<float>) {
