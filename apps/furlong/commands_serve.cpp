@@ -76,6 +76,16 @@ ServedModel served_model(const Session& session, const Settings& settings, int64
   return model;
 }
 
+// What the first client of /v1/chat/completions would be told is said at the start.
+void try_chat_template(const ServedModel& model) {
+  if (!model.tokenizer) return;
+  try {
+    model.render_chat({.messages = {{.role = "user", .content = "Hello"}}});
+  } catch (const Error& e) {
+    log::warn("/v1/chat/completions would refuse a plain question: {}", e.what());
+  }
+}
+
 EngineCalls calls_of(Engine& engine) {
   EngineCalls calls;
   calls.submit = [&engine](Request request, Sink sink) { return engine.submit(std::move(request), std::move(sink)); };
@@ -131,12 +141,14 @@ int run_serve(const Settings& settings) {
   options.keep_prefixes = true;
   const ServerOptions serving = server_options(settings, options);
   check_server_options(serving);
+  ServedModel model = served_model(session, settings, context);
+  try_chat_template(model);
   options.memory_bytes =
       require_memory(session, settings, {.rolls = true, .longest = context, .requests = options.max_running}).plan.pool;
   load_weights(session, settings);
   Engine engine(session.config, session.weights, options, *session.threads);
   block_ending_signals(true);
-  Server server(serving, served_model(session, settings, context), calls_of(engine));
+  Server server(serving, std::move(model), calls_of(engine));
   const bool six = settings.host.find(':') != settings.host.npos;
   fmt::print("listening on http://{}{}{}:{}\n", six ? "[" : "", settings.host, six ? "]" : "", server.port());
   std::fflush(stdout);

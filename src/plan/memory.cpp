@@ -186,7 +186,8 @@ class Planner {
       one(fmt::format("rollout slots ({})", rollout.slots), rollout.slot_bytes);
       plan_.block = rollout.block;
       if (in_.at_once) plan_.block += (part_boundary - plan_.block % part_boundary) % part_boundary;
-      one("rollout working memory", plan_.block - rollout.page_bytes - rollout.slot_bytes);
+      if (rollout.packs > 0) one("rollout weights in packs", rollout.packs);
+      one("rollout working memory", plan_.block - rollout.page_bytes - rollout.slot_bytes - rollout.packs);
     }
     if (in_.micro_tokens > 0) {
       for (const auto& [name, bytes] : work.parts) {

@@ -57,6 +57,7 @@ struct WorkingBytes {
 struct RolloutBytes {
   int64_t page = 0, pages = 0, slots = 0;  // rows of a page; pages and slots
   uint64_t page_bytes = 0, slot_bytes = 0, working = 0;
+  uint64_t packs = 0;  // weights laid out for products
   uint64_t block = 0;  // of all, boundaries included
   uint64_t least = 0;  // pages and slots for one longest request
 };

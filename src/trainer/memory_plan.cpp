@@ -111,6 +111,7 @@ RolloutBytes rollout(const PlanInputs& in, const EngineOptions& options, ThreadP
     all.block = needs.block;
     all.page_bytes = needs.pages;
     all.slot_bytes = needs.slots;
+    all.packs = needs.packs;
   }
   return all;
 }

@@ -94,6 +94,20 @@ TEST(MemoryPlan, PhasesTakeTurns) {
   EXPECT_EQ(plan.device_peak(), resident + plan.block);
 }
 
+TEST(MemoryPlan, WeightsInPacksHaveARow) {
+  DryRuns runs = formulas();
+  runs.rollout = [without = runs.rollout](const PlanInputs& in, uint64_t pool) {
+    RolloutBytes r = without(in, pool);
+    r.packs = 3 * mib;
+    r.block += r.packs;
+    return r;
+  };
+  const MemoryPlan plan = plan_memory(gpu_run(), runs), without = plan_memory(gpu_run(), formulas());
+  EXPECT_EQ(row(plan, "rollout weights in packs").device[0], 3 * mib);
+  EXPECT_EQ(row(plan, "rollout working").device[0], row(without, "rollout working").device[0]);
+  EXPECT_FALSE(has_row(without, "rollout weights in packs"));
+}
+
 TEST(MemoryPlan, BothAtOnceHavePartsOfTheirOwn) {
   PlanInputs in = gpu_run();
   const MemoryPlan turns = plan_memory(in, formulas());

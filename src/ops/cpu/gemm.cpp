@@ -384,9 +384,9 @@ void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* 
 template <class B>
 int64_t packed_size(int64_t n, int64_t k) {
   using P = Stored<B>;
-  constexpr bool widened = std::is_same_v<B, bf16> && !std::is_same_v<P, Pair>;
+  constexpr bool doubles = std::is_same_v<B, bf16> && !std::is_same_v<P, Pair>;  // its bytes
   constexpr int64_t wide = panel_wide<P>, bytes = sizeof(P);
-  return widened ? 0 : (n + wide - 1) / wide * wide * column_size<P>(k) * bytes;
+  return doubles ? 0 : (n + wide - 1) / wide * wide * column_size<P>(k) * bytes;
 }
 
 template <class B>
