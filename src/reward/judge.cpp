@@ -104,7 +104,7 @@ const Scorer& Judge::rule(const std::string& name) {
   auto& scorer = rules_[name];
   if (!scorer) {
     try {
-      scorer = make_scorer(name);
+      scorer = make_scorer(name, options_.nltk_data);
     } catch (...) {
       rules_.erase(name);
       throw;
@@ -136,7 +136,7 @@ void Judge::check(const std::string& metadata, const std::string& where) {
          options_.rm_type.empty() ? "" : "; remote_rm needs --rm-url");
   }
   try {
-    rule(name);
+    rule(name).check(metadata);
   } catch (const Error& e) {
     fail(Exit::input, "{}: metadata: {}", where, e.what());
   }

@@ -27,6 +27,7 @@ struct RewardQuery {
 
 struct JudgeOptions {
   std::string rm_type;         // a rule's name or "remote_rm"; "" where metadata or the command decides
+  std::string nltk_data;       // a folder for the rule ifbench, or ""
   bool may_lack_rule = false;  // a sample that nothing says how to judge is unscored, not an error
   CallOptions service;         // url or command; neither: rules alone
 };
@@ -36,7 +37,8 @@ class Judge {
   // Throws Error(Exit::usage): no such rule, remote_rm without a URL, a URL that is none.
   explicit Judge(const JudgeOptions& options);
 
-  // Throws Error(Exit::input) naming `where` when metadata asks for a rule that there is not.
+  // Throws Error(Exit::input) naming `where` when metadata asks for a rule that there is not, or
+  // holds what its rule cannot judge by.
   void check(const std::string& metadata, const std::string& where);
   // Whether a service or command has a say.
   bool asks_others() const { return pool_ != nullptr; }

@@ -12,6 +12,7 @@
 #include "reward/dapo.h"
 #include "reward/deepscaler.h"
 #include "reward/f1.h"
+#include "reward/ifbench.h"
 #include "reward/python_number.h"
 #include "reward/sha256.h"
 #include "reward/text.h"
@@ -154,19 +155,20 @@ class BoxedScorer : public Scorer {
     inside.response = last_boxed(sample.response).value_or("");
     return rule_->score(inside);
   }
+  void check(std::string_view metadata) const override { rule_->check(metadata); }
 
  private:
   std::unique_ptr<Scorer> rule_;
 };
 
 template <class Rule>
-std::unique_ptr<Scorer> make() {
+std::unique_ptr<Scorer> make(const std::string& /*nltk_data*/) {
   return std::make_unique<Rule>();
 }
 
 struct Entry {
   std::string_view name;
-  std::unique_ptr<Scorer> (*make)();
+  std::unique_ptr<Scorer> (*make)(const std::string& nltk_data);
 };
 
 constexpr Entry entries[] = {
@@ -178,6 +180,7 @@ constexpr Entry entries[] = {
     {"gpqa", make<GpqaScorer>},
     {"random", make<RandomScorer>},
     {"deterministic_random", make<HashScorer>},
+    {"ifbench", ifbench::make_ifbench},
 };
 
 // How many letters have to change to turn one name into the other (Levenshtein).
@@ -198,21 +201,14 @@ std::size_t distance(std::string_view a, std::string_view b) {
 
 Label Label::real(double value) { return {Kind::real, python_float_text(value)}; }
 
-std::unique_ptr<Scorer> make_scorer(std::string_view rm_type) {
+std::unique_ptr<Scorer> make_scorer(std::string_view rm_type, const std::string& nltk_data) {
   constexpr std::string_view prefix = "boxed_";
   const bool boxed = rm_type.starts_with(prefix);
   const std::string_view name = boxed ? rm_type.substr(prefix.size()) : rm_type;
   for (const Entry& entry : entries) {
     if (entry.name != name) continue;
-    auto rule = entry.make();
+    auto rule = entry.make(nltk_data);
     return boxed ? std::make_unique<BoxedScorer>(std::move(rule)) : std::move(rule);
-  }
-  if (name == "ifbench") {
-    fail(Exit::usage,
-         "--rm-type {}: its rules are those of the Python package IFBench (github.com/allenai/IFBench), which is no "
-         "part "
-         "of this program; run them behind --custom-rm-command or --rm-url, as docs/rewards.md shows",
-         rm_type);
   }
   const auto nearest = std::min_element(std::begin(entries), std::end(entries), [name](const Entry& a, const Entry& b) {
     return distance(a.name, name.substr(0, 64)) < distance(b.name, name.substr(0, 64));

@@ -49,15 +49,18 @@ class Scorer {
   // Safe to call from several threads at once; takes milliseconds at most, whatever the response. The response is
   // UTF-8 (other bytes are kept as they are), the detokenised text including special tokens.
   virtual Score score(const ScoredSample& sample) const = 0;
+  // Throws Error(Exit::input) for a row whose metadata the rule could not judge any response by.
+  virtual void check([[maybe_unused]] std::string_view metadata) const {}
   Score score(std::string_view response, const Label& label) const {
     return score(ScoredSample{.response = response, .label = label});
   }
 };
 
 // The rule of a --rm-type: deepscaler, gemma_math, math, gpqa (0 or 1), dapo (-1 or 1), f1 (0 to 1), random and
-// deterministic_random (0 or 1). With the prefix boxed_ the rule sees only the inside of the response's last \boxed.
-// Throws Error(Exit::usage) for another name, naming the nearest.
-std::unique_ptr<Scorer> make_scorer(std::string_view rm_type);
+// deterministic_random, ifbench (0 or 1). With the prefix boxed_ the rule sees only the inside of the response's last
+// \boxed. `nltk_data`: a folder for ifbench, or "". Throws Error(Exit::usage) for another name, naming the nearest;
+// Error(Exit::input) where the folder cannot be read.
+std::unique_ptr<Scorer> make_scorer(std::string_view rm_type, const std::string& nltk_data = {});
 
 // The names that make_scorer takes, without prefix.
 std::vector<std::string> scorer_names();

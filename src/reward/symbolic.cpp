@@ -12,10 +12,10 @@ namespace furlong::grader {
 
 namespace {
 
-constexpr int max_depth = 200;
+constexpr int max_nesting = 200;
 constexpr std::size_t max_length = 20000;
 
-struct Token {
+struct Lexeme {
   enum Kind { integer, decimal, letter, name, imaginary, mark, end } kind;
   std::string text;
 };
@@ -27,7 +27,7 @@ class Tokenizer {
  public:
   explicit Tokenizer(std::string_view text) : text_(text) {}
 
-  std::vector<Token> run() {
+  std::vector<Lexeme> run() {
     while (at_ < text_.size()) {
       const CodePoint c = code_point(text_, at_);
       if (is_ascii_digit(text_[at_]) || (text_[at_] == '.' && digit_at(at_ + 1))) {
@@ -35,10 +35,10 @@ class Tokenizer {
       } else if (is_name_start(c.value)) {
         name();
       } else if (text_.substr(at_).starts_with("**") || text_.substr(at_).starts_with("//")) {
-        tokens_.push_back({Token::mark, std::string(text_.substr(at_, 2))});
+        tokens_.push_back({Lexeme::mark, std::string(text_.substr(at_, 2))});
         at_ += 2;
       } else if (std::string_view("+-*/^()!").find(text_[at_]) != std::string_view::npos) {
-        tokens_.push_back({Token::mark, text_[at_] == '^' ? "**" : std::string(1, text_[at_])});
+        tokens_.push_back({Lexeme::mark, text_[at_] == '^' ? "**" : std::string(1, text_[at_])});
         ++at_;
       } else if (text_[at_] == '\t' || text_[at_] == '\f') {
         ++at_;
@@ -46,7 +46,7 @@ class Tokenizer {
         throw Undecided{};
       }
     }
-    tokens_.push_back({Token::end, ""});
+    tokens_.push_back({Lexeme::end, ""});
     return std::move(tokens_);
   }
 
@@ -87,10 +87,10 @@ class Tokenizer {
       end = zeros;
     }
     tokens_.push_back(
-        {decimal ? Token::decimal : Token::integer, replace_all(text_.substr(begin, end - begin), "_", "")});
+        {decimal ? Lexeme::decimal : Lexeme::integer, replace_all(text_.substr(begin, end - begin), "_", "")});
     at_ = end;
     if (imaginary) {
-      tokens_.push_back({Token::imaginary, "j"});
+      tokens_.push_back({Lexeme::imaginary, "j"});
       ++at_;
     }
   }
@@ -108,7 +108,7 @@ class Tokenizer {
       value = value * base + digit;
     }
     if (end == at_ + 2) return false;
-    tokens_.push_back({Token::integer, std::to_string(value)});
+    tokens_.push_back({Lexeme::integer, std::to_string(value)});
     at_ = end;
     return true;
   }
@@ -132,7 +132,7 @@ class Tokenizer {
     const std::string word(text_.substr(begin, at_ - begin));
     static constexpr std::string_view known[] = {"pi", "sqrt", "ln"};
     for (const auto name : known)
-      if (word == name) return tokens_.push_back({Token::name, word});
+      if (word == name) return tokens_.push_back({Lexeme::name, word});
     // Other names that mean something to the reference, and Python's keywords, are outside this language.
     static constexpr std::string_view foreign[] = {"nan",  "oo",  "zoo", "gff", "rf",  "ff",  "re",  "im",  "csc",
                                                    "frac", "li",  "jn",  "yn",  "hn1", "hn2", "fft", "ntt", "fu",
@@ -141,33 +141,34 @@ class Tokenizer {
       if (word == name) throw Undecided{};
     static constexpr std::string_view greek[] = {"mu", "nu", "xi"};
     const bool whole = underscore || parts.size() == 1 || word == greek[0] || word == greek[1] || word == greek[2];
-    if (whole) return tokens_.push_back({Token::letter, word});
+    if (whole) return tokens_.push_back({Lexeme::letter, word});
     // Other names are products of their letters; a factorial takes the whole product.
     const bool bracket = at_ < text_.size() && text_[at_] == '!';
-    if (bracket) tokens_.push_back({Token::mark, "("});
-    for (const auto& part : parts) tokens_.push_back({is_ascii_digit(part[0]) ? Token::integer : Token::letter, part});
-    if (bracket) tokens_.push_back({Token::mark, ")"});
+    if (bracket) tokens_.push_back({Lexeme::mark, "("});
+    for (const auto& part : parts)
+      tokens_.push_back({is_ascii_digit(part[0]) ? Lexeme::integer : Lexeme::letter, part});
+    if (bracket) tokens_.push_back({Lexeme::mark, ")"});
   }
 
   std::string_view text_;
   std::size_t at_ = 0;
-  std::vector<Token> tokens_;
+  std::vector<Lexeme> tokens_;
 };
 
 class Parser {
  public:
-  Parser(std::vector<Token> tokens, Algebra& algebra, Budget& budget)
+  Parser(std::vector<Lexeme> tokens, Algebra& algebra, Budget& budget)
       : tokens_(std::move(tokens)), algebra_(algebra), budget_(budget) {}
 
   Fraction parse() {
     Fraction value = sum();
-    if (peek().kind != Token::end) throw Undecided{};
+    if (peek().kind != Lexeme::end) throw Undecided{};
     return value;
   }
 
  private:
-  const Token& peek() const { return tokens_[at_]; }
-  bool is_mark(std::string_view text) const { return peek().kind == Token::mark && peek().text == text; }
+  const Lexeme& peek() const { return tokens_[at_]; }
+  bool is_mark(std::string_view text) const { return peek().kind == Lexeme::mark && peek().text == text; }
 
   bool accept(std::string_view text) {
     budget_.spend(1);
@@ -177,7 +178,7 @@ class Parser {
   }
 
   Fraction sum() {
-    if (++depth_ > max_depth) throw Undecided{};
+    if (++depth_ > max_nesting) throw Undecided{};
     Fraction value = product();
     while (true) {
       if (accept("+")) {
@@ -200,7 +201,7 @@ class Parser {
         value = algebra_.multiply(value, algebra_.invert(signed_power()));
       } else if (accept("//")) {
         value = algebra_.floor_divide(value, signed_power());
-      } else if (is_mark("(") || (peek().kind != Token::mark && peek().kind != Token::end)) {
+      } else if (is_mark("(") || (peek().kind != Lexeme::mark && peek().kind != Lexeme::end)) {
         value = algebra_.multiply(value, raised());
       } else {
         return value;
@@ -221,7 +222,7 @@ class Parser {
   Fraction raised() {
     const Fraction base = primary();
     if (!accept("**")) return base;
-    if (++depth_ > max_depth) throw Undecided{};
+    if (++depth_ > max_nesting) throw Undecided{};
     const Fraction exponent = signed_power();
     --depth_;
     return algebra_.power(base, exponent);
@@ -245,15 +246,15 @@ class Parser {
   Fraction simple() {
     budget_.spend(1);
     if (is_mark("(")) return bracket();
-    const Token token = peek();
-    if (token.kind == Token::mark || token.kind == Token::end) throw Undecided{};
+    const Lexeme token = peek();
+    if (token.kind == Lexeme::mark || token.kind == Lexeme::end) throw Undecided{};
     ++at_;
     switch (token.kind) {
-      case Token::integer:
+      case Lexeme::integer:
         return algebra_.number(Rational(BigInt::from_digits(token.text, budget_), BigInt(1), budget_));
-      case Token::decimal: return decimal(token.text);
-      case Token::letter: return algebra_.letter(token.text);
-      case Token::imaginary: return algebra_.imaginary_unit();
+      case Lexeme::decimal: return decimal(token.text);
+      case Lexeme::letter: return algebra_.letter(token.text);
+      case Lexeme::imaginary: return algebra_.imaginary_unit();
       default: break;
     }
     if (token.text == "pi") return algebra_.pi();
@@ -284,7 +285,7 @@ class Parser {
     return algebra_.wide_decimal(Rational(BigInt::from_digits(mantissa, budget_), scale, budget_));
   }
 
-  std::vector<Token> tokens_;
+  std::vector<Lexeme> tokens_;
   Algebra& algebra_;
   Budget& budget_;
   std::size_t at_ = 0;

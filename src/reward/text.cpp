@@ -12,8 +12,6 @@ namespace {
 
 constexpr char32_t invalid_byte_base = 0xDC00;
 
-bool is_invalid_byte(char32_t c) { return c >= 0xDC80 && c <= 0xDCFF; }
-
 struct Range {
   char32_t first, last;
 };

@@ -20,6 +20,7 @@ CodePoint code_point(std::string_view text, std::size_t at);
 std::size_t count_code_points(std::string_view text);
 void append_code_point(std::string& out, char32_t value);
 
+inline bool is_invalid_byte(char32_t c) { return c >= 0xDC80 && c <= 0xDCFF; }
 bool is_space(char32_t c);      // str.isspace, and \s in a pattern
 bool is_alpha(char32_t c);      // str.isalpha
 bool is_digit(char32_t c);      // str.isdigit: decimal digits, superscripts, circled digits

@@ -151,7 +151,7 @@ SamplingLimits rollout_limits(const Session& session, const Settings& s) {
 
 JudgeOptions judge_options(const Settings& s, const std::string& directory) {
   const bool talks = !s.custom_generate_command.empty() || !s.custom_generate_url.empty();
-  JudgeOptions options{.rm_type = s.rm_type, .may_lack_rule = talks, .service = {}};
+  JudgeOptions options{.rm_type = s.rm_type, .nltk_data = s.nltk_data, .may_lack_rule = talks, .service = {}};
   CallOptions& service = options.service;
   service.url = s.rm_url;
   service.command = s.custom_rm_command;

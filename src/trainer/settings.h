@@ -124,6 +124,7 @@ struct Settings {
 
   // Reward
   std::string rm_type;
+  std::string nltk_data;  // a folder, for the rule ifbench
   std::string reward_key;
   std::string rm_url;
   int64_t rm_batch_size = 1;  // samples a request

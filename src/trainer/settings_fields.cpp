@@ -355,11 +355,16 @@ void add_reward(Table& t) {
       t.end(),
       {
           row("rm_type", &Settings::rm_type, T | E | R,
-              "rule that judges a response: deepscaler, dapo, math, gemma_math, f1, gpqa, random, "
-              "deterministic_random, "
-              "each also as boxed_RULE, of the last box alone; remote_rm: --rm-url does")
+              "rule that judges a response: deepscaler, dapo, math, gemma_math, f1, gpqa, ifbench, random, "
+              "deterministic_random, each also as boxed_RULE, of the last box alone; remote_rm: --rm-url does")
               .unit("rule")
-              .differs("native rules that cannot hang, but for ifbench; docs/grader.md lists the verdicts that differ"),
+              .differs("native rules that cannot hang; docs/grader.md lists the verdicts that differ"),
+          row("nltk_data", &Settings::nltk_data, T | E | R,
+              "folder of NLTK's downloader (punkt_tab, stopwords, averaged_perceptron_tagger_eng; and "
+              "syllapy/data.csv), "
+              "for the instructions of ifbench that need one")
+              .unit("folder")
+              .differs("not in miles, which downloads it"),
           row("reward_key", &Settings::reward_key, T | E | R,
               "which number of a rule with several (dapo: score or acc), or of a service's answer, is the reward"),
           row("rm_url", &Settings::rm_url, T | E | R,

@@ -131,7 +131,7 @@ class RolloutRules : public SettingsRules {
     const bool command = !s_.custom_rm_command.empty(), url = !s_.rm_url.empty();
     if (!s_.rm_type.empty() && s_.rm_type != "remote_rm") {
       try {
-        make_scorer(s_.rm_type);
+        make_scorer(s_.rm_type, s_.nltk_data);
       } catch (const Error& e) {
         complain("{}", e.what());
       }

@@ -107,6 +107,13 @@ works grade --custom-rm-command 'sed -u "s/.*\"id\":\([0-9]*\),.*/{\"id\":\1,\"r
 [ "$(sort -u graded.jsonl)" = '{"reward":0.5}' ] || fail "graded.jsonl: $(cat graded.jsonl)"
 works grade --custom-rm-command 'exit 3' --input rows.jsonl --output graded.jsonl
 grep -q '"reward":null.*exit status 3' graded.jsonl || fail "graded.jsonl: $(cat graded.jsonl)"
+cat >if.jsonl <<'EOF'
+{"response": "Only 1 number.", "metadata": {"instruction_id_list": ["count:numbers"], "kwargs": [{"N": 1}]}}
+{"response": "One here. Two there.", "metadata": {"instruction_id_list": ["length_constraints:number_sentences"], "kwargs": {"num_sentences": 2, "relation": "at least"}}}
+EOF
+refused 3 "if.jsonl:2: metadata: ifbench: instruction length_constraints:number_sentences: it needs NLTK's punkt_tab" grade --rm-type ifbench --input if.jsonl
+works grade --rm-type ifbench --nltk-data "$tiny/../reward/nltk_data" --input if.jsonl --output graded.jsonl
+[ "$(cat graded.jsonl)" = "$(printf '{"reward":1.0}\n{"reward":1.0}')" ] || fail "graded.jsonl: $(cat graded.jsonl)"
 refused 2 'needs --rm-url' grade --rm-type remote_rm --input rows.jsonl
 refused 2 'The rules are deepscaler' grade --rm-type deepscalar --input rows.jsonl
 
@@ -365,6 +372,8 @@ else
   refused 2 'leave one out' serve --hf-checkpoint weightless --api-key 0123456789abcdef --api-key-file x
   refused 3 'no-such-file' serve --hf-checkpoint weightless --port 0 --api-key-file no-such-file
   refused 3 'weightless' serve --hf-checkpoint weightless --port 0
+  echo '{% for i in range(1000000000) %}{{ i }}{% endfor %}' >endless.jinja
+  refused 3 'would refuse a plain question: endless.jinja:1' serve --hf-checkpoint weightless --port 0 --chat-template endless.jinja
   refused 2 'runs in one process' serve --hf-checkpoint "$tiny" --nproc 2
   printf 'a key of many bytes\n' >key
   "$furlong" serve --hf-checkpoint "$tiny" --port 0 --threads 1 --api-key-file key >out 2>err &

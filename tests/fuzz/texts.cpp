@@ -15,6 +15,14 @@ const Tokenizer& tokenizer_of(uint8_t choice) {
   return choice % 2 == 0 ? tiny : qwen3;
 }
 
+bool is_object(const std::string& text) {
+  try {
+    return parse_json(text, "metadata").is_object();
+  } catch (const Error&) {
+    return false;
+  }
+}
+
 }  // namespace
 
 // The first byte picks a tokenizer; the rest is a text and, two bytes each, ids.
@@ -66,13 +74,14 @@ void render_conversation(Bytes bytes) {
   }
 }
 
-// A label, a byte 0, and a response.
+// A label, a byte 0, and a response; a label that is a JSON object is the metadata as well.
 void grade(Bytes bytes) {
   static const auto scorers = [] {
     std::vector<std::unique_ptr<Scorer>> all;
+    const std::string nltk = data_folder() + "/reward/nltk_data";
     for (const std::string& name : scorer_names()) {
-      all.push_back(make_scorer(name));
-      all.push_back(make_scorer("boxed_" + name));
+      all.push_back(make_scorer(name, nltk));
+      all.push_back(make_scorer("boxed_" + name, nltk));
     }
     return all;
   }();
@@ -80,10 +89,12 @@ void grade(Bytes bytes) {
   const size_t nul = text.find('\0');
   const std::string label(text.substr(0, nul));
   const std::string response(nul == text.npos ? "" : text.substr(nul + 1));
+  const Label truth = Label::string(label);
+  const std::string metadata = is_object(label) ? label : "{}";
   const std::string boxed = "<think></think>\\boxed{" + response + "}";
   for (const auto& scorer : scorers) {
     for (const std::string& said : {response, boxed}) {
-      const Score score = scorer->score(said, Label::string(label));
+      const Score score = scorer->score({.response = said, .label = truth, .metadata = metadata});
       if (score.reward.has_value() == !score.error.empty()) wrong("neither a reward nor a reason");
       if (score.reward && !(*score.reward >= -1 && *score.reward <= 1)) wrong("a reward beyond 1");
     }

@@ -92,18 +92,6 @@ TEST(Scorer, RandomRewardsAreThoseOfTheSamplesNumber) {
   EXPECT_NE(make_scorer("f1")->score("x", none).error.find("there is no label"), std::string::npos);
 }
 
-TEST(MakeScorer, IfbenchSaysWhatItNeeds) {
-  for (const char* name : {"ifbench", "boxed_ifbench"}) {
-    try {
-      make_scorer(name);
-      FAIL();
-    } catch (const Error& error) {
-      EXPECT_EQ(error.code(), Exit::usage);
-      EXPECT_NE(std::string(error.what()).find("--custom-rm-command"), std::string::npos);
-    }
-  }
-}
-
 TEST(Label, WritesNumbersAsPythonDoes) {
   EXPECT_EQ(Label::real(42).text, "42.0");
   EXPECT_EQ(Label::real(1e16).text, "1e+16");

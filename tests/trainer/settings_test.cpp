@@ -259,7 +259,7 @@ INSTANTIATE_TEST_SUITE_P(
         ConflictCase{"Whitening", [](Settings& s) { s.advantage_estimator = "reinforce_plus_plus"; },
                      "--advantage-estimator reinforce_plus_plus needs --normalize-advantages"},
         ConflictCase{"RmType", [](Settings& s) { s.rm_type = "deepscalar"; }, "did you mean deepscaler?"},
-        ConflictCase{"Ifbench", [](Settings& s) { s.rm_type = "ifbench"; }, "the Python package IFBench"},
+        ConflictCase{"Ifbench", [](Settings& s) { s.rm_type = "ifbench", s.nltk_data = "/no"; }, "/no: there is no such folder"},
         ConflictCase{"Gamma", [](Settings& s) { s.gamma = 0.9; }, "--gamma 0.9 has no meaning with"},
         ConflictCase{"Lambda", [](Settings& s) { s.lambd = 0.9; }, "--lambd 0.9 needs --advantage-estimator ppo"},
         ConflictCase{"CriticRate", [](Settings& s) { s.critic_lr = 1e-5; },
