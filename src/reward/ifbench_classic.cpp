@@ -81,13 +81,15 @@ bool nth_paragraph_first_word(const Response& r, const Given& given) {
 
 bool placeholders(const Response& r, const Given& given) {
   std::size_t found = 0;
-  for (std::size_t at = 0; (at = r.text.find(U'[', at)) != View::npos;) {
-    const std::size_t end = r.text.find_first_of(U"]\n", at + 1);
-    if (end != View::npos && r.text[end] == U']') {
+  bool open = false;  // a bracket on this line waits for its end
+  for (const char32_t c : r.text) {
+    if (c == U'[') {
+      open = true;
+    } else if (c == U'\n') {
+      open = false;
+    } else if (c == U']' && open) {
       ++found;
-      at = end + 1;
-    } else {
-      ++at;
+      open = false;
     }
   }
   return static_cast<double>(found) >= given.number("num_placeholders");
