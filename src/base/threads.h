@@ -45,17 +45,13 @@ class ThreadPool {
   // size, the largest first.
   template <class F>
   void parallel_uneven(int64_t n, F&& task) {
-    if (n <= 1 || size_ == 1) {
-      for (int64_t i = 0; i < n; i++) task(i);
-      return;
-    }
-    run(
-        n, std::min<int64_t>(n, most_blocks), Own::every_so_manieth,
-        [](void* context, int64_t begin, int64_t end) {
-          auto& f = *static_cast<std::remove_reference_t<F>*>(context);
-          for (int64_t i = begin; i < end; i++) f(i);
-        },
-        &task);
+    one_by_one(n, Own::every_so_manieth, task);
+  }
+
+  // Handed out one by one too, and each thread begins with tasks that follow each other: for those whose memory does.
+  template <class F>
+  void parallel_in_order(int64_t n, F&& task) {
+    one_by_one(n, Own::part, task);
   }
 
  private:
@@ -64,6 +60,20 @@ class ThreadPool {
   enum class Own { part, every_so_manieth };
   // Enough that a thread whose core is taken away holds up little; few enough that handing out costs nothing.
   static constexpr int64_t blocks_per_thread = 4, most_blocks = 1 << 20;
+  template <class F>
+  void one_by_one(int64_t n, Own own, F& task) {
+    if (n <= 1 || size_ == 1) {
+      for (int64_t i = 0; i < n; i++) task(i);
+      return;
+    }
+    run(
+        n, std::min<int64_t>(n, most_blocks), own,
+        [](void* context, int64_t begin, int64_t end) {
+          auto& f = *static_cast<std::remove_reference_t<F>*>(context);
+          for (int64_t i = begin; i < end; i++) f(i);
+        },
+        &task);
+  }
   void run(int64_t n, int64_t blocks, Own own, Body body, void* context);
   void take_blocks(int thread, uint32_t generation);
   void work(int thread);

@@ -33,7 +33,6 @@ WeightPacks::WeightPacks(std::span<const Tensor> weights, void* memory) {
     if (size == 0) continue;
     packs_[w.data()] = {w, at};
     at += aligned(size);
-    bytes_ += size;
   }
 }
 

@@ -23,9 +23,6 @@ class WeightPacks {
   WeightPacks(std::span<const Tensor> weights, void* memory);
   // To be called before use, and when the weights or the memory have changed.
   void fill(Stream&) const;
-  // Whether they are more than a cache keeps from step to step (16 MiB, docs/performance.md), so that products had
-  // better ask for what comes next.
-  bool from_memory() const { return bytes_ > size_t{1} << 24; }
   // Of exactly this tensor (address and shape), as pack_weight made it; null: there is none. Any thread may ask.
   const void* find(const Tensor& w) const;
 
@@ -35,7 +32,6 @@ class WeightPacks {
     char* at;
   };
   std::unordered_map<const void*, Pack> packs_;
-  size_t bytes_ = 0;
 };
 
 }  // namespace furlong

@@ -18,6 +18,8 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
       for (const auto& count : runs) EXPECT_EQ(count, 1) << threads << " threads, " << n << " tasks";
       pool.parallel_uneven(n, [&](int64_t i) { runs[static_cast<size_t>(i)]++; });
       for (const auto& count : runs) EXPECT_EQ(count, 2) << threads << " threads, " << n << " uneven tasks";
+      pool.parallel_in_order(n, [&](int64_t i) { runs[static_cast<size_t>(i)]++; });
+      for (const auto& count : runs) EXPECT_EQ(count, 3) << threads << " threads, " << n << " tasks in order";
     }
   }
 }
@@ -25,7 +27,7 @@ TEST(ThreadPool, RunsEveryTaskOnce) {
 // The first task waits for all others, its thread's own ones among them.
 TEST(ThreadPool, OthersTakeWhatAThreadDoesNotComeTo) {
   ThreadPool pool(2);
-  for (const bool uneven : {false, true}) {
+  for (const int kind : {0, 1, 2}) {
     std::atomic<int> done = 0;
     auto task = [&](int64_t i) {
       if (i > 0) {
@@ -34,11 +36,9 @@ TEST(ThreadPool, OthersTakeWhatAThreadDoesNotComeTo) {
         while (done < 7) std::this_thread::yield();
       }
     };
-    if (uneven) {
-      pool.parallel_uneven(8, task);
-    } else {
-      pool.parallel(8, task);
-    }
+    if (kind == 0) pool.parallel(8, task);
+    if (kind == 1) pool.parallel_uneven(8, task);
+    if (kind == 2) pool.parallel_in_order(8, task);
     EXPECT_EQ(done, 7);
   }
 }

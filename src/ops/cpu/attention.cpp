@@ -73,23 +73,34 @@ void attend(const Tile& tile, int64_t kv_head, const Tensor& o, const Tensor& ls
   // Row (g, t) of the scores is query row t of the group's head g.
   std::vector<S> scores(static_cast<size_t>(group * rows * keys));
   std::vector<S> out(static_cast<size_t>(group * rows * d));
+  const auto each_run = [&](auto&& f) {
+    for (int64_t r = 0, first = 0; first < keys; r++, first += context.run) {
+      f(context.key(r) + kv_head * d, context.value(r) + kv_head * d, first, std::min(context.run, keys - first));
+    }
+  };
   // Few rows take longer to wait for keys, which are not multiplied in the order in which they lie, than to multiply.
-  const bool touches = context.table != nullptr && rows * group <= rows_waiting;
-  for (int64_t r = 0, first = 0; first < keys; r++, first += context.run) {
-    const int64_t n = std::min(context.run, keys - first);
-    const T* key = context.key(r) + kv_head * d;
-    for (int64_t i = 0; touches && i < n; i++) touch(key + i * context.stride, d * static_cast<int64_t>(sizeof(T)));
-    if (rows >= group) {
+  const bool waits = context.table != nullptr && rows * group <= rows_waiting;
+  const auto touch_keys = [&](const T* key, int64_t n) {
+    for (int64_t i = 0; waits && i < n; i++) {
+      touch(key + i * context.stride, d * static_cast<int64_t>(sizeof(T)));
+    }
+  };
+  if (rows >= group) {
+    each_run([&](const T* key, const T*, int64_t first, int64_t n) {
+      touch_keys(key, n);
       for (int64_t g = 0; g < group; g++) {
         gemm_nt(rows, n, d, queries + g * d, q_stride, key, context.stride, scores.data() + g * rows * keys + first,
                 keys);
       }
-    } else {
-      for (int64_t t = 0; t < rows; t++) {
-        gemm_nt(group, n, d, queries + t * q_stride, d, key, context.stride, scores.data() + t * keys + first,
-                rows * keys);
-      }
-    }
+    });
+  }
+  for (int64_t t = 0; rows < group && t < rows; t++) {
+    const RowsNt<T, S> of_group(group, d, queries + t * q_stride, d);
+    each_run([&](const T* key, const T* value, int64_t first, int64_t n) {
+      if (t == 0) touch_keys(key, n);
+      of_group.times(n, key, context.stride, scores.data() + t * keys + first, rows * keys,
+                     t == 0 && waits && context.stride == d ? value : nullptr);
+    });
   }
   const S scale = S(1) / std::sqrt(static_cast<S>(d));
   std::vector<S> inverse(static_cast<size_t>(group * rows));
@@ -100,10 +111,9 @@ void attend(const Tile& tile, int64_t kv_head, const Tensor& o, const Tensor& ls
           scores.data() + i * keys, positions[tile.begin + t] + 1, keys, scale, inverse[static_cast<size_t>(i)]);
     }
   }
-  for (int64_t r = 0, first = 0; first < keys; r++, first += context.run) {
-    gemm_nn(group * rows, d, std::min(context.run, keys - first), scores.data() + first, keys, 1,
-            context.value(r) + kv_head * d, context.stride, out.data(), d, first > 0);
-  }
+  each_run([&](const T*, const T* value, int64_t first, int64_t n) {
+    gemm_nn(group * rows, d, n, scores.data() + first, keys, 1, value, context.stride, out.data(), d, first > 0);
+  });
   T* result = o.as<T>() + tile.begin * o.row_stride() + kv_head * group * d;
   for (int64_t g = 0; g < group; g++) {
     for (int64_t t = 0; t < rows; t++) {

@@ -5,7 +5,6 @@
 
 #include "ops/cpu/panels.h"
 #include "ops/cpu/scratch.h"
-#include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 
@@ -54,33 +53,26 @@ int64_t column_size(int64_t k) {
   return (k + panel_depth - 1) / panel_depth * panel_steps<P>;
 }
 
-// Whether blocks ask for the panel after theirs, which they then find in a cache. A large one's lines would be waited
-// for by those of the panel at hand.
-template <class P>
-constexpr bool asks_ahead = vector_bytes > 16 && panel_size<P> * sizeof(P) <= 16384;
-// What a block asks for meanwhile: `lines` lines of memory at each chain's begin.
-struct Ahead {
-  const char* at = nullptr;
-  int64_t lines = 0;
-};
+// Of `blocks` blocks that meet a panel, each asks for so many vectors a step of the panel that is wanted after it, which
+// they then find in a cache. Spread over the steps, because what is asked for in one go is dropped or holds up others.
+inline int64_t asked_vectors(int64_t blocks) {
+  const int64_t vectors = (block_vectors + blocks - 1) / blocks;
+  return vectors == 3 ? 4 : vectors;
+}
 
 // Numbers of a sum in one step of a panel.
 template <class P>
 constexpr int64_t of_step = std::is_same_v<P, Pair> ? 2 : 1;
 
 // C (MR, NV vectors): the sum over the panel's steps, begun from C (`carries`), or in chains begun from 0 and added to
-// C.
-template <int MR, int NV, class E, class P, class S>
+// C. next: the first of AV vectors of the panel that is wanted next.
+template <int AV, int MR, int NV, class E, class P, class S>
 void block(int64_t depth, const E* a, int64_t row, int64_t column, const P* panel, S* c, int64_t ldc, bool carries,
-           bool adds, [[maybe_unused]] Ahead ahead) {
+           bool adds, [[maybe_unused]] const P* next) {
   constexpr int w = width<S>;
   const int64_t piece = carries ? depth : chain / of_step<P>;
   int64_t p = 0;
   do {
-    if constexpr (asks_ahead<P>) {
-      for (int64_t l = 0; l < ahead.lines; l++) __builtin_prefetch(ahead.at + l * line_bytes, 0, 2);
-      ahead.at += ahead.lines * line_bytes;
-    }
     Vec<S> sum[MR][NV] = {};
     if (carries && adds) {
       for (int i = 0; i < MR; i++) {
@@ -96,6 +88,7 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const P* pane
       }
     };
     for (const int64_t end = std::min(depth, p + piece); p < end; p++) {
+      for (int v = 0; v < AV; v++) __builtin_prefetch(next + (v * panel_steps<P> + p) * w, 0, 2);
       if constexpr (std::is_same_v<E, P>) {
         add(p, [](const P* q) { return vector_of(q); });
       } else {
@@ -114,27 +107,37 @@ void block(int64_t depth, const E* a, int64_t row, int64_t column, const P* pane
 }
 
 template <class E, class P, class S>
-using Block = void (*)(int64_t, const E*, int64_t, int64_t, const P*, S*, int64_t, bool, bool, Ahead);
-template <int NV, class E, class P, class S>
+using Block = void (*)(int64_t, const E*, int64_t, int64_t, const P*, S*, int64_t, bool, bool, const P*);
+template <int AV, int NV, class E, class P, class S>
 Block<E, P, S> block_of_rows(int64_t rows) {
   static_assert(block_rows <= 6);
   switch (rows) {
-    case 1: return block<1, NV, E, P, S>;
-    case 2: return block<2, NV, E, P, S>;
-    case 3: return block<3, NV, E, P, S>;
-    case 4: return block<4, NV, E, P, S>;
-    case 5: return block<std::min(5, block_rows), NV, E, P, S>;
-    default: return block<std::min(6, block_rows), NV, E, P, S>;
+    case 1: return block<AV, 1, NV, E, P, S>;
+    case 2: return block<AV, 2, NV, E, P, S>;
+    case 3: return block<AV, 3, NV, E, P, S>;
+    case 4: return block<AV, 4, NV, E, P, S>;
+    case 5: return block<AV, std::min(5, block_rows), NV, E, P, S>;
+    default: return block<AV, std::min(6, block_rows), NV, E, P, S>;
   }
 }
+// Only blocks of a whole panel's width ask.
 template <class E, class P, class S>
-Block<E, P, S> block_for(int64_t rows, int64_t vectors) {
+Block<E, P, S> block_for(int64_t rows, int64_t vectors, int64_t asked) {
   static_assert(block_vectors <= 4);
+  constexpr int all = block_vectors;
   switch (vectors) {
-    case 1: return block_of_rows<1, E, P, S>(rows);
-    case 2: return block_of_rows<2, E, P, S>(rows);
-    case 3: return block_of_rows<std::min(3, block_vectors), E, P, S>(rows);
-    default: return block_of_rows<std::min(4, block_vectors), E, P, S>(rows);
+    case 1: return block_of_rows<0, 1, E, P, S>(rows);
+    case 2:
+      if constexpr (all > 2) return block_of_rows<0, 2, E, P, S>(rows);
+      break;
+    case 3: return block_of_rows<0, std::min(3, all), E, P, S>(rows);
+    default: break;
+  }
+  switch (asked) {
+    case 0: return block_of_rows<0, all, E, P, S>(rows);
+    case 1: return block_of_rows<1, all, E, P, S>(rows);
+    case 2: return block_of_rows<2, all, E, P, S>(rows);
+    default: return block_of_rows<all, all, E, P, S>(rows);
   }
 }
 
@@ -193,23 +196,22 @@ template <class E, class P, class S>
 void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const P* panel, int64_t wide, S* c, int64_t ldc,
                    int64_t columns, bool carries, bool adds, const P* next) {
   constexpr int w = width<S>;
-  const int64_t blocks = (rows + block_rows - 1) / block_rows, chains = blocks * (panel_depth / chain);
-  constexpr int64_t panel_lines = panel_size<P> * sizeof(P) / line_bytes;
-  const int64_t lines = next == nullptr ? 0 : (panel_lines + chains - 1) / chains;
+  const int64_t blocks = (rows + block_rows - 1) / block_rows, vectors = asked_vectors(blocks);
   S tile[block_rows * block_vectors * w];
   for (int64_t n = 0; n < blocks; n++) {
     const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;
-    const auto f = block_for<E, P, S>(count, wide / w);
-    const Ahead ahead{reinterpret_cast<const char*>(next) + n * (panel_depth / chain) * lines * line_bytes, lines};
+    const int64_t asked = next == nullptr || n * vectors >= block_vectors ? 0 : vectors;
+    const P* ask = asked == 0 ? nullptr : next + n * vectors * panel_steps<P> * w;
+    const auto f = block_for<E, P, S>(count, wide / w, asked);
     if (columns == wide) {
-      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds, ahead);
+      f(steps, a.at + i * a.row, a.row, a.column, panel, c + i * ldc, ldc, carries, adds, ask);
       continue;
     }
     for (int64_t r = 0; adds && r < count; r++) {
       std::copy_n(c + (i + r) * ldc, columns, tile + r * wide);
       std::fill(tile + r * wide + columns, tile + (r + 1) * wide, S(0));
     }
-    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds, ahead);
+    f(steps, a.at + i * a.row, a.row, a.column, panel, tile, wide, carries, adds, ask);
     for (int64_t r = 0; r < count; r++) std::copy_n(tile + r * wide, columns, c + (i + r) * ldc);
   }
 }

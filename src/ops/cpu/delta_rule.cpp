@@ -2,7 +2,9 @@
 #include <vector>
 
 #include "ops/cpu/bodies.h"
+#include "ops/cpu/conv_rows.h"
 #include "ops/cpu/delta_chunk.h"
+#include "ops/cpu/norm_rows.h"
 #include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
@@ -52,8 +54,8 @@ struct Head {
   }
 
   // Products of the rows [t, t + n) of the batch, which lie in one chunk after the rows of `before`, with the keys of
-  // both.
-  void keys(int64_t t, int64_t n, const ChunkRows<S>& before) {
+  // both. state: what will be read next.
+  void keys(int64_t t, int64_t n, const ChunkRows<S>& before, const S* state) {
     const int64_t dk = shape.key_dim, all = before.rows() + n, stride = shape.key_heads * dk;
     const S *k = saved.k.as<S>() + (t * shape.key_heads + key_head) * dk,
             *q = saved.q.as<S>() + (t * shape.key_heads + key_head) * dk;
@@ -64,8 +66,9 @@ struct Head {
       std::copy_n(q + i * stride, dk, work.both + (n + i) * dk);
     }
     int64_t column = 0;
+    const RowsNt<S, S> both(2 * n, dk, work.both, dk);
     const auto multiply = [&](int64_t rows, const S* keys_, int64_t keys_stride) {
-      gemm_nt(2 * n, rows, dk, work.both, dk, keys_, keys_stride, work.raw + column, all);
+      both.times(rows, keys_, keys_stride, work.raw + column, all, state + column * dk);
       column += rows;
     };
     for (int r = 0; r < before.count; r++) {
@@ -213,17 +216,25 @@ class Rule {
     }
   }
 
-  void run(Stream& stream) const {
+  // Where sequences decode, a task is one of them with all its heads.
+  bool by_sequence(const Stream& stream) const {
     const int64_t count = segments_.count();
-    // Where sequences decode, a task takes all heads of one, whose rows of the ring then come straight from memory.
-    const bool whole = slots_.defined() && x_.rows() <= 4 * count && count >= 2 * stream.threads().size();
-    const int64_t heads = whole ? shape_.key_heads : 1;
-    stream.threads().parallel_uneven(count * shape_.key_heads / heads, [&](int64_t task) {
-      const int64_t s = task * heads / shape_.key_heads, first = task * heads % shape_.key_heads;
-      if (starts_[s] == starts_[s + 1]) return;
-      if (whole) touch_ring(s);
-      for (int64_t h = first; h < first + heads; h++) segment(s, h);
-    });
+    return slots_.defined() && x_.rows() <= 4 * count && count >= 2 * stream.threads().size();
+  }
+  void run(Stream& stream) const {
+    if (by_sequence(stream)) {
+      stream.threads().parallel_uneven(segments_.count(), [&](int64_t s) { sequence(s); });
+    } else {
+      stream.threads().parallel_uneven(segments_.count() * shape_.key_heads, [&](int64_t task) {
+        segment(task / shape_.key_heads, task % shape_.key_heads);
+      });
+    }
+  }
+  // All heads of a segment, whose rows of the ring come straight from memory first.
+  void sequence(int64_t s) const {
+    if (starts_[s] == starts_[s + 1]) return;
+    touch_ring(s);
+    for (int64_t h = 0; h < shape_.key_heads; h++) segment(s, h);
   }
 
  private:
@@ -254,6 +265,7 @@ class Rule {
 
   void segment(int64_t s, int64_t kh) const {
     const int64_t begin_row = starts_[s], end_row = starts_[s + 1];
+    if (begin_row == end_row) return;
     for (int64_t t = begin_row; t < end_row; t++) normalise(t, kh);
     if (gates_ != nullptr) gates_of<T>(g_, beta_, *gates_, begin_row, end_row, kh * group_, (kh + 1) * group_);
     const bool keep = slots_.defined() && !speculative(s);
@@ -289,7 +301,7 @@ class Rule {
         if (saved_.states.defined()) std::copy_n(mine, state_size(), state_at(saved_.states, chunk, vh));
         ChunkRows<S> rows;
         if (slots_.defined() && t == begin_row) push_ring(rows, slots_, slot(s), kh, vh, begin, p);
-        if (i == 0) head.keys(t, n, rows);
+        if (i == 0) head.keys(t, n, rows, mine);
         head.solve(vh, t, n, mine, rows);
         if (!advances) continue;
         rows.push(head.run(vh, t, n));
@@ -366,12 +378,36 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
                 const DeltaSaved& saved, const DeltaShape& shape) {
   const int64_t heads = y.rows() * shape.value_heads;
   const auto by_head = [&](const Tensor& t) { return t.reshape({heads, shape.value_dim}); };
-  FURLONG_ISA::conv_silu(stream, core.mixed, core.qkv, core.conv, segments, slots);
   const Gates gates{core.a, core.b, core.A_log, core.dt_bias};
+  const Tensor none;
   dispatch(core.mixed.dtype(), [&]<class T>() {
-    Rule<T>(core.o, core.mixed, core.g, core.beta, {}, {}, segments, slots, saved, shape, &gates).run(stream);
+    const Rule<T> rule(core.o, core.mixed, core.g, core.beta, none, none, segments, slots, saved, shape, &gates);
+    if (!rule.by_sequence(stream)) {
+      FURLONG_ISA::conv_silu(stream, core.mixed, core.qkv, core.conv, segments, slots);
+      rule.run(stream);
+      FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
+      return;
+    }
+    // A sequence from its inputs to what the layer's last product takes: its rows stay with one core.
+    const ConvRows<T> conv(core.mixed, core.qkv, core.conv, segments, slots);
+    const int64_t channels = core.qkv.dim(1);
+    const Acc<T>* taps = by_tap<T>(core.conv, 0, channels);
+    const auto scale = widened<Acc<T>>(core.norm, 0);
+    const int32_t* starts = segments.starts.as<int32_t>();
+    stream.threads().parallel_uneven(segments.count(), [&](int64_t s) {
+      conv.run(starts[s], starts[s + 1], 0, channels, taps);
+      conv.keep(s, s + 1, 0, channels);
+      rule.sequence(s);
+      for (int64_t t = starts[s]; t < starts[s + 1]; t++) {
+        for (int64_t h = 0; h < shape.value_heads; h++) {
+          const int64_t at = h * shape.value_dim;
+          core.o_r.as<Acc<T>>()[t * shape.value_heads + h] =
+              gated_norm_row(y.as<T>() + t * y.row_stride() + at, core.o.as<T>() + t * core.o.row_stride() + at,
+                             core.z.as<T>() + t * core.z.row_stride() + at, scale.data(), shape.value_dim, core.eps);
+        }
+      }
+    });
   });
-  FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
 }
 
 void delta_commit(Stream& stream, const std::vector<DeltaSlots>& layers, Tensor slots, Tensor before, Tensor after,

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "ops/cpu/blocks.h"
+#include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
 namespace {
@@ -184,7 +185,7 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
 // The same, transposed, with the panels of B from pack_nt: the depths of the first columns after each other.
 template <class E, class P, class S, class A>
 void product_of_packs(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const P* packs, S* c, int64_t ldc,
-                      bool accumulate, bool asks) {
+                      bool accumulate, const P* after) {
   constexpr int64_t wide = panel_wide<E>, w = width<S>;
   const bool few = m <= few_rows;
   const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
@@ -225,9 +226,10 @@ void product_of_packs(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, 
             panel_product<E, E, S>(rows_of_a, rows, depth, panels + (j - j0) * panel_depth, covered, to, ldc, columns,
                                    false, accumulate || p0 > 0, nullptr);
           } else {
+            const bool last = j1 == n && p0 + panel_depth >= k;
+            const P* next = !few ? nullptr : last ? after : panel_of(j) + panel_size<P>;
             panel_product<E, P, S>(rows_of_a, rows, steps, panel_of(j), covered, to, ldc, columns, false,
-                                   accumulate || p0 > 0,
-                                   asks_ahead<P> && asks && few ? panel_of(j) + panel_size<P> : nullptr);
+                                   accumulate || p0 > 0, next);
           }
         }
       }
@@ -246,16 +248,17 @@ using Stored = std::conditional_t<vector_bytes != 16 && std::is_same_v<B, bf16>,
 // is of its type then.
 template <bool Transposed, class A, class B, class C>
 void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t column, const B* b, int64_t ldb, C* c,
-              int64_t ldc, bool accumulate, const void* packs = nullptr, bool asks = false) {
+              int64_t ldc, bool accumulate, const void* packs = nullptr, const void* after = nullptr) {
   using S = Acc<C>;
   using E = Element<A, B, C>;
   // Rows from i0, columns from j0 of the product into sums.
   const auto part = [&](int64_t i0, int64_t j0, int64_t rows, int64_t columns, S* sums, int64_t ld) {
     if constexpr (Transposed && std::is_same_v<A, B>) {
       if (packs != nullptr) {
-        product_of_packs<E, Stored<B>, S>(rows, columns, k, a + i0 * row, row,
-                                          static_cast<const Stored<B>*>(packs) + j0 * column_size<Stored<B>>(k), sums,
-                                          ld, accumulate, asks);
+        using P = Stored<B>;
+        const P *all = static_cast<const P*>(packs), *own = all + j0 * column_size<P>(k);
+        const P* next = j0 + columns < n ? own + columns * column_size<P>(k) : static_cast<const P*>(after);
+        product_of_packs<E, P, S>(rows, columns, k, a + i0 * row, row, own, sums, ld, accumulate, next);
         return;
       }
     }
@@ -284,10 +287,11 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
 }
 
 #if defined(__AVX2__)
-// C (MR rows, `columns` <= the width) [+]= A · Bᵀ, in the order of `block`: chains begun from 0 and added up.
+// C (MR rows, `columns` <= the width) [+]= A · Bᵀ, in the order of `block`: chains begun from 0 and added up. Meanwhile
+// as many lines are asked for as are read.
 template <int MR, class E, class B, class C>
 void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
-                    bool accumulate) {
+                    bool accumulate, Ahead& ahead) {
   constexpr int64_t w = width<float>, of_word = Columns<B>::of_word, step = std::is_same_v<E, float> ? 1 : 2;
   const Columns<B> of(b, ldb, columns, k);
   Vec<float> total[MR] = {};
@@ -306,6 +310,7 @@ void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_
   for (; MR <= rows_of_two && columns == w && p + 2 * chain <= k; p += 2 * chain) {
     Vec<float> one[MR] = {}, two[MR] = {};
     for (int64_t q = p; q < p + chain; q += w * of_word) {
+      ahead.ask(2 * w * vector_bytes / line_bytes);
       of.words_of_two(
           q / of_word, (q + chain) / of_word, [&](int64_t i, Words v, Words u) __attribute__((always_inline)) {
             const int64_t at = q + i * of_word, other = at + chain;
@@ -326,6 +331,7 @@ void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_
     Vec<float> sum[MR] = {};
     for (int64_t q = p; q < std::min(k, p + chain); q += w * of_word) {
       const int64_t left = k - q;
+      ahead.ask(columns * vector_bytes / line_bytes);
       const auto words = [&]<bool Whole>() __attribute__((always_inline)) {
         of.template words<Whole>(
             q / of_word, [&](int64_t i, Words v) __attribute__((always_inline)) {
@@ -354,14 +360,15 @@ void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_
   }
 }
 
-template <class E, class A, class B, class C>
-void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-            bool accumulate) {
+// rows: steps_of_rows of A.
+template <class E, class B, class C>
+void turned(int64_t m, int64_t n, int64_t k, const E* rows, const B* b, int64_t ldb, C* c, int64_t ldc, bool accumulate,
+            const void* after) {
   constexpr int64_t w = width<float>;
-  const E* rows = steps_of_rows<E>(a, lda, m, k);
+  Ahead ahead(after);
   rows_of<rows_turned>(m, [&]<int MR>() {
     for (int64_t j = 0; j < n; j += w) {
-      turned_columns<MR>(k, rows, b + j * ldb, ldb, c + j, ldc, std::min(w, n - j), accumulate);
+      turned_columns<MR>(k, rows, b + j * ldb, ldb, c + j, ldc, std::min(w, n - j), accumulate, ahead);
     }
   });
 }
@@ -371,14 +378,34 @@ void turned(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b
 
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate, const void* packed, bool asks) {
+             bool accumulate, const void* packed, const void* after) {
 #if defined(__AVX2__)
   if (packed == nullptr && m <= rows_turned) {
-    turned<Element<A, B, C>>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    using E = Element<A, B, C>;
+    turned(m, n, k, steps_of_rows<E>(a, lda, m, k), b, ldb, c, ldc, accumulate, after);
     return;
   }
 #endif
-  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate, packed, asks);
+  multiply<true>(m, n, k, a, lda, 1, b, ldb, c, ldc, accumulate, packed, after);
+}
+
+template <class A, class C>
+RowsNt<A, C>::RowsNt(int64_t m, int64_t k, const A* a, int64_t lda) : m_(m), k_(k), lda_(lda), a_(a) {
+#if defined(__AVX2__)
+  if (m <= rows_turned) turned_ = steps_of_rows<Element<A, A, C>>(a, lda, m, k);
+#endif
+}
+
+template <class A, class C>
+void RowsNt<A, C>::times(int64_t n, const A* b, int64_t ldb, C* c, int64_t ldc,
+                         [[maybe_unused]] const void* after) const {
+#if defined(__AVX2__)
+  if (turned_ != nullptr) {
+    turned(m_, n, k_, static_cast<const Element<A, A, C>*>(turned_), b, ldb, c, ldc, false, after);
+    return;
+  }
+#endif
+  multiply<true>(m_, n, k_, a_, lda_, 1, b, ldb, c, ldc, false);
 }
 
 template <class B>
@@ -436,35 +463,38 @@ void gemm_nn(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t c
 }
 
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, float*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, float*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const float*, int64_t, const bf16*, int64_t, bf16*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const float*, int64_t, int64_t, const bf16*, int64_t, bf16*, int64_t,
                       bool);
 template void gemm_nt(int64_t, int64_t, int64_t, const bf16*, int64_t, const float*, int64_t, float*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t,
                       bool);
+template class RowsNt<float, float>;
+template class RowsNt<bf16, float>;
 #if !defined(__AVX2__)
+template class RowsNt<double, double>;
 template int64_t packed_size<double>(int64_t, int64_t);
 template void pack_nt(void*, const double*, int64_t, int64_t, int64_t);
 template const void* packed_columns<double>(const void*, int64_t, int64_t);
 template void gemm_nt(int64_t, int64_t, int64_t, const double*, int64_t, const double*, int64_t, double*, int64_t, bool,
-                      const void*, bool);
+                      const void*, const void*);
 template void gemm_nn(int64_t, int64_t, int64_t, const double*, int64_t, int64_t, const double*, int64_t, double*,
                       int64_t, bool);
 #endif

@@ -7,11 +7,25 @@ namespace furlong::cpu::FURLONG_ISA {
 
 // C (M,N) [+]= A (M,K) · B (N,K)ᵀ, both with contiguous K. Per element: chains of 32 multiply-adds (`chain`, panels.h)
 // over K, each begun from 0, added up in order.
-// packed: B from pack_nt (packed_columns), which is then read in its place, or null; A is of B's type then. asks: what
-// comes next of it is asked for ahead, where that pays if it lies in memory.
+// packed: B from pack_nt (packed_columns), which is then read in its place, or null; A is of B's type then. after: what
+// will be wanted after B and is asked for from memory meanwhile, as many bytes as B has, packed where B is; or null.
 template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
-             bool accumulate = false, const void* packed = nullptr, bool asks = false);
+             bool accumulate = false, const void* packed = nullptr, const void* after = nullptr);
+
+// The same for one A (M,K) and several B (N,K) after each other. Between its making and its last product, nothing else of
+// this file may be called on the thread.
+template <class A, class C>
+class RowsNt {
+ public:
+  RowsNt(int64_t m, int64_t k, const A* a, int64_t lda);
+  void times(int64_t n, const A* b, int64_t ldb, C* c, int64_t ldc, const void* after = nullptr) const;
+
+ private:
+  int64_t m_, k_, lda_;
+  const A* a_;
+  const void* turned_ = nullptr;
+};
 
 // Bytes of B (N,K) in the order in which gemm_nt multiplies its columns by rows of the same type. bf16 stays bf16, and
 // is widened as it is read where there are no dot products of it; 0 where that has no vector instructions.

@@ -55,20 +55,30 @@ void tn(Stream& stream, Acc<B>* dw, const Tensor& dy, const Tensor& x) {
   });
 }
 
-// Calls f(part), where part(r0, r1, c0, c1) computes those rows and columns of y = x wᵀ, w one of (E,N,K) or (N,K).
-template <class F>
-void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert, F&& f) {
-  const int64_t k = x.dim(1), n = y.dim(1);
+// The packs of w (N,K), or of one of w (E,N,K); null: there are none.
+const void* packs_of(const Stream& stream, const Tensor& w, int64_t expert) {
   const void* packs = stream.packs() == nullptr ? nullptr : stream.packs()->find(w);
-  const bool asks = packs != nullptr && stream.packs()->from_memory();
+  if (packs == nullptr || expert == 0) return packs;
+  int64_t bytes = 0;
+  dispatch(w.dtype(), [&]<class T>() { bytes = packed_size<T>(w.dim(1), w.dim(2)); });
+  return static_cast<const char*>(packs) + expert * bytes;
+}
+
+// Calls f(part), where part(r0, r1, c0, c1) computes those rows and columns of y = x wᵀ, w one of (E,N,K) or (N,K).
+// after: the packs that are wanted when all columns are done, or null.
+template <class F>
+void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert, const void* after,
+                F&& f) {
+  const int64_t k = x.dim(1), n = y.dim(1);
+  const void* packed = packs_of(stream, w, expert);
   dispatch(w.dtype(), [&]<class T>() {
     const T *wp = w.as<T>() + expert * n * k, *xp = x.as<T>();
-    const void* packed = packs == nullptr ? nullptr : static_cast<const char*>(packs) + expert * packed_size<T>(n, k);
     const auto into = [&]<class C>(C* yp) {
       f([&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
         gemm_nt(r1 - r0, c1 - c0, k, xp + r0 * x.row_stride(), x.row_stride(), wp + c0 * k, k,
                 yp + r0 * y.row_stride() + c0, y.row_stride(), false,
-                packed == nullptr ? nullptr : packed_columns<T>(packed, k, c0), asks);
+                packed == nullptr ? nullptr : packed_columns<T>(packed, k, c0),
+                packed == nullptr || c1 == n ? after : packed_columns<T>(packed, k, c1));
       });
     };
     if (y.dtype() == dtype_of<T>) {
@@ -79,8 +89,9 @@ void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& 
   });
 }
 
-void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert) {
-  with_parts(stream, y, x, w, expert, [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
+void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert,
+             const void* after = nullptr) {
+  with_parts(stream, y, x, w, expert, after, [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
 }
 
 // Products of the same few rows, which share out their columns in one go: a block of columns is a task.
@@ -102,13 +113,13 @@ class Together {
     while (task < products_[i].first) i--;
     const auto& [y, w, first] = products_[i];
     const int64_t c0 = (task - first) * column_block, c1 = std::min(w.rows(), c0 + column_block);
-    with_parts(stream, y, x_, w, 0, [&](const auto& part) { part(0, x_.rows(), c0, c1); });
+    with_parts(stream, y, x_, w, 0, nullptr, [&](const auto& part) { part(0, x_.rows(), c0, c1); });
   }
   void run(Stream& stream) const {
     if (work_ < serial_work) {
       for (int64_t i = 0; i < tasks_; i++) run(stream, i);
     } else {
-      stream.threads().parallel_uneven(tasks_, [&](int64_t i) { run(stream, i); });
+      stream.threads().parallel_in_order(tasks_, [&](int64_t i) { run(stream, i); });
     }
   }
 
@@ -237,9 +248,13 @@ void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor
   stream.threads().parallel_uneven(std::ssize(order) + beside.tasks(), [&](int64_t i) {
     if (i >= std::ssize(order)) return beside.run(stream, i - std::ssize(order));
     const int32_t e = order[static_cast<size_t>(i)], r0 = at[e], r1 = at[e + 1];
-    product(stream, m.gate_up.rows(r0, r1), m.x.rows(r0, r1), m.w_gate_up, e);
+    product(stream, m.gate_up.rows(r0, r1), m.x.rows(r0, r1), m.w_gate_up, e, packs_of(stream, m.w_down, e));
     FURLONG_ISA::swiglu(stream, m.act.rows(r0, r1), m.gate_up.rows(r0, r1));
-    product(stream, m.y.rows(r0, r1), m.act.rows(r0, r1), m.w_down, e);
+    // As tasks are handed out, this thread's next one is so many further on.
+    const int64_t following = i + stream.threads().size();
+    product(stream, m.y.rows(r0, r1), m.act.rows(r0, r1), m.w_down, e,
+            following < std::ssize(order) ? packs_of(stream, m.w_gate_up, order[static_cast<size_t>(following)])
+                                          : nullptr);
   });
 }
 

@@ -1,16 +1,6 @@
-#include "ops/cpu/rows.h"
+#include "ops/cpu/norm_rows.h"
 
 namespace furlong::cpu::FURLONG_ISA {
-namespace {
-
-template <class T>
-Acc<T> inverse_rms(const T* x, int64_t n, double eps) {
-  using S = Acc<T>;
-  return S(1) / std::sqrt(dot(x, x, n) / static_cast<S>(n) + static_cast<S>(eps));
-}
-
-}  // namespace
-
 void rms_norm(Stream& stream, Tensor y, Tensor r, Tensor x, Tensor w, double eps) {
   dispatch(x.dtype(), [&]<class T>() {
     using S = Acc<T>;
@@ -78,12 +68,8 @@ void gated_rms_norm(Stream& stream, Tensor y, Tensor r, Tensor o, Tensor z, Tens
     T* yp = y.as<T>();
     S* rp = r.as<S>();
     blocks(stream, o.rows(), 12 * n, [&](int64_t begin, int64_t end) {
-      const S* s = scale.data();
       for (int64_t t = begin; t < end; t++) {
-        const T *ot = op + t * o_stride, *zt = zp + t * z_stride;
-        T* yt = yp + t * y_stride;
-        const S rt = rp[t] = inverse_rms(ot, n, eps);
-        for (int64_t i = 0; i < n; i++) yt[i] = narrow<T>(widen(ot[i]) * rt * s[i] * silu(widen(zt[i])));
+        rp[t] = gated_norm_row(yp + t * y_stride, op + t * o_stride, zp + t * z_stride, scale.data(), n, eps);
       }
     });
   });

@@ -20,7 +20,8 @@ enum class Scratch {
   delta_sums,
   delta_states,
   delta_scaled,
-  taps
+  taps,
+  inputs
 };
 
 // Room for `count` numbers, as large as the largest asked for so far. What was in it is lost when it grows, and when

@@ -23,4 +23,18 @@ inline void touch_in_quarters(const void* begin, int64_t bytes) {
   touch(p + 4 * quarter, bytes - 4 * quarter);
 }
 
+// Memory that will be wanted soon, asked for a few lines at a time by work that needs none: many at once are dropped.
+class Ahead {
+ public:
+  explicit Ahead(const void* begin) : at_(static_cast<const char*>(begin)) {}  // null asks for nothing
+  [[gnu::always_inline]] void ask(int64_t lines) {
+    if (at_ == nullptr) return;
+    for (int64_t i = 0; i < lines; i++) __builtin_prefetch(at_ + i * line_bytes, 0, 2);
+    at_ += lines * line_bytes;
+  }
+
+ private:
+  const char* at_;
+};
+
 }  // namespace furlong::cpu::FURLONG_ISA
