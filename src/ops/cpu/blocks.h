@@ -53,9 +53,11 @@ int64_t column_size(int64_t k) {
   return (k + panel_depth - 1) / panel_depth * panel_steps<P>;
 }
 
-// Of `blocks` blocks that meet a panel, each asks for so many vectors a step of the panel that is wanted after it, which
-// they then find in a cache. Spread over the steps, because what is asked for in one go is dropped or holds up others.
-inline int64_t asked_vectors(int64_t blocks) {
+// Where `rows` rows meet a panel in `blocks` blocks, each block asks for so many vectors a step of the panel that is
+// wanted after it, which they then find in a cache. Spread over the steps, because what is asked for in one go is
+// dropped or holds up others. One row only waits for memory, and processors foresee that.
+inline int64_t asked_vectors(int64_t rows, int64_t blocks) {
+  if (rows == 1) return 0;
   const int64_t vectors = (block_vectors + blocks - 1) / blocks;
   return vectors == 3 ? 4 : vectors;
 }
@@ -196,7 +198,7 @@ template <class E, class P, class S>
 void panel_product(const Side<E>& a, int64_t rows, int64_t steps, const P* panel, int64_t wide, S* c, int64_t ldc,
                    int64_t columns, bool carries, bool adds, const P* next) {
   constexpr int w = width<S>;
-  const int64_t blocks = (rows + block_rows - 1) / block_rows, vectors = asked_vectors(blocks);
+  const int64_t blocks = (rows + block_rows - 1) / block_rows, vectors = asked_vectors(rows, blocks);
   S tile[block_rows * block_vectors * w];
   for (int64_t n = 0; n < blocks; n++) {
     const int64_t i = rows * n / blocks, count = rows * (n + 1) / blocks - i;

@@ -290,8 +290,8 @@ void multiply(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t 
 // C (MR rows, `columns` <= the width) [+]= A · Bᵀ, in the order of `block`: chains begun from 0 and added up. Meanwhile
 // as many lines are asked for as are read.
 template <int MR, class E, class B, class C>
-void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns,
-                    bool accumulate, Ahead& ahead) {
+void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_t ldc, int64_t columns, bool accumulate,
+                    Ahead& ahead) {
   constexpr int64_t w = width<float>, of_word = Columns<B>::of_word, step = std::is_same_v<E, float> ? 1 : 2;
   const Columns<B> of(b, ldb, columns, k);
   Vec<float> total[MR] = {};

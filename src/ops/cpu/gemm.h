@@ -13,8 +13,8 @@ template <class A, class B, class C>
 void gemm_nt(int64_t m, int64_t n, int64_t k, const A* a, int64_t lda, const B* b, int64_t ldb, C* c, int64_t ldc,
              bool accumulate = false, const void* packed = nullptr, const void* after = nullptr);
 
-// The same for one A (M,K) and several B (N,K) after each other. Between its making and its last product, nothing else of
-// this file may be called on the thread.
+// The same for one A (M,K) and several B (N,K) after each other. Between its making and its last product, nothing else
+// of this file may be called on the thread.
 template <class A, class C>
 class RowsNt {
  public:

@@ -91,7 +91,8 @@ void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& 
 
 void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert,
              const void* after = nullptr) {
-  with_parts(stream, y, x, w, expert, after, [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
+  with_parts(stream, y, x, w, expert, after,
+             [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
 }
 
 // Products of the same few rows, which share out their columns in one go: a block of columns is a task.
@@ -252,9 +253,9 @@ void grouped_mlp(Stream& stream, const GroupedMlp& m, Tensor y, Tensor x, Tensor
     FURLONG_ISA::swiglu(stream, m.act.rows(r0, r1), m.gate_up.rows(r0, r1));
     // As tasks are handed out, this thread's next one is so many further on.
     const int64_t following = i + stream.threads().size();
-    product(stream, m.y.rows(r0, r1), m.act.rows(r0, r1), m.w_down, e,
-            following < std::ssize(order) ? packs_of(stream, m.w_gate_up, order[static_cast<size_t>(following)])
-                                          : nullptr);
+    product(
+        stream, m.y.rows(r0, r1), m.act.rows(r0, r1), m.w_down, e,
+        following < std::ssize(order) ? packs_of(stream, m.w_gate_up, order[static_cast<size_t>(following)]) : nullptr);
   });
 }
 
