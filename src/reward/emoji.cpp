@@ -1,18 +1,11 @@
 // Characters that are an emoji by themselves: those of Unicode's emoji-test.txt (17.0) that stand alone in a line
 // there, with or without a variation selector.
-#include <algorithm>
-#include <iterator>
-
-#include "reward/ifbench_rules.h"
+#include "reward/unicode_text.h"
 
 namespace furlong::grader::ifbench {
 namespace {
 
-struct Range {
-  char32_t first, last;
-};
-
-constexpr Range ranges[] = {
+constexpr CharRange single_emoji[] = {
     {0xA9, 0xA9},       {0xAE, 0xAE},       {0x203C, 0x203C},   {0x2049, 0x2049},   {0x2122, 0x2122},
     {0x2139, 0x2139},   {0x2194, 0x2199},   {0x21A9, 0x21AA},   {0x231A, 0x231B},   {0x2328, 0x2328},
     {0x23CF, 0x23CF},   {0x23E9, 0x23F3},   {0x23F8, 0x23FA},   {0x24C2, 0x24C2},   {0x25AA, 0x25AB},
@@ -46,10 +39,6 @@ constexpr Range ranges[] = {
 
 }  // namespace
 
-bool is_emoji(char32_t c) {
-  const auto after = std::upper_bound(std::begin(ranges), std::end(ranges), c,
-                                      [](char32_t value, const Range& range) { return value < range.first; });
-  return after != std::begin(ranges) && c <= std::prev(after)->last;
-}
+bool is_emoji(char32_t c) { return is_within(c, single_emoji); }
 
 }  // namespace furlong::grader::ifbench

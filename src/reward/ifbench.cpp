@@ -1,7 +1,5 @@
 #include "reward/ifbench.h"
 
-#include <fmt/ranges.h>
-
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -24,19 +22,20 @@ std::vector<Text> Response::tokens(View part) const {
   return out;
 }
 
-const Instruction* find_instruction(std::string_view name) {
-  static const auto all = [] {
-    std::map<std::string_view, const Instruction*> found;
+namespace {
+
+using Instructions = std::map<std::string_view, const Instruction*>;
+
+const Instructions& all_instructions() {
+  static const Instructions all = [] {
+    Instructions found;
     for (const auto list : {classic_instructions(), word_instructions(), format_instructions()}) {
       for (const Instruction& instruction : list) found[instruction.name] = &instruction;
     }
     return found;
   }();
-  const auto at = all.find(name);
-  return at == all.end() ? nullptr : at->second;
+  return all;
 }
-
-namespace {
 
 constexpr double largest_number = 1e9;
 
@@ -147,8 +146,9 @@ class IfBenchScorer : public Scorer {
     for (const Json& value : *names) {
       if (!value.is_string()) fail(Exit::input, "ifbench: \"instruction_id_list\" holds something that is no name");
       const std::string name(strip(value.get_ref<const std::string&>()));
-      Task task{find_instruction(name), {}};
-      if (task.instruction == nullptr) refuse_unknown(name);
+      const auto known = all_instructions().find(name);
+      if (known == all_instructions().end()) refuse_unknown(name);
+      Task task{known->second, {}};
       refuse_without_data(*task.instruction);
       const Json settings = settings_of(metadata, tasks.size());
       for (const Parameter& parameter : task.instruction->parameters) {
@@ -170,7 +170,10 @@ class IfBenchScorer : public Scorer {
                "it guesses at the language, which this program does not; run it behind --custom-rm-command or "
                "--rm-url, as docs/rewards.md shows");
     }
-    refuse(name, "IFBench has none of this name");
+    std::vector<std::string> names;
+    for (const auto& [known, instruction] : all_instructions()) names.emplace_back(known);
+    const std::string nearest = join_or(nearest_names(name, names));
+    refuse(name, "IFBench has none of this name" + (nearest.empty() ? "" : "; did you mean " + nearest + "?"));
   }
 
   void refuse_without_data(const Instruction& instruction) const {

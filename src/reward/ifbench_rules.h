@@ -1,9 +1,7 @@
 // The instructions of IFBench (Pyatkin et al. 2025) and of IFEval (Zhou et al. 2023), each a rule that says whether a
 // response follows it. The verdicts are those of the package IFBench.
 #pragma once
-#include <cstdint>
 #include <map>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -69,10 +67,5 @@ struct Instruction {
 std::span<const Instruction> classic_instructions();  // IFEval's
 std::span<const Instruction> word_instructions();     // count:, ratio:, sentence:, words:
 std::span<const Instruction> format_instructions();   // format:, repeat:, custom:
-
-// The instruction of a name; null if there is none.
-const Instruction* find_instruction(std::string_view name);
-
-bool is_emoji(char32_t c);  // a character that is an emoji by itself
 
 }  // namespace furlong::grader::ifbench

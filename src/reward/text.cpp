@@ -12,12 +12,8 @@ namespace {
 
 constexpr char32_t invalid_byte_base = 0xDC00;
 
-struct Range {
-  char32_t first, last;
-};
-
 // Characters of numeric type Digit that are no decimal digits (UnicodeData.txt, field 7 without field 6).
-constexpr Range other_digits[] = {
+constexpr CharRange other_digits[] = {
     {0x00B2, 0x00B3}, {0x00B9, 0x00B9},   {0x1369, 0x1371},   {0x19DA, 0x19DA},   {0x2070, 0x2070},
     {0x2074, 0x2079}, {0x2080, 0x2089},   {0x2460, 0x2468},   {0x2474, 0x247C},   {0x2488, 0x2490},
     {0x24EA, 0x24EA}, {0x24F5, 0x24FD},   {0x24FF, 0x24FF},   {0x2776, 0x277E},   {0x2780, 0x2788},
@@ -89,9 +85,12 @@ int decimal_value(char32_t c) {
   return static_cast<int>((c - first) % 10);
 }
 
-bool is_digit(char32_t c) {
-  return decimal_value(c) >= 0 || std::any_of(std::begin(other_digits), std::end(other_digits),
-                                              [c](Range r) { return c >= r.first && c <= r.last; });
+bool is_digit(char32_t c) { return decimal_value(c) >= 0 || is_within(c, other_digits); }
+
+bool is_within(char32_t c, std::span<const CharRange> rising) {
+  const auto after = std::upper_bound(rising.begin(), rising.end(), c,
+                                      [](char32_t value, const CharRange& range) { return value < range.first; });
+  return after != rising.begin() && c <= std::prev(after)->last;
 }
 
 std::string_view strip(std::string_view text) {

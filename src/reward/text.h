@@ -4,6 +4,7 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -19,6 +20,12 @@ struct CodePoint {
 CodePoint code_point(std::string_view text, std::size_t at);
 std::size_t count_code_points(std::string_view text);
 void append_code_point(std::string& out, char32_t value);
+
+// The characters from the first to the last.
+struct CharRange {
+  char32_t first, last;
+};
+bool is_within(char32_t c, std::span<const CharRange> rising);  // that do not overlap
 
 inline bool is_invalid_byte(char32_t c) { return c >= 0xDC80 && c <= 0xDCFF; }
 bool is_space(char32_t c);      // str.isspace, and \s in a pattern

@@ -25,6 +25,7 @@ bool is_alnum(char32_t c);        // str.isalnum
 bool is_decimal(char32_t c);      // \d in a pattern
 bool is_upper(char32_t c);        // str.isupper
 bool is_lower(char32_t c);        // str.islower
+bool is_emoji(char32_t c);        // one by itself
 bool is_punctuation(char32_t c);  // of string.punctuation: the 32 of ASCII
 inline bool is_in(char32_t c, View set) { return set.find(c) != View::npos; }
 inline bool is_edge(char32_t c) { return c == U' ' || is_punctuation(c); }

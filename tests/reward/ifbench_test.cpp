@@ -109,6 +109,7 @@ TEST(IfBench, RefusesWhatItCannotJudge) {
       {"[]", "instruction_id_list"},
       {R"({"instruction_id_list": [7]})", "no name"},
       {metadata_of("count:nothing", {}), "count:nothing"},
+      {metadata_of("count:nubmers", {}), "did you mean count:numbers"},
       {metadata_of("count:numbers", {{"n", 1}}), "\"N\" is missing"},
       {metadata_of("count:numbers", {{"N", nullptr}}), "\"N\" is missing"},
       {metadata_of("count:numbers", {{"N", -1}}), "a whole number from 0"},
