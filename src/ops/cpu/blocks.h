@@ -55,9 +55,9 @@ int64_t column_size(int64_t k) {
 
 // Where `rows` rows meet a panel in `blocks` blocks, each block asks for so many vectors a step of the panel that is
 // wanted after it, which they then find in a cache. Spread over the steps, because what is asked for in one go is
-// dropped or holds up others. One row only waits for memory, and processors foresee that.
+// dropped or holds up others. One row only waits for memory, and processors foresee that; short vectors gain nothing.
 inline int64_t asked_vectors(int64_t rows, int64_t blocks) {
-  if (rows == 1) return 0;
+  if (rows == 1 || vector_bytes == 16) return 0;
   const int64_t vectors = (block_vectors + blocks - 1) / blocks;
   return vectors == 3 ? 4 : vectors;
 }
