@@ -44,6 +44,8 @@ void taps_sum(Acc<T>* sum, const T* const* input, const Acc<T>* w, int64_t taps,
   }
 }
 
+// y (T,C) = silu(causal convolution of x (T,C)), channel by channel (conv.h); w (C,1,taps). Inputs before a segment
+// come from its slot's window, where slots are defined. All are borrowed.
 template <class T>
 class ConvRows {
  public:

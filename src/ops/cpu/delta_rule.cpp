@@ -388,7 +388,8 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
       FURLONG_ISA::gated_rms_norm(stream, by_head(y), core.o_r, by_head(core.o), by_head(core.z), core.norm, core.eps);
       return;
     }
-    // A sequence from its inputs to what the layer's last product takes: its rows stay with one core.
+    // A sequence from its inputs to what the layer's last product takes: its rows stay with one core. The taps
+    // lie in this thread's scratch memory, which no task asks for.
     const ConvRows<T> conv(core.mixed, core.qkv, core.conv, segments, slots);
     const int64_t channels = core.qkv.dim(1);
     const Acc<T>* taps = by_tap<T>(core.conv, 0, channels);
