@@ -42,7 +42,8 @@ void run(ThreadPool& threads, const Limits& limits, const Shape& s) {
   const auto rate = [&](const Figure& f) { return flops / f.median / 1e9; };
   OwnedTensor x(DType::f32, {s.rows, s.in}), w(DType::f32, {s.out, s.in}), y(DType::f32, {s.rows, s.out});
   OwnedTensor dw(DType::f32, {s.out, s.in}), dx(DType::f32, {s.rows, s.in});
-  OwnedTensor xh(DType::bf16, {s.rows, s.in}), wh(DType::bf16, {s.out, s.in}), yh(DType::f32, {s.rows, s.out});
+  OwnedTensor xh(DType::bf16, {s.rows, s.in}), wh(DType::bf16, {s.out, s.in}), yh(DType::bf16, {s.rows, s.out});
+  OwnedTensor dxh(DType::bf16, {s.rows, s.in});
   fill(x, 1);
   fill(w, 2);
   fill(xh, 1);
@@ -51,6 +52,8 @@ void run(ThreadPool& threads, const Limits& limits, const Shape& s) {
   const auto back_x = time_it([&] { linear_dx(stream, dx, y, w, false); });
   const auto back_w = time_it([&] { linear_dw(stream, dw, y, x); });
   const auto half = time_it([&] { linear(stream, yh, xh, wh); });
+  const auto half_x = time_it([&] { linear_dx(stream, dxh, yh, wh, false); });
+  const auto half_w = time_it([&] { linear_dw(stream, dw, yh, xh); });
   std::printf("%6ld %6ld %6ld | %7.0f %4.0f%% %7.0f %7.0f", s.rows, s.out, s.in, rate(ours),
               100 * flops / ours.median / limits.flops, rate(back_x), rate(back_w));
 #ifdef WITH_OPENBLAS
@@ -61,11 +64,11 @@ void run(ThreadPool& threads, const Limits& limits, const Shape& s) {
   });
   std::printf(" %7.0f %5.2fx", rate(blas), blas.median / ours.median);
 #endif
-  std::printf(" | %7.0f", rate(half));
+  std::printf(" | %7.0f %7.0f %7.0f", rate(half), rate(half_x), rate(half_w));
 #ifdef WITH_DNNL
   const auto dnnl = time_it([&] {
     dnnl_gemm_bf16bf16f32('N', 'T', s.rows, s.out, s.in, 1.0f, xh.view().data(), s.in, wh.view().data(), s.in, 0.0f,
-                          yh.view().as<float>(), s.out);
+                          y.view().as<float>(), s.out);
   });
   std::printf(" %7.0f %5.2fx", rate(dnnl), dnnl.median / half.median);
 #endif
@@ -84,9 +87,10 @@ int main() {
               ops::isa_name().c_str(), limits.flops / 1e9, limits.bytes / 1e9);
   std::printf("GFLOP/s, medians; ratio = peer's time / ours\n");
   std::printf("  rows    out     in | fp32 y  of limit     dx      dw OpenBLAS ratio | bf16 y  oneDNN ratio\n");
-  for (const Shape& s :
-       {Shape{1, 512, 2048}, Shape{4, 512, 2048}, Shape{16, 512, 2048}, Shape{64, 512, 2048}, Shape{1, 2048, 2048},
-        Shape{1024, 1024, 1024}, Shape{2048, 2048, 2048}, Shape{4096, 128, 128}, Shape{256, 264, 128}}) {
+  for (const Shape& s : {Shape{1, 512, 2048}, Shape{4, 512, 2048}, Shape{16, 512, 2048}, Shape{64, 512, 2048},
+                         Shape{1, 2048, 2048}, Shape{1024, 1024, 1024}, Shape{2048, 2048, 2048}, Shape{4096, 128, 128},
+                         Shape{256, 264, 128}, Shape{4096, 1024, 256}, Shape{1024, 8192, 2048}, Shape{1024, 2048, 4096},
+                         Shape{512, 1024, 2048}, Shape{512, 2048, 512}}) {
     run(threads, limits, s);
   }
   return 0;

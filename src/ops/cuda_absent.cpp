@@ -1,5 +1,4 @@
-// A build without CUDA.
-#ifndef FURLONG_CUDA
+// In programs without CUDA.
 #include "base/error.h"
 #include "ops/table.h"
 
@@ -8,4 +7,3 @@ namespace furlong::cuda {
 const OpTable& ops() { fail(Exit::resources, "a tensor on a CUDA device in a program built without CUDA"); }
 
 }  // namespace furlong::cuda
-#endif

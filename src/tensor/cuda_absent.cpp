@@ -1,5 +1,4 @@
-// A build without CUDA.
-#ifndef FURLONG_CUDA
+// In programs without CUDA.
 #include "base/error.h"
 #include "tensor/cuda.h"
 #include "tensor/cuda_devices.h"
@@ -42,4 +41,3 @@ void wait_for(const Event&) { absent(); }
 void copy_now(void*, const void*, size_t, bool) { absent(); }
 
 }  // namespace furlong::cuda
-#endif

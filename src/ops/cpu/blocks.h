@@ -173,7 +173,9 @@ Side<S> side(const A* a, int64_t row, int64_t column, int64_t rows, int64_t dept
   } else {
     S* to = scratch<S, Scratch::side>(few_rows * panel_depth);
     for (int64_t p = 0; p < depth; p++) {
-      for (int64_t i = 0; i < rows; i++) to[p * few_rows + i] = widen(a[i * row + p * column]);
+      int64_t i = 0;
+      for (; row == 1 && i + width<S> <= rows; i += width<S>) store(to + p * few_rows + i, load(a + i + p * column));
+      for (; i < rows; i++) to[p * few_rows + i] = widen(a[i * row + p * column]);
     }
     return {to, 1, few_rows};
   }

@@ -16,9 +16,10 @@ constexpr int64_t rows_in_place = 8, rows_in_place_fp32 = 48;
 constexpr int rows_turned = vector_bytes == 64 ? 8 : 4;
 // So few have registers for two chains each.
 constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
-// Columns packed together, rows of A that meet them together (all, if there are few), and rows of fp32 sums kept where
-// C is narrower.
-constexpr int64_t panel_columns = 256, row_tile = 24, kept_rows = 480;
+// Columns packed together, rows of A that meet them together (all, if there are few), rows of Aᵀ turned together, and
+// rows of fp32 sums kept where C is narrower.
+constexpr int64_t panel_columns = 256, row_tile = 24, row_chunk = 192, kept_rows = 480;
+constexpr int64_t page_bytes = 4096;
 static_assert(row_tile <= few_rows);
 
 template <int MR, int NV, class A, class B, class C>
@@ -147,6 +148,31 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
   return to;
 }
 
+// Rows of A of which each step's numbers follow each other (a transpose), as tiles of row_tile rows, step after step.
+template <class E, class A>
+const E* tiles_of_steps(const A* a, int64_t column, int64_t rows, int64_t depth) {
+  const int64_t steps = (depth + of_step<E> - 1) / of_step<E>, whole = (rows + row_tile - 1) / row_tile * row_tile;
+  E* to = scratch<E, Scratch::side>(std::max(whole * panel_steps<E>, few_rows * panel_depth));
+  for (int64_t s = 0; s < steps; s++) {
+    const A* step = a + s * of_step<E> * column;
+    for (int64_t i = 0; i < rows; i += row_tile) {
+      E* at = to + i * steps + s * row_tile;
+      const int64_t count = std::min(row_tile, rows - i);
+      for (int64_t r = 0; r < count; r += width<float>) {
+        const int64_t n = std::min<int64_t>(count - r, width<float>);
+        if constexpr (std::is_same_v<E, Pair>) {
+          store_pairs(at + r, step + i + r, 2 * s + 1 < depth ? step + i + r + column : nullptr, n);
+        } else if (n == width<E>) {
+          store(at + r, load(step + i + r));
+        } else {
+          store_partial(at + r, load_partial(step + i + r, n), n);
+        }
+      }
+    }
+  }
+  return to;
+}
+
 // C (M,N), kept in S, [+]= A · B with B packed here. Transposed: B is (N,K), and each panel's part of a sum begins from
 // 0; otherwise (K,N), and a sum goes on from panel to panel.
 template <bool Transposed, class E, class S, class A, class B>
@@ -156,26 +182,36 @@ void packed(int64_t m, int64_t n, int64_t k, const A* a, int64_t row, int64_t co
   const bool few = m <= few_rows;
   const int64_t tile = few ? few_rows : row_tile, together = few ? wide : panel_columns / wide * wide;
   E* panels = scratch<E, Scratch::panels>(std::min(together, (n + wide - 1) / wide * wide) * panel_steps<E>);
+  // Aᵀ in chunks of rows, for which C stays in a cache from one panel to the next. Numbers that are multiplied as they
+  // are stored are read where they lie, unless each step's are on another page.
+  const bool apart = !std::is_same_v<E, A> || column * static_cast<int64_t>(sizeof(A)) >= page_bytes;
+  const bool turns = vector_bytes == 64 && !Transposed && row == 1 && column != 1 && !few && apart;
+  const int64_t chunk = turns ? row_chunk : std::max<int64_t>(m, 1);
   for (int64_t j0 = 0; j0 < n; j0 += together) {
     const int64_t j1 = std::min(n, j0 + together);
     const auto width_at = [&](int64_t j) { return std::min(wide, (j1 - j + w - 1) / w * w); };
-    for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
-      const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step<E> - 1) / of_step<E>;
-      const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_steps<E>; };
-      for (int64_t j = j0; j < j1; j += wide) {
-        const int64_t columns = std::min(wide, j1 - j);
-        if constexpr (Transposed) {
-          pack_columns(panel_of(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
-        } else {
-          pack_rows(panel_of(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
-        }
-      }
-      for (int64_t i = 0; i < m; i += tile) {
-        const int64_t rows = std::min(tile, m - i);
-        const Side<E> rows_of_a = side<E>(a + i * row + p0 * column, row, column, rows, depth);
+    for (int64_t i0 = 0; i0 < m; i0 += chunk) {
+      const int64_t i1 = std::min(m, i0 + chunk);
+      for (int64_t p0 = 0; p0 < k || p0 == 0; p0 += panel_depth) {
+        const int64_t depth = std::min(panel_depth, k - p0), steps = (depth + of_step<E> - 1) / of_step<E>;
+        const auto panel_of = [&](int64_t j) { return panels + (j - j0) * panel_steps<E>; };
         for (int64_t j = j0; j < j1; j += wide) {
-          panel_product<E, E, S>(rows_of_a, rows, steps, panel_of(j), width_at(j), c + i * ldc + j, ldc,
-                                 std::min(wide, j1 - j), !Transposed, accumulate || p0 > 0, nullptr);
+          const int64_t columns = std::min(wide, j1 - j);
+          if constexpr (Transposed) {
+            pack_columns(panel_of(j), width_at(j), b + j * ldb + p0, ldb, depth, columns);
+          } else {
+            pack_rows(panel_of(j), width_at(j), b + p0 * ldb + j, ldb, depth, columns);
+          }
+        }
+        const E* turned = turns ? tiles_of_steps<E>(a + i0 + p0 * column, column, i1 - i0, depth) : nullptr;
+        for (int64_t i = i0; i < i1; i += tile) {
+          const int64_t rows = std::min(tile, i1 - i);
+          const Side<E> rows_of_a = turns ? Side<E>{turned + (i - i0) * steps, 1, row_tile}
+                                          : side<E>(a + i * row + p0 * column, row, column, rows, depth);
+          for (int64_t j = j0; j < j1; j += wide) {
+            panel_product<E, E, S>(rows_of_a, rows, steps, panel_of(j), width_at(j), c + i * ldc + j, ldc,
+                                   std::min(wide, j1 - j), !Transposed, accumulate || p0 > 0, nullptr);
+          }
         }
       }
     }

@@ -11,27 +11,34 @@ namespace {
 
 // Columns that a thread packs together (gemm.cpp), and rows worth a thread of their own.
 constexpr int64_t column_block = 64, row_block = 48;
+// Where nothing is turned while it is packed: columns that rows should meet in one go, and rows worth packing for.
+constexpr int64_t wide_columns = 256, many_rows = 192;
 
-// Runs tile(row begin, row end, column begin, column end) over the output, on several threads where it pays.
+// Runs tile(row begin, row end, column begin, column end) over the output, on several threads where it pays. turned:
+// what is packed by columns is turned.
 template <class F>
-void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, F&& tile) {
+void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, bool turned, F&& tile) {
   const int64_t threads = stream.threads().size();
   if (rows * columns * depth < serial_work || threads == 1) {
     tile(0, rows, 0, columns);
     return;
   }
+  const auto by_rows = [&](int64_t parts) {
+    stream.threads().parallel(parts, [&](int64_t i) { tile(rows * i / parts, rows * (i + 1) / parts, 0, columns); });
+  };
   // Columns are split, so that each is packed once; where they are few, rows. A few parts for each thread, because a
   // core may be taken away.
   const int64_t column_parts = std::min(4 * threads, (columns + column_block - 1) / column_block);
-  if (column_parts >= 2 * threads || rows < 2 * row_block) {
+  if (!turned && columns < wide_columns * column_parts && rows >= 2 * threads * many_rows) {
+    by_rows(std::min(4 * threads, rows / many_rows / threads * threads));
+  } else if (column_parts >= 2 * threads || rows < 2 * row_block) {
     const int64_t blocks = (columns + column_block - 1) / column_block;
     stream.threads().parallel(column_parts, [&](int64_t i) {
       const int64_t c0 = blocks * i / column_parts * column_block;
       tile(0, rows, c0, std::min(columns, blocks * (i + 1) / column_parts * column_block));
     });
   } else {
-    const int64_t parts = std::min(4 * threads, rows / row_block);
-    stream.threads().parallel(parts, [&](int64_t i) { tile(rows * i / parts, rows * (i + 1) / parts, 0, columns); });
+    by_rows(std::min(4 * threads, rows / row_block));
   }
 }
 
@@ -39,7 +46,7 @@ template <class A, class B, class C>
 void nn(Stream& stream, const Tensor& dx, const Tensor& dy, const B* w, int64_t n, int64_t k, bool accumulate) {
   const A* a = dy.as<A>();
   C* c = dx.as<C>();
-  tiles(stream, dy.rows(), k, n, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+  tiles(stream, dy.rows(), k, n, false, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     gemm_nn(r1 - r0, c1 - c0, n, a + r0 * dy.row_stride(), dy.row_stride(), 1, w + c0, k, c + r0 * dx.row_stride() + c0,
             dx.row_stride(), accumulate);
   });
@@ -50,7 +57,7 @@ void tn(Stream& stream, Acc<B>* dw, const Tensor& dy, const Tensor& x) {
   const int64_t n = dy.dim(1), k = x.dim(1);
   const A* a = dy.as<A>();
   const B* b = x.as<B>();
-  tiles(stream, n, k, dy.rows(), [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
+  tiles(stream, n, k, dy.rows(), false, [&](int64_t r0, int64_t r1, int64_t c0, int64_t c1) {
     gemm_nn(r1 - r0, c1 - c0, dy.rows(), a + r0, 1, dy.row_stride(), b + c0, x.row_stride(), dw + r0 * k + c0, k, true);
   });
 }
@@ -92,7 +99,7 @@ void with_parts(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& 
 void product(Stream& stream, const Tensor& y, const Tensor& x, const Tensor& w, int64_t expert,
              const void* after = nullptr) {
   with_parts(stream, y, x, w, expert, after,
-             [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), part); });
+             [&](const auto& part) { tiles(stream, x.rows(), y.dim(1), x.dim(1), true, part); });
 }
 
 // Products of the same few rows, which share out their columns in one go: a block of columns is a task.

@@ -243,25 +243,31 @@ void pack_rows(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, i
   }
 }
 #if defined(__AVX512BF16__)
-inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
-  for (int64_t p = 0; p < depth; p += 2) {
-    const bf16 *one = b + p * ldb, *two = p + 1 < depth ? one + ldb : nullptr;
-    int64_t j = 0;
-    constexpr int64_t w = width<float>;
-    const auto words = [](const bf16* q) {
-      return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(q)));
-    };
-    for (; two != nullptr && j + w <= columns; j += w) {
-      store_words(panel_at(panel, p / 2, j), _mm512_or_si512(words(one + j), upper_half(words(two + j))));
-    }
-    for (; j < wide; j++) {
-      const bool inside = j < columns;
-      *panel_at(panel, p / 2, j) = {inside ? one[j].bits : uint16_t{0},
-                                    inside && two != nullptr ? two[j].bits : uint16_t{0}};
-    }
+// n <= width pairs of a number of each; two: or null, for zeros.
+inline void store_pairs(Pair* to, const bf16* one, const bf16* two, int64_t n) {
+  const __mmask16 lanes = lanes_below(n);
+  const auto words = [&](const bf16* q) { return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(lanes, q)); };
+  Words v = words(one);
+  if (two != nullptr) v = _mm512_or_si512(v, upper_half(words(two)));
+  if (n == width<float>) {
+    store_words(to, v);
+  } else {
+    _mm512_mask_storeu_epi32(to, lanes, v);
   }
 }
 
+inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int64_t depth, int64_t columns) {
+  constexpr int64_t w = width<float>;
+  for (int64_t p = 0; p < depth; p += 2) {
+    const bf16 *one = b + p * ldb, *two = p + 1 < depth ? one + ldb : nullptr;
+    for (int64_t j = 0; j < wide; j += w) {
+      Pair* to = panel_at(panel, p / 2, j);
+      const int64_t n = std::min(w, columns - j);
+      if (n < w) std::fill_n(to, w, Pair{});
+      store_pairs(to, one + j, two == nullptr ? nullptr : two + j, n);
+    }
+  }
+}
 #endif
 
 }  // namespace furlong::cpu::FURLONG_ISA

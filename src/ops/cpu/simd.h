@@ -87,6 +87,12 @@ inline T narrow(Acc<T> x) {
   return static_cast<T>(x);
 }
 
+#if defined(__AVX512F__)
+inline __mmask16 lanes_below(int64_t n) {
+  return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << static_cast<unsigned>(n)) - 1);
+}
+#endif
+
 inline Vec<float> load(const float* p) {
   Vec<float> v;
   std::memcpy(&v, p, sizeof v);
@@ -113,6 +119,13 @@ inline Vec<float> load(const bf16* p) {
 // The first n < width numbers, zeros after them.
 template <class T>
 inline Vec<Acc<T>> load_partial(const T* p, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_maskz_loadu_ps(lanes_below(n), p);
+  if constexpr (std::is_same_v<T, bf16>) {
+    const __m256i halves = _mm256_maskz_loadu_epi16(lanes_below(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
+  }
+#endif
   T full[width<Acc<T>>] = {};
   std::memcpy(full, p, static_cast<size_t>(n) * sizeof(T));
   return load(full);
@@ -125,6 +138,9 @@ inline void store(bf16* p, Vec<float> v) {
 }
 template <class T>
 inline void store_partial(T* p, Vec<Acc<T>> v, int64_t n) {
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, lanes_below(n), v);
+#endif
   T full[width<Acc<T>>];
   store(full, v);
   std::memcpy(p, full, static_cast<size_t>(n) * sizeof(T));
