@@ -3,6 +3,7 @@
 
 #include "ops/cpu/bodies.h"
 #include "ops/cpu/gemm.h"
+#include "ops/cpu/scratch.h"
 #include "ops/cpu/touch.h"
 
 namespace furlong::cpu::FURLONG_ISA {
@@ -149,19 +150,16 @@ struct HeadBackward {
   S scale;
   S *dk, *dv;  // (rows, d)
   T* dq;
-  std::vector<S>& p;
-  std::vector<S>& dp;
 
   void run() {
+    S *const p = scratch<S, Scratch::attention_scores>(2 * backward_tile * rows), *const dp = p + backward_tile * rows;
     for (int64_t t0 = 0; t0 < rows; t0 += backward_tile) {
       const int64_t m = std::min(backward_tile, rows - t0), n = t0 + m;
-      p.resize(static_cast<size_t>(m * n));
-      dp.resize(static_cast<size_t>(m * n));
-      gemm_nt(m, n, d, q + t0 * q_stride, q_stride, k, kv_stride, p.data(), n);
-      gemm_nt(m, n, d, grad + t0 * q_stride, q_stride, v, kv_stride, dp.data(), n);
+      gemm_nt(m, n, d, q + t0 * q_stride, q_stride, k, kv_stride, p, n);
+      gemm_nt(m, n, d, grad + t0 * q_stride, q_stride, v, kv_stride, dp, n);
       for (int64_t i = 0; i < m; i++) {
-        S* pi = p.data() + i * n;
-        S* di = dp.data() + i * n;
+        S* pi = p + i * n;
+        S* di = dp + i * n;
         const int64_t visible = t0 + i + 1;
         const S delta = dot(grad + (t0 + i) * q_stride, o + (t0 + i) * q_stride, d);
         const S shift = lse[(t0 + i) * heads];
@@ -169,9 +167,9 @@ struct HeadBackward {
         for (int64_t j = visible; j < n; j++) pi[j] = 0;
         for (int64_t j = 0; j < n; j++) di[j] = pi[j] * (di[j] - delta) * scale;
       }
-      gemm_nn(m, d, n, dp.data(), n, 1, k, kv_stride, dq + t0 * q_stride, q_stride);
-      gemm_nn(n, d, m, dp.data(), 1, n, q + t0 * q_stride, q_stride, dk, d, true);
-      gemm_nn(n, d, m, p.data(), 1, n, grad + t0 * q_stride, q_stride, dv, d, true);
+      gemm_nn(m, d, n, dp, n, 1, k, kv_stride, dq + t0 * q_stride, q_stride);
+      gemm_nn(n, d, m, dp, 1, n, q + t0 * q_stride, q_stride, dk, d, true);
+      gemm_nn(n, d, m, p, 1, n, grad + t0 * q_stride, q_stride, dv, d, true);
     }
   }
 };
@@ -211,7 +209,8 @@ void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor 
     stream.threads().parallel_uneven(segments.count() * shape.kv_heads, [&](int64_t task) {
       const int64_t s = task / shape.kv_heads, kv_head = task % shape.kv_heads;
       const int64_t start = segments.starts.as<int32_t>()[s], rows = segments.starts.as<int32_t>()[s + 1] - start;
-      std::vector<S> dk_sum(static_cast<size_t>(rows * d)), dv_sum(static_cast<size_t>(rows * d)), p, dp;
+      S *const dk_sum = scratch<S, Scratch::attention_sums>(2 * rows * d), *const dv_sum = dk_sum + rows * d;
+      std::fill_n(dk_sum, 2 * rows * d, S(0));
       for (int64_t g = 0; g < group; g++) {
         const int64_t head = kv_head * group + g, at = start * q.row_stride() + head * d;
         HeadBackward<T>{q.as<T>() + at,
@@ -226,19 +225,15 @@ void attention_backward(Stream& stream, Tensor dq, Tensor dk, Tensor dv, Tensor 
                         shape.heads,
                         lse.as<S>() + start * shape.heads + head,
                         S(1) / std::sqrt(static_cast<S>(d)),
-                        dk_sum.data(),
-                        dv_sum.data(),
-                        dq.as<T>() + at,
-                        p,
-                        dp}
+                        dk_sum,
+                        dv_sum,
+                        dq.as<T>() + at}
             .run();
       }
       for (int64_t t = 0; t < rows; t++) {
         for (int64_t c = 0; c < d; c++) {
-          dk.as<T>()[(start + t) * dk.row_stride() + kv_head * d + c] =
-              narrow<T>(dk_sum[static_cast<size_t>(t * d + c)]);
-          dv.as<T>()[(start + t) * dv.row_stride() + kv_head * d + c] =
-              narrow<T>(dv_sum[static_cast<size_t>(t * d + c)]);
+          dk.as<T>()[(start + t) * dk.row_stride() + kv_head * d + c] = narrow<T>(dk_sum[t * d + c]);
+          dv.as<T>()[(start + t) * dv.row_stride() + kv_head * d + c] = narrow<T>(dv_sum[t * d + c]);
         }
       }
     });

@@ -20,6 +20,11 @@ enum class Scratch {
   delta_sums,
   delta_states,
   delta_scaled,
+  delta_chunk_backward,
+  delta_head_backward,
+  delta_rows_backward,
+  attention_scores,
+  attention_sums,
   taps,
   inputs
 };
