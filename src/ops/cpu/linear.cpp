@@ -29,7 +29,8 @@ void tiles(Stream& stream, int64_t rows, int64_t columns, int64_t depth, bool tu
   // Columns are split, so that each is packed once; where they are few, rows. A few parts for each thread, because a
   // core may be taken away.
   const int64_t column_parts = std::min(4 * threads, (columns + column_block - 1) / column_block);
-  if (!turned && columns < wide_columns * column_parts && rows >= 2 * threads * many_rows) {
+  const bool narrow = !turned && columns < wide_columns * column_parts && rows >= 2 * threads * many_rows;
+  if (narrow && column_parts >= 2 * threads) {
     by_rows(std::min(4 * threads, rows / many_rows / threads * threads));
   } else if (column_parts >= 2 * threads || rows < 2 * row_block) {
     const int64_t blocks = (columns + column_block - 1) / column_block;
