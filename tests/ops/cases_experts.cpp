@@ -201,7 +201,7 @@ std::vector<OpCase> expert_cases() {
     cases.push_back(linear_case(65, 600, 130, wide, 1));
     // Products by parts of rows, steps of the transpose a page apart, in two chunks of panels.
     cases.push_back(linear_case(131, 70, 1539, wide, 1));
-    cases.push_back(linear_case(800, 70, 65, wide, 0));
+    cases.push_back(linear_case(800, 257, 65, wide, 0));
   }
   // One launch for few rows on a GPU; too many rows, too many products or odd depths go one by one.
   for (const int64_t rows : {1, 3, 17, 64, 70}) cases.push_back(linear_many_case(rows, 320, {130, 1, 33, 16}));
