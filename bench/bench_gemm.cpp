@@ -86,7 +86,8 @@ int main() {
   std::printf("%d threads, %s; measured limits: %.0f GFLOP/s fp32 from registers, %.1f GB/s read\n", threads.size(),
               ops::isa_name().c_str(), limits.flops / 1e9, limits.bytes / 1e9);
   std::printf("GFLOP/s, medians; ratio = peer's time / ours\n");
-  std::printf("  rows    out     in | fp32 y  of limit     dx      dw OpenBLAS ratio | bf16 y  oneDNN ratio\n");
+  std::printf(
+      "  rows    out     in | fp32 y  of limit     dx      dw OpenBLAS ratio | bf16 y      dx      dw  oneDNN ratio\n");
   for (const Shape& s : {Shape{1, 512, 2048}, Shape{4, 512, 2048}, Shape{16, 512, 2048}, Shape{64, 512, 2048},
                          Shape{1, 2048, 2048}, Shape{1024, 1024, 1024}, Shape{2048, 2048, 2048}, Shape{4096, 128, 128},
                          Shape{256, 264, 128}, Shape{4096, 1024, 256}, Shape{1024, 8192, 2048}, Shape{1024, 2048, 4096},

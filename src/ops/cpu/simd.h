@@ -88,6 +88,7 @@ inline T narrow(Acc<T> x) {
 }
 
 #if defined(__AVX512F__)
+// The first n lanes; all of them from 16 on.
 inline __mmask16 lanes_below(int64_t n) {
   return static_cast<__mmask16>(n >= 16 ? 0xffffu : (1u << static_cast<unsigned>(n)) - 1);
 }
