@@ -216,14 +216,15 @@ class Rule {
     }
   }
 
-  // Where sequences decode, a task is one of them with all its heads.
+  // Where sequences decode, a task is one of them with all its heads. Threads begin with sequences that follow each
+  // other, because small results of several share a line.
   bool by_sequence(const Stream& stream) const {
     const int64_t count = segments_.count();
     return slots_.defined() && x_.rows() <= 4 * count && count >= 2 * stream.threads().size();
   }
   void run(Stream& stream) const {
     if (by_sequence(stream)) {
-      stream.threads().parallel_uneven(segments_.count(), [&](int64_t s) { sequence(s); });
+      stream.threads().parallel_in_order(segments_.count(), [&](int64_t s) { sequence(s); });
     } else {
       stream.threads().parallel_uneven(segments_.count() * shape_.key_heads, [&](int64_t task) {
         segment(task / shape_.key_heads, task % shape_.key_heads);
@@ -395,7 +396,7 @@ void delta_core(Stream& stream, Tensor y, const DeltaCore& core, const Segments&
     const Acc<T>* taps = by_tap<T>(core.conv, 0, channels);
     const auto scale = widened<Acc<T>>(core.norm, 0);
     const int32_t* starts = segments.starts.as<int32_t>();
-    stream.threads().parallel_uneven(segments.count(), [&](int64_t s) {
+    stream.threads().parallel_in_order(segments.count(), [&](int64_t s) {
       conv.run(starts[s], starts[s + 1], 0, channels, taps);
       conv.keep(s, s + 1, 0, channels);
       rule.sequence(s);

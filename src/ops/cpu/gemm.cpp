@@ -18,7 +18,7 @@ constexpr int rows_turned = vector_bytes == 64 ? 8 : 4;
 constexpr int rows_of_two = vector_bytes == 64 ? 8 : 2;
 // Columns packed together, rows of A that meet them together (all, if there are few), rows of Aᵀ turned together, and
 // rows of fp32 sums kept where C is narrower.
-constexpr int64_t panel_columns = 256, row_tile = 24, row_chunk = 192, kept_rows = 480;
+constexpr int64_t panel_columns = 256, row_tile = 24, row_chunk = 384, kept_rows = 480;
 constexpr int64_t page_bytes = 4096;
 static_assert(row_tile <= few_rows);
 
@@ -149,12 +149,16 @@ const E* steps_of_rows(const A* a, int64_t lda, int64_t rows, int64_t depth) {
 }
 
 // Rows of A of which each step's numbers follow each other (a transpose), as tiles of row_tile rows, step after step.
+// Steps lie pages apart, which processors do not foresee: those to come are asked for.
 template <class E, class A>
 const E* tiles_of_steps(const A* a, int64_t column, int64_t rows, int64_t depth) {
   const int64_t steps = (depth + of_step<E> - 1) / of_step<E>, whole = (rows + row_tile - 1) / row_tile * row_tile;
   E* to = scratch<E, Scratch::side>(std::max(whole * panel_steps<E>, few_rows * panel_depth));
   for (int64_t s = 0; s < steps; s++) {
     const A* step = a + s * of_step<E> * column;
+    if (s + steps_ahead < steps) {
+      for (int64_t q = 0; q < of_step<E>; q++) ask_for(step + (steps_ahead * of_step<E> + q) * column, rows);
+    }
     for (int64_t i = 0; i < rows; i += row_tile) {
       E* at = to + i * steps + s * row_tile;
       const int64_t count = std::min(row_tile, rows - i);
@@ -343,10 +347,10 @@ void turned_columns(int64_t k, const E* a, const B* b, int64_t ldb, C* c, int64_
   };
   int64_t p = 0;
   // Two chains at a time: one alone waits for its own multiply-adds.
-  for (; MR <= rows_of_two && columns == w && p + 2 * chain <= k; p += 2 * chain) {
+  for (; MR <= rows_of_two && p + 2 * chain <= k; p += 2 * chain) {
     Vec<float> one[MR] = {}, two[MR] = {};
     for (int64_t q = p; q < p + chain; q += w * of_word) {
-      ahead.ask(2 * w * vector_bytes / line_bytes);
+      ahead.ask(2 * columns * vector_bytes / line_bytes);
       of.words_of_two(
           q / of_word, (q + chain) / of_word, [&](int64_t i, Words v, Words u) __attribute__((always_inline)) {
             const int64_t at = q + i * of_word, other = at + chain;

@@ -125,15 +125,23 @@ struct Columns {
   // Of whole vectors at two places: calls put(i, word at + i, word other + i), so that two sums go on side by side.
   template <class F>
   [[gnu::always_inline]] void words_of_two(int64_t at, int64_t other, F&& put) const {
-    const RowsApart rows(b_ + at * 4, distance_), others(b_ + other * 4, distance_);
-    ask(at);
-    ask(other);
-    for (int64_t i = 0; i < w; i += 4) {
-      Words v[4], u[4];
-      turn_four(rows, 4 * i, v);
-      turn_four(others, 4 * i, u);
-      for (int64_t j = 0; j < 4; j++) put(i + j, v[j], u[j]);
+    const auto each = [&](const auto& rows) __attribute__((always_inline)) {
+      for (int64_t i = 0; i < w; i += 4) {
+        Words v[4], u[4];
+        turn_four(rows, 4 * i, v);
+        turn_four(rows, 4 * (other - at + i), u);
+        for (int64_t j = 0; j < 4; j++) put(i + j, v[j], u[j]);
+      }
+    };
+    if (columns_ == w) {
+      ask(at);
+      ask(other);
+      each(RowsApart(b_ + at * 4, distance_));
+      return;
     }
+    const char* rows[w];
+    for (int64_t i = 0; i < w; i++) rows[i] = b_ + std::min(i, columns_ - 1) * distance_ + at * 4;
+    each(rows);
   }
   // Asks for the words of one vector of the rows that come after these.
   void ask(int64_t at) const {
@@ -231,12 +239,20 @@ inline void widen_pairs(float* panel, const Pair* pairs, int64_t steps, int64_t 
 }
 #endif
 
+// Steps of a sum that are asked for while one is packed, where they lie apart.
+constexpr int64_t steps_ahead = 8;
+template <class T>
+void ask_for(const T* begin, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(begin + i);
+}
+
 // Entry (p,j) = b[p·ldb + j], otherwise as pack_columns.
 template <class S, class B>
 void pack_rows(S* panel, int64_t wide, const B* b, int64_t ldb, int64_t depth, int64_t columns) {
   constexpr int64_t w = width<S>;
   for (int64_t p = 0; p < depth; p++) {
     const B* from = b + p * ldb;
+    if (p + steps_ahead < depth) ask_for(from + steps_ahead * ldb, columns);
     int64_t j = 0;
     for (; j + w <= columns; j += w) store(panel_at(panel, p, j), load(from + j));
     for (; j < wide; j++) *panel_at(panel, p, j) = j < columns ? static_cast<S>(widen(from[j])) : S(0);
@@ -260,6 +276,9 @@ inline void pack_rows(Pair* panel, int64_t wide, const bf16* b, int64_t ldb, int
   constexpr int64_t w = width<float>;
   for (int64_t p = 0; p < depth; p += 2) {
     const bf16 *one = b + p * ldb, *two = p + 1 < depth ? one + ldb : nullptr;
+    if (p + 2 * steps_ahead + 1 < depth) {
+      for (const bf16* row : {one, two}) ask_for(row + 2 * steps_ahead * ldb, columns);
+    }
     for (int64_t j = 0; j < wide; j += w) {
       Pair* to = panel_at(panel, p / 2, j);
       const int64_t n = std::min(w, columns - j);
