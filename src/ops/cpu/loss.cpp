@@ -44,13 +44,15 @@ void log_prob_backward(Stream& stream, Tensor logits, Tensor d_log_prob, Tensor 
       const S d = d_log_prob.as<S>()[r], top = lse.as<S>()[r];
       const S de = d_entropy.defined() ? d_entropy.as<S>()[r] : S(0);
       const S h = d_entropy.defined() ? entropy.as<S>()[r] : S(0);
-      stream.threads().parallel(parts, [&](int64_t part) {
-        const int64_t begin = part * softmax_block, end = std::min(n, begin + softmax_block);
-        for (int64_t i = begin; i < end; i++) {
-          const S log_p = row[i] / temp - top, p = exp_fast(log_p);
-          const S slope = p == S(0) ? S(0) : p * (log_p + h);
-          row[i] = -(d * p + de * slope) / temp;
-        }
+      over_temperature(temp, [&](const auto& scaled) {
+        stream.threads().parallel(parts, [&](int64_t part) {
+          const int64_t begin = part * softmax_block, end = std::min(n, begin + softmax_block);
+          for (int64_t i = begin; i < end; i++) {
+            const S log_p = scaled(row[i]) - top, p = exp_fast(log_p);
+            const S slope = p == S(0) ? S(0) : p * (log_p + h);
+            row[i] = scaled(-(d * p + de * slope));
+          }
+        });
       });
       if (const int32_t y = target(targets, r, n); y >= 0) row[y] += d / temp;
     });

@@ -10,12 +10,16 @@ namespace furlong::cpu::FURLONG_ISA {
 // Numbers that a row-wise body handles at a time in a local array, small enough for the first-level cache.
 constexpr int64_t column_tile = 256;
 
+// Work worth a block of its own: less than of products, because a number of a row takes several times as long as one of
+// a sum.
+constexpr int64_t serial_row_work = serial_work / 4;
+
 // Calls f(begin, end) over [0, n), one block a thread where the work (in multiply-adds) pays for it. Blocks begin at
 // multiples of `align`. What f does for one item must not depend on its block.
 template <class F>
 void blocks(Stream& stream, int64_t n, int64_t work_per_item, F&& f, int64_t align = 1) {
   const int64_t groups = (n + align - 1) / align;
-  const int64_t tasks = std::min({int64_t{stream.threads().size()}, groups, n * work_per_item / serial_work});
+  const int64_t tasks = std::min({int64_t{stream.threads().size()}, groups, n * work_per_item / serial_row_work});
   if (tasks <= 1) {
     f(int64_t{0}, n);
     return;

@@ -142,33 +142,33 @@ S noise_bound(uint32_t word) {
 
 // Whether the noise may lift one of a tile's tokens to `best`. Its bound for a whole vector: 8 + the exponent of the
 // upper 24 bits, which a float holds, is 31 - z; of no bits the exponent is that of 0, and the bound large.
-template <class S>
-bool may_win(const S* l, const uint32_t* words, S temperature, S best) {
+template <class S, class F>
+bool may_win(const S* l, const uint32_t* words, const F& scaled, S best) {
   return any_of_tile([&](int64_t j) {
     const auto upper = static_cast<float>(static_cast<int32_t>(words[j] >> 8));
     const auto z = 31 + 127 - 8 - static_cast<int32_t>(std::bit_cast<uint32_t>(upper) >> 23);
-    return l[j] / temperature + S(0.694) * static_cast<S>(z + 1) >= best;
+    return scaled(l[j]) + S(0.694) * static_cast<S>(z + 1) >= best;
   });
 }
 
-// The larger of `best` and l/T + G over tokens [begin, end) at least as good as `last`. The bound on the noise passes
-// over groups, tiles and tokens that cannot win, so that the result is exact and few logarithms are taken.
-template <class S>
-Entry<S> scan(const S* l, int64_t begin, int64_t end, S temperature, const RngKey& key, const Entry<S>& last,
+// The larger of `best` and scaled(l) + G over tokens [begin, end) at least as good as `last`. The bound on the noise
+// passes over groups, tiles and tokens that cannot win, so that the result is exact and few logarithms are taken.
+template <class S, class F>
+Entry<S> scan(const S* l, int64_t begin, int64_t end, const F& scaled, const RngKey& key, const Entry<S>& last,
               Entry<S> best) {
   uint32_t words[group];
   for (int64_t i = begin; i < end; i += group) {
     const int64_t count = std::min(group, end - i);
     const S largest = row_max(l + i, count);
-    if (last.value > largest || largest / temperature + noise_bound<S>(0) < best.value) continue;
+    if (last.value > largest || scaled(largest) + noise_bound<S>(0) < best.value) continue;
     random_words(key, static_cast<uint32_t>(i), words);
     uint32_t smallest = words[0];
     for (int64_t j = 0; j < group; j++) smallest = std::min(smallest, words[j]);
-    if (largest / temperature + noise_bound<S>(smallest) < best.value) continue;
+    if (scaled(largest) + noise_bound<S>(smallest) < best.value) continue;
     for (int64_t t = 0; t < count; t += tile) {
-      if (t + tile <= count && !may_win(l + i + t, words + t, temperature, best.value)) continue;
+      if (t + tile <= count && !may_win(l + i + t, words + t, scaled, best.value)) continue;
       for (int64_t j = t; j < std::min(count, t + tile); j++) {
-        const S z = l[i + j] / temperature;
+        const S z = scaled(l[i + j]);
         if (last.better_than({l[i + j], i + j}) || z + noise_bound<S>(words[j]) < best.value) continue;
         const Entry<S> entry{z + static_cast<S>(gumbel(words[j])), i + j};
         if (entry.better_than(best)) best = entry;
@@ -191,9 +191,11 @@ int64_t draw(Stream& stream, int64_t tasks, const S* l, int64_t n, const SampleR
       top.value / temperature + static_cast<S>(gumbel(random_word(row.key, static_cast<uint32_t>(top.id)))), top.id};
   const int64_t parts = std::clamp<int64_t>(n / scan_block, 1, tasks), groups = (n + group - 1) / group;
   std::vector<Entry<S>> best(static_cast<size_t>(parts));
-  stream.threads().parallel(parts, [&](int64_t p) {
-    const int64_t begin = groups * p / parts * group, end = std::min(n, groups * (p + 1) / parts * group);
-    best[static_cast<size_t>(p)] = scan(l, begin, end, temperature, row.key, last, first);
+  over_temperature(temperature, [&](const auto& scaled) {
+    stream.threads().parallel(parts, [&](int64_t p) {
+      const int64_t begin = groups * p / parts * group, end = std::min(n, groups * (p + 1) / parts * group);
+      best[static_cast<size_t>(p)] = scan(l, begin, end, scaled, row.key, last, first);
+    });
   });
   Entry<S> winner = first;
   for (const auto& entry : best) {

@@ -21,26 +21,35 @@ struct RowSoftmax {
   S log_prob(S logit, S temperature) const { return (logit / temperature - max) - log_sum; }
 };
 
+// Calls f(scaled), scaled(l) = l/T. Nothing is divided by a temperature of 1, the usual one.
+template <class S, class F>
+auto over_temperature(S temperature, F&& f) {
+  if (temperature == S(1)) return f([](S l) { return l; });
+  return f([=](S l) { return l / temperature; });
+}
+
 // Σ e^d and Σ e^d d with d = l/T - max, lanes first. An e^d of 0 adds nothing, also where d is -infinity.
 template <class S>
 void softmax_part(const S* l, int64_t n, S temperature, S max, S& sum, S& weighted) {
   constexpr int w = width<S>;
   constexpr int64_t tile = 16 * w;
   Vec<S> lane_sum{}, lane_weighted{};
-  for (int64_t i = 0; i < n; i += tile) {
-    const int64_t count = std::min(tile, n - i);
-    S e[tile], ed[tile];
-    for (int64_t j = 0; j < count; j++) {
-      const S d = l[i + j] / temperature - max;
-      e[j] = exp_fast(d);
-      ed[j] = e[j] == S(0) ? S(0) : e[j] * d;
+  over_temperature(temperature, [&](const auto& scaled) {
+    for (int64_t i = 0; i < n; i += tile) {
+      const int64_t count = std::min(tile, n - i);
+      S e[tile], ed[tile];
+      for (int64_t j = 0; j < count; j++) {
+        const S d = scaled(l[i + j]) - max;
+        e[j] = exp_fast(d);
+        ed[j] = e[j] == S(0) ? S(0) : e[j] * d;
+      }
+      for (int64_t j = count; j < (count + w - 1) / w * w; j++) e[j] = ed[j] = 0;
+      for (int64_t j = 0; j < count; j += w) {
+        lane_sum += load(e + j);
+        lane_weighted += load(ed + j);
+      }
     }
-    for (int64_t j = count; j < (count + w - 1) / w * w; j++) e[j] = ed[j] = 0;
-    for (int64_t j = 0; j < count; j += w) {
-      lane_sum += load(e + j);
-      lane_weighted += load(ed + j);
-    }
-  }
+  });
   sum = sum_lanes<S>(lane_sum);
   weighted = sum_lanes<S>(lane_weighted);
 }
